@@ -1,0 +1,58 @@
+#include "cpu/diffusion.h"
+
+#include "cpu/tile.h"
+
+namespace pyfold {
+namespace {
+
+template <class Body>
+inline void each_tile(DType state, const Geometry& geometry, int64_t begin, int64_t end, Body&& body) {
+  if (state == DType::kFloat64) {
+    for (int64_t task = begin; task < end; ++task) {
+      CpuTile<double> tile(geometry, task);
+      body(tile, task);
+    }
+  } else {
+    for (int64_t task = begin; task < end; ++task) {
+      CpuTile<float> tile(geometry, task);
+      body(tile, task);
+    }
+  }
+}
+
+void run_randn(const RandnArgs& args, int64_t begin, int64_t end) {
+  each_tile(args.out.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { randn(tile, args); });
+}
+
+void run_add_noise(const NoisingArgs& args, int64_t begin, int64_t end) {
+  each_tile(args.x0.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { add_noise(tile, args); });
+}
+
+void run_residual_square(const NoisingArgs& args, double* sums, int64_t begin, int64_t end) {
+  each_tile(args.x0.dtype, args.geometry, begin, end,
+            [&](auto& tile, int64_t task) { sums[task] = residual_square(tile, args); });
+}
+
+void run_residual_dot(const NoisingArgs& args, double* sums, int64_t begin, int64_t end) {
+  each_tile(args.x0.dtype, args.geometry, begin, end,
+            [&](auto& tile, int64_t task) { sums[task] = residual_dot(tile, args); });
+}
+
+void run_residual_scale(const NoisingArgs& args, int64_t begin, int64_t end) {
+  each_tile(args.x0.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { residual_scale(tile, args); });
+}
+
+void run_affine_step(const AffineStepArgs& args, int64_t begin, int64_t end) {
+  each_tile(args.x.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { affine_step(tile, args); });
+}
+
+}  // namespace
+
+namespace cpu {
+
+const DiffusionKernels PYFOLD_TIER_SYMBOL(diffusion_kernels) = {run_randn,           run_add_noise,
+                                                               run_residual_square, run_residual_dot,
+                                                               run_residual_scale,  run_affine_step};
+
+}  // namespace cpu
+}  // namespace pyfold

@@ -1,0 +1,49 @@
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "core/philox.h"
+
+// Lanes for philox.h on a vector unit: 64-bit lanes, because the widening multiply of every instruction set reads the low
+// half of a 64-bit lane and ignores the rest. A round is then two multiplies, two shifts and two three-way xors.
+namespace pyfold {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct VectorLanes {
+  typedef uint64_t Word __attribute__((vector_size(kVectorBytes)));
+  using Product = Word;
+  static constexpr int kCount = kVectorBytes / 8;
+
+  static PYFOLD_HD Word broadcast(uint32_t value) { return Word{} + value; }
+  static PYFOLD_HD Word high(Product p) { return p >> 32; }
+  static PYFOLD_HD Word low(Product p) { return p; }
+  static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
+#if defined(__AVX512F__)
+    // The zero-masking form: GCC 12 warns about the plain one's own undefined operand.
+    return (Word)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)broadcast(constant));
+#elif defined(__AVX2__)
+    return (Word)_mm256_mul_epu32((__m256i)a, (__m256i)broadcast(constant));
+#elif defined(__SSE2__)
+    return (Word)_mm_mul_epu32((__m128i)a, (__m128i)broadcast(constant));
+#elif defined(__aarch64__)
+    return (Word)vmull_n_u32(vmovn_u64((uint64x2_t)a), constant);
+#else
+    return (a & 0xFFFFFFFFu) * static_cast<uint64_t>(constant);
+#endif
+  }
+};
+
+}  // namespace
+}  // namespace pyfold

@@ -1,0 +1,165 @@
+#pragma once
+
+#include "core/lanes.h"
+#include "cpu/convert.h"
+#include "cpu/diffusion.h"
+#include "cpu/noise.h"
+#include "diffusion/program.h"
+
+namespace pyfold {
+namespace {
+
+// Lanes are worked in whole groups; those past the end of a row hold zeros that nobody reads.
+constexpr int kLaneGroup = 16;
+
+// diffusion/program.h's Tile on a CPU: up to kTileLanes elements of a row, registers in the first cache level.
+template <class A>
+class CpuTile {
+ public:
+  using Acc = A;
+
+  // data points to buffer, or straight into memory where an operand needs no conversion.
+  struct Register {
+    const A* data;
+    alignas(64) A buffer[cpu::kTileLanes + kNoiseSlack];
+  };
+
+  CpuTile(const Geometry& geometry, int64_t task)
+      : geometry_(geometry), row_(task / cpu::tiles_per_row(geometry)) {
+    start_ = (task - row_ * cpu::tiles_per_row(geometry)) * cpu::kTileLanes;
+    const int64_t left = geometry.numel - start_;
+    count_ = left < cpu::kTileLanes ? static_cast<int>(left) : cpu::kTileLanes;
+    lanes_ = (count_ + kLaneGroup - 1) & ~(kLaneGroup - 1);
+  }
+
+  int64_t row() const { return row_; }
+
+  void load(Register& out, const View& view) {
+    out.data = out.buffer;
+    with_type<A>(view.dtype, view.data, [&](auto* memory) {
+      auto* first = memory + row_ * view.row_stride;
+      if (view.flat) {
+        if (sizeof(*memory) == sizeof(A) && count_ == lanes_) {
+          out.data = reinterpret_cast<const A*>(first + start_);
+          return;
+        }
+        load_run(first + start_, out.buffer, count_);
+      } else {
+        each_run(view, [&](int64_t at, int64_t offset, int64_t stride, int run) {
+          for (int i = 0; i < run; ++i) out.buffer[at + i] = static_cast<A>(widen(first[offset + i * stride]));
+        });
+      }
+      for (int i = count_; i < lanes_; ++i) out.buffer[i] = 0;
+    });
+  }
+
+  void store(const View& view, const Register& value) {
+    with_type<A>(view.dtype, view.data, [&](auto* memory) {
+      auto* first = memory + row_ * view.row_stride;
+      if (view.flat) {
+        store_run(value.data, first + start_, count_);
+      } else {
+        each_run(view, [&](int64_t at, int64_t offset, int64_t stride, int run) {
+          for (int i = 0; i < run; ++i) narrow(value.data[at + i], first[offset + i * stride]);
+        });
+      }
+    });
+  }
+
+  void noise(Register& out, const NoiseSource& source, uint32_t step) {
+    const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
+    out.data = out.buffer;
+    alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
+    const Window& window = source.window;
+    const int64_t element = window.base + start_;
+    if (window.flat) {
+      if constexpr (sizeof(A) == sizeof(float)) {
+        if (element % kNormalsPerBlock == 0) return normal_run(key, element, count_, out.buffer);
+      }
+      normal_run(key, element, count_, scratch);
+      load_run(scratch + element % kNormalsPerBlock, out.buffer, lanes_);
+    } else {
+      each_run(window, [&](int64_t at, int64_t offset, int64_t stride, int run) {
+        if (stride == 1) {
+          normal_run(key, window.base + offset, run, scratch);
+          load_run(scratch + (window.base + offset) % kNormalsPerBlock, out.buffer + at, run);
+        } else {
+          for (int i = 0; i < run; ++i) {
+            const int64_t one = window.base + offset + i * stride;
+            float normals[kNormalsPerBlock];
+            normal_block(key, static_cast<uint64_t>(one) / kNormalsPerBlock, normals);
+            out.buffer[at + i] = static_cast<A>(normals[one % kNormalsPerBlock]);
+          }
+        }
+      });
+    }
+  }
+
+  void fill(Register& out, A value) {
+    pyfold::fill(written(out), value, lanes());
+  }
+  void scale(Register& out, A coefficient, const Register& x) {
+    pyfold::scale(written(out), coefficient, x.data, lanes());
+  }
+  void add_scaled(Register& out, A coefficient, const Register& x) {
+    own(out);
+    pyfold::add_scaled(out.buffer, coefficient, x.data, lanes());
+  }
+  void subtract_from(Register& out, const Register& x) {
+    own(out);
+    pyfold::subtract_from(out.buffer, x.data, lanes());
+  }
+  void clip(Register& out, A low, A high) {
+    own(out);
+    pyfold::clip(out.buffer, low, high, lanes());
+  }
+
+  // In kLaneGroup partial sums, then a tree: one order for every instruction set.
+  double dot(const Register& x, const Register& y) {
+    A partial[kLaneGroup] = {};
+    for (int i = 0; i < lanes(); i += kLaneGroup) {
+      for (int j = 0; j < kLaneGroup; ++j) partial[j] += x.data[i + j] * y.data[i + j];
+    }
+    for (int width = kLaneGroup / 2; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) partial[j] += partial[j + width];
+    }
+    return static_cast<double>(partial[0]);
+  }
+
+ private:
+  int lanes() const { return lanes_ & ~(kLaneGroup - 1); }
+  A* written(Register& out) {
+    out.data = out.buffer;
+    return out.buffer;
+  }
+  // A register that still points into an operand's memory gets lanes of its own before they change.
+  void own(Register& out) {
+    if (out.data == out.buffer) return;
+    __builtin_memcpy(out.buffer, out.data, sizeof(A) * lanes());
+    out.data = out.buffer;
+  }
+
+  // body(lane, offset, stride, run) for each stretch of the tile along the innermost dimension.
+  template <class Strided, class Body>
+  void each_run(const Strided& strided, Body&& body) {
+    const int inner = geometry_.ndim - 1;
+    const int64_t size = inner < 0 ? 1 : geometry_.size[inner];
+    const int64_t stride = inner < 0 ? 0 : strided.stride[inner];
+    for (int at = 0; at < count_;) {
+      const int64_t within = (start_ + at) % size;
+      const int64_t left = size - within;
+      const int run = left < count_ - at ? static_cast<int>(left) : count_ - at;
+      body(at, offset_of(strided, geometry_, start_ + at), stride, run);
+      at += run;
+    }
+  }
+
+  const Geometry& geometry_;
+  int64_t row_;
+  int64_t start_;
+  int count_;
+  int lanes_;
+};
+
+}  // namespace
+}  // namespace pyfold

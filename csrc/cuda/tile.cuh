@@ -1,0 +1,159 @@
+#pragma once
+
+#include "core/lanes.h"
+#include "core/normal.h"
+#include "diffusion/program.h"
+
+namespace pyfold {
+namespace {
+
+// Out of line: few layouts need them, and they would fill every kernel many times over.
+__device__ __noinline__ int64_t strided_offset(const View& view, const Geometry& geometry, int64_t i) {
+  return offset_of(view, geometry, i);
+}
+
+__device__ __noinline__ float normal_at(const NoiseKey& key, const Window& window, const Geometry& geometry, int64_t i) {
+  const int64_t element = window.base + offset_of(window, geometry, i);
+  float normals[kNormalsPerBlock];
+  normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
+  // A select, not an indexed read: registers have no addresses.
+  const int which = static_cast<int>(element % kNormalsPerBlock);
+  const float low = which == 0 ? normals[0] : normals[1];
+  const float high = which == 2 ? normals[2] : normals[3];
+  return which < 2 ? low : high;
+}
+
+// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in one 128-bit access where they lie
+// together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts them.
+template <class A, int kLanes>
+class CudaTile {
+ public:
+  using Acc = A;
+  struct Register {
+    A lane[kLanes];
+  };
+
+  __device__ __forceinline__ CudaTile(const Geometry& geometry, int64_t row, int64_t start)
+      : geometry_(geometry), row_(row), start_(start) {
+    const int64_t left = geometry.numel - start;
+    count_ = left < kLanes ? static_cast<int>(left) : kLanes;
+  }
+
+  __device__ __forceinline__ int64_t row() const { return row_; }
+
+  __device__ __forceinline__ void load(Register& out, const View& view) const {
+    if constexpr (sizeof(A) == 8) {
+      load_as<double>(out, view);
+    } else if (view.dtype == DType::kFloat32) {
+      load_as<float>(out, view);
+    } else if (view.dtype == DType::kBFloat16) {
+      load_as<BFloat16>(out, view);
+    } else {
+      load_as<Float16>(out, view);
+    }
+  }
+
+  __device__ __forceinline__ void store(const View& view, const Register& value) const {
+    if constexpr (sizeof(A) == 8) {
+      store_as<double>(view, value);
+    } else if (view.dtype == DType::kFloat32) {
+      store_as<float>(view, value);
+    } else if (view.dtype == DType::kBFloat16) {
+      store_as<BFloat16>(view, value);
+    } else {
+      store_as<Float16>(view, value);
+    }
+  }
+
+  __device__ __forceinline__ void noise(Register& out, const NoiseSource& source, uint32_t step) const {
+    const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
+    const Window& window = source.window;
+    const int64_t first = window.base + start_;
+    if (window.flat && first % kNormalsPerBlock == 0) {
+      PYFOLD_UNROLL
+      for (int i = 0; i < kLanes; i += kNormalsPerBlock) {
+        float normals[kNormalsPerBlock];
+        normal_block(key, static_cast<uint64_t>(first + i) / kNormalsPerBlock, normals);
+        PYFOLD_UNROLL
+        for (int j = 0; j < kNormalsPerBlock; ++j) out.lane[i + j] = static_cast<A>(normals[j]);
+      }
+      return;
+    }
+    PYFOLD_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      out.lane[i] = i < count_ ? static_cast<A>(normal_at(key, window, geometry_, start_ + i)) : A{0};
+    }
+  }
+
+  __device__ __forceinline__ void fill(Register& out, A value) const { pyfold::fill(out.lane, value, kLanes); }
+  __device__ __forceinline__ void scale(Register& out, A coefficient, const Register& x) const {
+    pyfold::scale(out.lane, coefficient, x.lane, kLanes);
+  }
+  __device__ __forceinline__ void add_scaled(Register& out, A coefficient, const Register& x) const {
+    pyfold::add_scaled(out.lane, coefficient, x.lane, kLanes);
+  }
+  __device__ __forceinline__ void subtract_from(Register& out, const Register& x) const {
+    pyfold::subtract_from(out.lane, x.lane, kLanes);
+  }
+  __device__ __forceinline__ void clip(Register& out, A low, A high) const { pyfold::clip(out.lane, low, high, kLanes); }
+
+  __device__ __forceinline__ double dot(const Register& x, const Register& y) const {
+    A sum = 0;
+    PYFOLD_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      if (i < count_) sum += x.lane[i] * y.lane[i];
+    }
+    return static_cast<double>(sum);
+  }
+
+ private:
+  template <class T>
+  struct alignas(sizeof(T) * kLanes < 16 ? sizeof(T) * kLanes : 16) Pack {
+    T value[kLanes];
+  };
+
+  // All lanes of a flat operand, if they can move as one Pack.
+  template <class T>
+  __device__ __forceinline__ bool packed(const View& view, const T* first) const {
+    return view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0;
+  }
+
+  template <class T>
+  __device__ __forceinline__ void load_as(Register& out, const View& view) const {
+    const T* row = static_cast<const T*>(view.data) + row_ * view.row_stride;
+    if (packed(view, row + start_)) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(row + start_);
+      PYFOLD_UNROLL
+      for (int i = 0; i < kLanes; ++i) out.lane[i] = widen(pack.value[i]);
+      return;
+    }
+    PYFOLD_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      out.lane[i] = i < count_ ? static_cast<A>(widen(row[strided_offset(view, geometry_, start_ + i)])) : A{0};
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ void store_as(const View& view, const Register& value) const {
+    T* row = static_cast<T*>(view.data) + row_ * view.row_stride;
+    if (packed(view, row + start_)) {
+      Pack<T> pack;
+      PYFOLD_UNROLL
+      for (int i = 0; i < kLanes; ++i) narrow(value.lane[i], pack.value[i]);
+      *reinterpret_cast<Pack<T>*>(row + start_) = pack;
+      return;
+    }
+    PYFOLD_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      if (i < count_) narrow(value.lane[i], row[strided_offset(view, geometry_, start_ + i)]);
+    }
+  }
+
+  const Geometry& geometry_;
+  int64_t row_;
+  int64_t start_;
+  int count_;
+};
+
+}  // namespace
+}  // namespace pyfold

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "core/macros.h"
+#include "core/view.h"
+
+// What the ops of this folder share. Each op is a program over a Tile: some lanes of one row. A Tile offers
+//   Acc                       the accumulation type: double for float64 states, float for all others
+//   Register                  Acc values, one a lane
+//   load, store               between a Register and a View, converting the dtype
+//   noise                     standard normals of the lanes' logical elements
+//   scale, add_scaled, ...    core/lanes.h on Registers
+// and is written twice, in cpu/tile.h and cuda/tile.cuh; the programs are written once.
+namespace pyfold {
+
+// A table of coefficient rows and which row each sample takes: index[b], index[0] for all, or b itself where there is none.
+struct Table {
+  const double* data = nullptr;
+  int64_t rows = 0;
+  const int64_t* index = nullptr;
+  int64_t index_stride = 0;
+};
+
+struct NoiseSource {
+  const int64_t* seeds = nullptr;  // one a row
+  uint32_t stream = 0;
+  Window window;
+};
+
+namespace {
+
+// A row outside the table makes the sample NaN: it is seen, and no device has to be asked before the launch.
+PYFOLD_HD const double* table_row(const Table& table, int64_t columns, int64_t sample) {
+  int64_t row = sample;
+  if (table.index != nullptr) {
+    row = table.index[sample * table.index_stride];
+  } else if (table.rows == 1) {
+    row = 0;
+  }
+  return row >= 0 && row < table.rows ? table.data + row * columns : nullptr;
+}
+
+template <class A>
+PYFOLD_HD A column(const double* row, int i) {
+  return static_cast<A>(row != nullptr ? row[i] : static_cast<double>(NAN));
+}
+
+// sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite).
+template <class Tile>
+struct Sum {
+  typename Tile::Register& value;
+  bool empty = true;
+
+  PYFOLD_HD void add(Tile& tile, typename Tile::Acc coefficient, const typename Tile::Register& x) {
+    if (coefficient == 0) return;
+    if (empty) {
+      tile.scale(value, coefficient, x);
+    } else {
+      tile.add_scaled(value, coefficient, x);
+    }
+    empty = false;
+  }
+  PYFOLD_HD void finish(Tile& tile) {
+    if (empty) tile.fill(value, 0);
+  }
+};
+
+}  // namespace
+}  // namespace pyfold

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "diffusion/program.h"
+
+namespace pyfold {
+
+struct RandnArgs {
+  Geometry geometry;
+  NoiseSource noise;
+  uint32_t step = 0;
+  View out;
+};
+
+namespace {
+
+template <class Tile>
+PYFOLD_HD void randn(Tile& tile, const RandnArgs& args) {
+  typename Tile::Register z;
+  tile.noise(z, args.noise, args.step);
+  tile.store(args.out, z);
+}
+
+}  // namespace
+}  // namespace pyfold

@@ -1,0 +1,89 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "build_info.h"
+#include "cpu/diffusion.h"
+#include "core/philox.h"
+
+// pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
+namespace py = pybind11;
+using namespace pyfold;
+
+namespace {
+
+std::vector<std::string> tiers(bool (*has)(cpu::Tier)) {
+  std::vector<std::string> names;
+  for (int i = 0; i < cpu::kTierCount; ++i) {
+    const auto tier = static_cast<cpu::Tier>(i);
+    if (has(tier)) names.push_back(cpu::tier_name(tier));
+  }
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = PYFOLD_VERSION;
+  info["compiler"] = PYFOLD_COMPILER;
+  info["kernel_flags"] = PYFOLD_KERNEL_FLAGS;
+  info["cuda_built"] = static_cast<bool>(PYFOLD_CUDA_BUILT);
+  info["cuda_reason"] = PYFOLD_CUDA_REASON;
+  info["cuda_code"] = PYFOLD_CUDA_CODE;
+  info["nvcc"] = PYFOLD_NVCC_VERSION;
+  return info;
+}
+
+using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
+
+Words philox(const Words& counter, const Words& key) {
+  if (counter.ndim() != 2 || counter.shape(1) != 4) throw py::value_error("counter must have shape (n, 4)");
+  if (key.ndim() != 1 || key.shape(0) != 2) throw py::value_error("key must have shape (2,)");
+  Words result({counter.shape(0), counter.shape(1)});
+  for (py::ssize_t i = 0; i < counter.shape(0); ++i) {
+    uint32_t words[4];
+    for (int w = 0; w < 4; ++w) words[w] = counter.at(i, w);
+    philox4x32<ScalarLanes>(words, key.at(0), key.at(1));
+    for (int w = 0; w < 4; ++w) result.mutable_at(i, w) = words[w];
+  }
+  return result;
+}
+
+py::array_t<float> normals(int64_t seed, uint32_t stream, uint32_t step, int64_t count, int64_t first) {
+  if (count < 0 || first < 0) throw py::value_error("count and first must not be negative");
+  py::array_t<float> result(count);
+  RandnArgs args;
+  args.geometry = {1, count, 1, {count}};
+  args.noise.seeds = &seed;
+  args.noise.stream = stream;
+  args.noise.window.base = first;
+  args.noise.window.stride[0] = 1;
+  args.step = step;
+  args.out.data = result.mutable_data();
+  args.out.stride[0] = 1;
+  cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));
+  return result;
+}
+
+}  // namespace
+
+#define PYFOLD_NAME(name) #name,
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts, the choice of CPU kernels, and noise on NumPy arrays; no torch in here.";
+  m.def("build_info", &build_info, "How this build was made.");
+  m.def("cpu_tier", [] { return cpu::tier_name(cpu::current_tier()); }, "The CPU instruction set in use.");
+  m.def("set_cpu_tier", [](const std::string& name) { cpu::set_tier(name.c_str()); }, py::arg("name"),
+        "Chooses the CPU instruction set for all calls that follow; ValueError if it cannot run here.");
+  m.def("cpu_tiers_built", [] { return tiers(cpu::tier_built); });
+  m.def("cpu_tiers_supported", [] { return tiers(cpu::tier_supported); });
+  m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"),
+        "Philox4x32-10 of counters uint32 [n, 4] under one key uint32 [2].");
+  m.def("normals", &normals, py::arg("seed"), py::arg("stream"), py::arg("step"), py::arg("count"),
+        py::arg("first") = 0, "Elements [first, first + count) of one sample's noise, float32.");
+  m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
+  m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
+  m.attr("TILE_LANES") = static_cast<int>(cpu::kTileLanes);
+}

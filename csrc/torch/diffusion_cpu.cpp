@@ -1,0 +1,120 @@
+#include <vector>
+
+#include "cpu/diffusion.h"
+#include "torch/diffusion.h"
+
+namespace pyfold::ops {
+namespace {
+
+// Elements a thread should get at least: waking it costs a few microseconds.
+constexpr int64_t kNoiseGrain = 16384;
+constexpr int64_t kPlainGrain = 65536;
+
+template <class Body>
+void parallel_tasks(const Geometry& geometry, bool noisy, const Body& body) {
+  const int64_t tasks = cpu::task_count(geometry);
+  if (tasks == 0) return;
+  const int64_t elements = geometry.rows * geometry.numel / tasks;
+  const int64_t grain = (noisy ? kNoiseGrain : kPlainGrain) / (elements > 0 ? elements : 1) + 1;
+  if (tasks <= grain) return body(0, tasks);
+  torch::stable::parallel_for(0, tasks, grain, body);
+}
+
+void randn_cpu(const Tensor& seeds, int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape,
+               const Tensor& out) {
+  const RandnArgs args = randn_args(seeds, stream, step, offset, global_shape, out);
+  const auto& kernels = cpu::diffusion_kernels();
+  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.randn(args, begin, end); });
+}
+
+void add_noise_cpu(const Tensor& x0, const Tensor& table, const std::optional<Tensor>& index, const Tensor& seeds,
+                   int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape, const Tensor& out,
+                   const std::optional<Tensor>& target) {
+  NoisingCall call(x0, table, index, seeds, stream, step);
+  call.operands.add(call.args.out, out, "out");
+  call.operands.add(call.args.target, target, "target");
+  const NoisingArgs& args = call.finish(offset, global_shape);
+  const auto& kernels = cpu::diffusion_kernels();
+  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.add_noise(args, begin, end); });
+}
+
+// Sums over each row, its tiles in order whatever the number of threads, times factor.
+using SumKernel = void (*)(const NoisingArgs&, double*, int64_t, int64_t);
+
+Tensor row_sums(const NoisingArgs& args, SumKernel kernel, const Tensor& x0, double factor) {
+  std::vector<double> sums(cpu::task_count(args.geometry));
+  parallel_tasks(args.geometry, true,
+                 [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
+  const int64_t rows = args.geometry.rows;
+  const int64_t tiles = cpu::tiles_per_row(args.geometry);
+  Tensor result = torch::stable::new_empty(x0, {rows}, accumulation_type(x0));
+  for (int64_t row = 0; row < rows; ++row) {
+    double sum = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) sum += sums[row * tiles + tile];
+    sum *= factor;
+    if (accumulation_type(x0) == ScalarType::Double) {
+      static_cast<double*>(result.mutable_data_ptr())[row] = sum;
+    } else {
+      static_cast<float*>(result.mutable_data_ptr())[row] = static_cast<float>(sum);
+    }
+  }
+  return result;
+}
+
+Tensor denoising_loss_cpu(const Tensor& prediction, const Tensor& x0, const Tensor& table,
+                          const std::optional<Tensor>& index, const Tensor& seeds, int64_t stream, int64_t step,
+                          const Ints& offset, const Ints& global_shape) {
+  NoisingCall call(x0, table, index, seeds, stream, step);
+  call.operands.add(call.args.prediction, prediction, "prediction");
+  const NoisingArgs& args = call.finish(offset, global_shape);
+  return row_sums(args, cpu::diffusion_kernels().residual_square, x0, 1.0 / static_cast<double>(args.geometry.numel));
+}
+
+Tensor denoising_residual_dot_cpu(const Tensor& cotangent, const Tensor& prediction, const Tensor& x0,
+                                  const Tensor& table, const std::optional<Tensor>& index, const Tensor& seeds,
+                                  int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape) {
+  NoisingCall call(x0, table, index, seeds, stream, step);
+  call.operands.add(call.args.prediction, prediction, "prediction");
+  call.operands.add(call.args.cotangent, cotangent, "cotangent");
+  const NoisingArgs& args = call.finish(offset, global_shape);
+  return row_sums(args, cpu::diffusion_kernels().residual_dot, x0, 1.0);
+}
+
+Tensor denoising_residual_scale_cpu(const Tensor& scale, const Tensor& prediction, const Tensor& x0,
+                                    const Tensor& table, const std::optional<Tensor>& index, const Tensor& seeds,
+                                    int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape) {
+  Tensor out = torch::stable::empty_like(prediction);
+  NoisingCall call(x0, table, index, seeds, stream, step);
+  call.scale(scale, x0);
+  call.operands.add(call.args.prediction, prediction, "prediction");
+  call.operands.add(call.args.out, out, "out");
+  const NoisingArgs& args = call.finish(offset, global_shape);
+  const auto& kernels = cpu::diffusion_kernels();
+  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.residual_scale(args, begin, end); });
+  return out;
+}
+
+void affine_step_cpu(const Tensor& x, const std::vector<Tensor>& models, const std::optional<Tensor>& base,
+                     const std::vector<Tensor>& history, const Tensor& table, const std::optional<Tensor>& index,
+                     const std::optional<Tensor>& seeds, int64_t stream, const Ints& offset, const Ints& global_shape,
+                     const Tensor& out, const std::optional<Tensor>& history_out,
+                     const std::optional<Tensor>& next_input, const std::optional<Tensor>& x0_out) {
+  const AffineStepArgs args = affine_step_args(x, models, base, history, table, index, seeds, stream, offset,
+                                               global_shape, out, history_out, next_input, x0_out);
+  const auto& kernels = cpu::diffusion_kernels();
+  parallel_tasks(args.geometry, seeds.has_value(),
+                 [&](int64_t begin, int64_t end) { kernels.affine_step(args, begin, end); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyfold, CPU, m) {
+  m.impl("randn", TORCH_BOX(&randn_cpu));
+  m.impl("add_noise", TORCH_BOX(&add_noise_cpu));
+  m.impl("denoising_loss", TORCH_BOX(&denoising_loss_cpu));
+  m.impl("denoising_residual_dot", TORCH_BOX(&denoising_residual_dot_cpu));
+  m.impl("denoising_residual_scale", TORCH_BOX(&denoising_residual_scale_cpu));
+  m.impl("affine_step", TORCH_BOX(&affine_step_cpu));
+}
+
+}  // namespace pyfold::ops

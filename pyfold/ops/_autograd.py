@@ -1,0 +1,64 @@
+"""One gradient rule, three ways to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def _functorch_active() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
+class Differentiable:
+    """An op with its gradient, run by the cheapest of three ways that serves the call.
+
+    forward(*args) computes, save(ctx, args, output) keeps what backward needs, backward(ctx, *grads) returns one gradient
+    for each argument, and vmap(info, in_dims, *args) batches. They are written once; each call takes
+
+    - the bare forward, where no gradient is asked for;
+    - a plain ``autograd.Function`` in eager mode: the least overhead;
+    - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        save: Callable[..., None],
+        backward: Callable[..., Any],
+        vmap: Callable[..., Any],
+    ):
+        def eager_forward(ctx: Any, *args: Any) -> Any:
+            output = forward(*args)
+            save(ctx, args, output)
+            return output
+
+        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+            save(ctx, inputs, output)
+
+        self.forward = forward
+        self.eager = type(
+            f"{name}Eager",
+            (torch.autograd.Function,),
+            {"forward": staticmethod(eager_forward), "backward": staticmethod(backward)},
+        )
+        self.transformable = type(
+            name,
+            (torch.autograd.Function,),
+            {
+                "forward": staticmethod(forward),
+                "setup_context": staticmethod(setup_context),
+                "backward": staticmethod(backward),
+                "vmap": staticmethod(vmap),
+            },
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or _functorch_active():
+            return self.transformable.apply(*args)
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            return self.eager.apply(*args)
+        return self.forward(*args)
