@@ -26,7 +26,7 @@ def samples(op, variant, dtype, device, generator, shapes=SHAPES):
             yield shape, sample
 
 
-def gradient_sample(op, variant, generator, device="cpu", shape=(2, 4, 3), dtype=torch.float64):
+def gradient_sample(op, variant, generator, device="cpu", shape=(2, 4, 6), dtype=torch.float64):
     """A sample whose differentiable tensors require a gradient, away from the op's kinks."""
     for _ in range(100):
         sample = op.sample(shape, dtype, torch.device(device), generator, **op.variants[variant])
@@ -80,7 +80,7 @@ def test_matches_the_reference(op, variant, dtype, backend, generator):
 
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)
 def test_bits_do_not_depend_on_layout_or_threads(op, variant, generator, device):
-    sample = op.sample((2, 8, 64, 65), torch.float32, device, generator, **op.variants[variant])
+    sample = op.sample((2, 8, 65, 64), torch.float32, device, generator, **op.variants[variant])
     expected = outputs(op.public(**sample))
     threads = torch.get_num_threads()
     try:
@@ -102,7 +102,7 @@ def test_bits_are_equal_on_every_instruction_set(op, variant, generator):
 
     before = _C.cpu_tier()
     for dtype in FLOAT_DTYPES:
-        sample = op.sample((2, 4, 9, 31), dtype, torch.device("cpu"), generator, **op.variants[variant])
+        sample = op.sample((3, 4, 9, 30), dtype, torch.device("cpu"), generator, **op.variants[variant])
         results = {}
         try:
             for tier in _C.cpu_tiers_supported():
@@ -158,7 +158,7 @@ def raw_calls(op, variant, generator, device):
             gradients = torch.autograd.grad(result, leaves, create_graph=True, allow_unused=True)
             sum((g**2).sum() for g in gradients if g is not None).backward()
         else:
-            op.public(**op.sample((2, 4, 3), torch.float32, torch.device(device), generator, **op.variants[variant]))
+            op.public(**op.sample((2, 4, 6), torch.float32, torch.device(device), generator, **op.variants[variant]))
     return recorder.calls
 
 
@@ -193,7 +193,7 @@ def test_every_raw_op_is_declared_and_opchecked(generator, device):
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)
 def test_compiles_as_one_graph(op, variant, dynamic, generator, device):
     compiled = torch.compile(op.public, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for shape in ((2, 4, 3), (3, 6, 5)):
+    for shape in ((2, 4, 6), (3, 6, 8)):
         sample = op.sample(shape, torch.float32, device, generator, **op.variants[variant])
         for a, b in zip(outputs(compiled(**sample)), outputs(op.public(**sample)), strict=True):
             assert torch.equal(a, b)
@@ -220,7 +220,7 @@ def test_compiled_gradients(op, variant, generator, device):
 def test_compiles_with_inductor(name, generator):
     op = OPS[name]
     variant = next(iter(op.variants))
-    sample = op.sample((2, 4, 3), torch.float32, torch.device("cpu"), generator, **op.variants[variant])
+    sample = op.sample((2, 4, 6), torch.float32, torch.device("cpu"), generator, **op.variants[variant])
     function = torch.compile(lambda **kw: [2 * o + 1 for o in outputs(op.public(**kw))], fullgraph=True)
     for a, b in zip(function(**sample), outputs(op.public(**sample)), strict=True):
         torch.testing.assert_close(a, 2 * b + 1)
@@ -228,7 +228,7 @@ def test_compiles_with_inductor(name, generator):
 
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)
 def test_exports(op, variant, generator):
-    sample = op.sample((2, 4, 3), torch.float32, torch.device("cpu"), generator, **op.variants[variant])
+    sample = op.sample((2, 4, 6), torch.float32, torch.device("cpu"), generator, **op.variants[variant])
     tensors = {k: v for k, v in sample.items() if isinstance(v, torch.Tensor)}
     constants = {k: v for k, v in sample.items() if k not in tensors}
 
@@ -348,7 +348,7 @@ def test_saves_what_the_contract_says(op, variant, dtype, generator):
 @pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].tensors], ids=case_id)
 def test_autocast_keeps_the_input_dtype(op, variant, generator, device):
     for dtype in (torch.float32, torch.bfloat16):
-        sample = op.sample((2, 4, 3), dtype, device, generator, **op.variants[variant])
+        sample = op.sample((2, 4, 6), dtype, device, generator, **op.variants[variant])
         plain = outputs(op.public(**sample))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             cast = outputs(op.public(**sample))
@@ -359,19 +359,21 @@ def test_autocast_keeps_the_input_dtype(op, variant, generator, device):
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].tensors], ids=case_id)
 def test_nan_and_infinity_pass_through(op, variant, special, backend, generator):
-    sample = op.sample((2, 4, 3), torch.float32, backend, generator, **op.variants[variant])
+    sample = op.sample((2, 4, 6), torch.float32, backend, generator, **op.variants[variant])
     if "clip_min" in str(op.variants[variant]) or op.variants[variant].get("clamp") or op.variants[variant].get("clip"):
         if special == special:
             return  # an infinity meets a clip and becomes its bound: test_matches_the_reference covers finite bounds
     sample[op.tensors[0]][0, 1, 2] = special
+    tested = False
     for a, e in zip(outputs(op.public(**sample)), outputs(op.reference(**in_float64(sample))), strict=True):
         if op.name == "fold" and special != special:
             # A NaN counts as a tie: it stays, and where it stays its partner is the reference's business.
             assert torch.isnan(a).any()
-            continue
+            return
         bad = ~torch.isfinite(e)
-        assert bool(bad.any()), "the case does not test anything"
+        tested |= bool(bad.any())
         assert torch.equal(~torch.isfinite(a.double()), bad)
+    assert tested, "the case does not test anything"
 
 
 def test_contiguous_is_the_first_layout():

@@ -9,7 +9,7 @@
 namespace pyfold {
 namespace {
 
-// Lanes are worked in whole groups; those past the end of a row hold zeros that nobody reads.
+// Lanes are worked in whole groups; those past the end of a row hold whatever, and nobody reads it.
 constexpr int kLaneGroup = 16;
 
 // diffusion/program.h's Tile on a CPU: up to kTileLanes elements of a row, registers in the first cache level.
@@ -117,9 +117,11 @@ class CpuTile {
   // In kLaneGroup partial sums, then a tree: one order for every instruction set.
   double dot(const Register& x, const Register& y) {
     A partial[kLaneGroup] = {};
-    for (int i = 0; i < lanes(); i += kLaneGroup) {
+    const int whole = count_ & ~(kLaneGroup - 1);
+    for (int i = 0; i < whole; i += kLaneGroup) {
       for (int j = 0; j < kLaneGroup; ++j) partial[j] += x.data[i + j] * y.data[i + j];
     }
+    for (int j = 0; j < count_ - whole; ++j) partial[j] += x.data[whole + j] * y.data[whole + j];
     for (int width = kLaneGroup / 2; width > 0; width /= 2) {
       for (int j = 0; j < width; ++j) partial[j] += partial[j + width];
     }

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 
-def _functorch_active() -> bool:
-    return torch._C._are_functorch_transforms_active()
+def functorch_active() -> bool:
+    """Whether a torch.func transform runs, in eager mode; under the compiler it is part of what is traced."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 class Differentiable:
@@ -57,7 +58,7 @@ class Differentiable:
         )
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or _functorch_active():
+        if torch.compiler.is_compiling() or functorch_active():
             return self.transformable.apply(*args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             return self.eager.apply(*args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,11 @@ DEVICES = ("cpu", "cuda")
 
 def _kind(value: Any) -> str:
     return type(value).__name__
+
+
+def is_finite(value: float) -> bool:
+    """math.isfinite, in a form that the compiler traces with symbolic numbers."""
+    return value - value == 0
 
 
 def check_tensor(name: str, value: Any, dtypes: Iterable[torch.dtype] = FLOAT_DTYPES) -> torch.Tensor:
@@ -105,7 +109,7 @@ def check_finite(name: str, value: Any) -> float:
     """A finite Python number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {_kind(value)}")
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
 

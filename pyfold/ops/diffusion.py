@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable, _functorch_active
+from pyfold.ops._autograd import Differentiable, functorch_active
 from pyfold.ops._checks import (
     check_batched,
     check_choice,
@@ -20,6 +20,7 @@ from pyfold.ops._checks import (
     check_seeds,
     check_tensor,
     check_window,
+    is_finite,
 )
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops.noise import SAMPLER_STREAM, TRAINING_STREAM, randn
@@ -59,13 +60,13 @@ def _coefficient(name: str, value: Any, samples: int, device: torch.device) -> t
         if value.device != device:
             raise ValueError(f"{name} must be on device {device}, got {value.device}")
         # Reading values of a CUDA tensor would wait for the device, so only a CPU tensor is looked into.
-        if value.device.type == "cpu" and not torch.compiler.is_compiling() and not _functorch_active():
+        if value.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch_active():
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} must be finite, got {value}")
         return value.detach().to(torch.float64).reshape(-1).expand(samples)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return torch.full((samples,), float(value), dtype=torch.float64, device=device)
 
@@ -143,7 +144,7 @@ def _expanded_rows(table, index, samples):
 
 
 def _add_noise_vmap(info, in_dims, x0, table, index, seeds, *rest):
-    if any(dim is not None for dim in in_dims[1:]):
+    if any(dim is not None for dim in in_dims[1:4]):
         raise ValueError("under vmap only x0 of add_noise may be batched")
     samples = seeds.shape[0]
     (x0,), (rows, seeds) = _stack_batches(info, in_dims[:1], [x0], [_expanded_rows(table, index, samples), seeds])
@@ -256,7 +257,7 @@ def _save_residual(count):
 def _vmap_residual(count, run, per_sample_first):
     def vmap(info, in_dims, *args):
         tensors, (table, index, seeds), rest = args[:count], args[count : count + 3], args[count + 3 :]
-        if any(dim is not None for dim in in_dims[count:]):
+        if any(dim is not None for dim in in_dims[count : count + 3]):
             raise ValueError("under vmap only the tensors of denoising_loss may be batched, not its coefficients or seeds")
         samples = seeds.shape[0]
         shared = [_expanded_rows(table, index, samples), seeds]
@@ -267,8 +268,11 @@ def _vmap_residual(count, run, per_sample_first):
     return vmap
 
 
-def _loss_forward(prediction, x0, table, index, seeds, *rest):
-    return torch.ops.pyfold.denoising_loss(prediction, x0, table, index, seeds, *rest)
+# The parameters are spelled out because the compiler counts them.
+
+
+def _loss_forward(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
+    return torch.ops.pyfold.denoising_loss(prediction, x0, table, index, seeds, stream, step, offset, global_shape)
 
 
 def _loss_backward(ctx, grad):
@@ -282,9 +286,10 @@ def _loss_backward(ctx, grad):
     return gradient, to_x0, *[None] * (3 + len(ctx.rest))
 
 
-def _scale_forward(scale, prediction, x0, table, index, seeds, *rest):
+def _scale_forward(scale, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
     scale = scale.to(_accumulation(x0.dtype)).contiguous()
-    return torch.ops.pyfold.denoising_residual_scale(scale, prediction, x0, table, index, seeds, *rest)
+    noise = stream, step, offset, global_shape
+    return torch.ops.pyfold.denoising_residual_scale(scale, prediction, x0, table, index, seeds, *noise)
 
 
 def _scale_backward(ctx, cotangent):
@@ -298,8 +303,9 @@ def _scale_backward(ctx, cotangent):
     return to_scale, *gradients, *[None] * (3 + len(ctx.rest))
 
 
-def _dot_forward(cotangent, prediction, x0, table, index, seeds, *rest):
-    return torch.ops.pyfold.denoising_residual_dot(cotangent, prediction, x0, table, index, seeds, *rest)
+def _dot_forward(cotangent, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
+    noise = stream, step, offset, global_shape
+    return torch.ops.pyfold.denoising_residual_dot(cotangent, prediction, x0, table, index, seeds, *noise)
 
 
 def _dot_backward(ctx, grad):
@@ -376,7 +382,7 @@ def _denoising_loss_reference(prediction, x0, alpha, sigma, seeds, *, target="ep
     _, aim = _add_noise_reference(x0, alpha, sigma, seeds, target=target, **noise)
     square = (prediction.to(x0.dtype) - aim) ** 2
     weight = 1.0 if weight is None else weight
-    return weight * square.flatten(1).mean(1)
+    return weight * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
 
 
 # --- affine_step
@@ -485,7 +491,7 @@ def affine_step(
     offset, global_shape = check_window(offset, global_shape, x.shape[1:])
 
     operands = [x, *models, *history, *([] if base is None else [base])]
-    if _functorch_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in operands)):
+    if functorch_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in operands)):
         if any(t is not None for t in (out, history_out, next_input, x0_out)):
             raise ValueError("out=, history_out=, next_input= and x0_out= cannot be used where a gradient is needed")
         noise = None
@@ -677,7 +683,7 @@ declare(
         reference=_affine_reference,
         sample=_step_sample,
         tensors=("x", "models", "base", "history"),
-        raw=("affine_step",),
+        raw=("affine_step", "randn"),
         rule="x' = a x + a_base base + sum b_i h_i + c_x0 x0 + c_u u + sum d_k noise_k",
         variants={
             "deterministic": {},

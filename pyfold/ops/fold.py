@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyfold.ops._autograd import Differentiable, _functorch_active
+from pyfold.ops._autograd import Differentiable, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops.diffusion import _accumulation, _normal
@@ -106,7 +106,7 @@ def _fold_save(ctx, args, output):
     ctx.strides = y.stride()
     ctx.bias_like = None if bias is None else (bias.dtype, bias.shape)
     learns = angle is not None and angle.requires_grad
-    ctx.save_for_backward(bits, clamped, angle, y if learns or (angle is not None and _functorch_active()) else None)
+    ctx.save_for_backward(bits, clamped, angle, y if learns or (angle is not None and functorch_active()) else None)
 
 
 def _fold_backward(ctx, grad, *_):
@@ -134,7 +134,7 @@ def _backward_forward(grad, bits, clamped, angle, kind, dim, pairing, gain, grou
 def _backward_save(ctx, args, output):
     grad, bits, clamped, angle, *ctx.rest = args
     ctx.strides = output.stride()
-    learns = angle is not None and (angle.requires_grad or _functorch_active())
+    learns = angle is not None and (angle.requires_grad or functorch_active())
     ctx.save_for_backward(bits, clamped, angle, output if learns else None)
 
 
@@ -198,7 +198,7 @@ def _batch_first(value, dim, size):
 
 def _bits_first(bits, dim, size):
     bits = _batch_first(bits, dim, size)
-    return bits.reshape(-1, bits.shape[-1])
+    return bits.reshape(bits.shape[0] * bits.shape[1], bits.shape[2])
 
 
 def _no_batched_parameters(in_dims, names):
@@ -208,7 +208,7 @@ def _no_batched_parameters(in_dims, names):
 
 
 def _split(value, size):
-    return value.reshape(size, -1, *value.shape[1:])
+    return value.reshape(size, value.shape[0] // size, *value.shape[1:])
 
 
 def _fold_vmap(info, in_dims, x, bias, angle, kind, dim, pairing, gain, clamp, groups):
@@ -266,7 +266,15 @@ _rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_ba
 
 
 def _is_dense(x: torch.Tensor) -> bool:
-    return x.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(x)
+    """Whether x fills a stretch of memory without gaps or overlap, in any order of its dimensions."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    expected = 1
+    for stride, size in sorted((x.stride(d), x.shape[d]) for d in range(x.dim()) if x.shape[d] != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _check_parameter(name: str, value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
