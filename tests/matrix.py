@@ -7,7 +7,20 @@ import torch
 from pyfold.ops import OPS
 
 #: 0-d, empty, one element, odd sizes, more than a tile, more than a thread's share.
-SHAPES = [(), (0,), (0, 4), (2, 0), (1,), (1, 1), (3, 2), (5, 7), (2, 6, 5), (2, 4, 3, 5), (3, 2, 1, 700), (2, 8, 64, 65)]
+SHAPES = [
+    (),
+    (0,),
+    (0, 4),
+    (2, 0),
+    (1,),
+    (1, 1),
+    (3, 2),
+    (5, 7),
+    (2, 6, 5),
+    (2, 4, 3, 5),
+    (3, 2, 1, 700),
+    (2, 8, 64, 65),
+]
 CASES = [(op, variant) for op in OPS.values() for variant in op.variants]
 GRADIENT_CASES = [(op, variant) for op, variant in CASES if op.differentiable]
 
@@ -92,8 +105,10 @@ def assert_matches(actual, expected, dtype, where=""):
         return
     expected = expected.to(torch.float64)
     scale = max(1.0, expected.abs().max().item())
-    bound = ARITHMETIC[dtype] * scale + ROUNDING.get(actual.dtype, 0.0) * expected.abs() * 1.0001 + (
-        2.0**-25 if actual.dtype == torch.float16 else 0.0
+    bound = (
+        ARITHMETIC[dtype] * scale
+        + ROUNDING.get(actual.dtype, 0.0) * expected.abs() * 1.0001
+        + (2.0**-25 if actual.dtype == torch.float16 else 0.0)
     )
     error = (actual.to(torch.float64) - expected).abs()
     assert bool((error <= bound).all()), f"{where}: off by {error.max().item():.3g} at a scale of {scale:.3g}"

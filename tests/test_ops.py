@@ -199,9 +199,7 @@ def test_compiles_as_one_graph(op, variant, dynamic, generator, device):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("op", "variant"), [case for case in GRADIENT_CASES if case[0].name != "affine_step"], ids=case_id
-)
+@pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].name != "affine_step"], ids=case_id)
 def test_compiled_gradients(op, variant, generator, device):
     sample, leaves = gradient_sample(op, variant, generator, device, dtype=torch.float32)
     function = call_with(op, sample, leaves)
@@ -314,9 +312,7 @@ def test_backward_leaves_saved_tensors_alone(op, variant, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("op", "variant"), [case for case in GRADIENT_CASES if case[0].saved_bytes is not None], ids=case_id
-)
+@pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].saved_bytes is not None], ids=case_id)
 def test_saves_what_the_contract_says(op, variant, dtype, generator):
     shape = (4, 16, 8, 8)
     for learned in (False, True):

@@ -77,9 +77,7 @@ def box_muller(word0: np.ndarray, word1: np.ndarray) -> tuple[np.ndarray, np.nda
     quadrant = (word1 + np.uint32(0x20000000)) >> np.uint32(30)
     turn = ((word1 << np.uint32(2)) | np.uint32(2)).view(np.int32).astype(f32) * f32(2.0**-32)
     z = turn * turn
-    sine = turn * _polynomial(
-        z, -0.00460165785625577, 0.07968003302812576, -0.6459634900093079, 1.5707963705062866
-    )
+    sine = turn * _polynomial(z, -0.00460165785625577, 0.07968003302812576, -0.6459634900093079, 1.5707963705062866)
     cosine = _polynomial(z, -0.020417282357811928, 0.2536032199859619, -1.2336976528167725, 1.0)
 
     swap = (quadrant & 1) == 1

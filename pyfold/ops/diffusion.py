@@ -543,8 +543,7 @@ def _step_noise(x, table, index, seeds, stream, offset, global_shape, draw=randn
     def noise(k):
         window = {"offset": offset, "global_shape": global_shape}
         rows = [
-            draw(seeds[b : b + 1], x.shape[1:], stream=stream, step=int(steps[b, k - 1]), **window)
-            for b in range(x.shape[0])
+            draw(seeds[b : b + 1], x.shape[1:], stream=stream, step=int(steps[b, k - 1]), **window) for b in range(x.shape[0])
         ]
         return torch.cat(rows).to(_accumulation(x.dtype)) if rows else torch.zeros_like(x)
 

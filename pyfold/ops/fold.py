@@ -256,9 +256,7 @@ def _rotate_vmap(info, in_dims, value, bits, weight, dim, pairing, groups):
 
 _fold = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap)
 _backward = Differentiable("FoldBackward", _backward_forward, _backward_save, _backward_backward, _backward_vmap)
-_angle_grad = Differentiable(
-    "FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap
-)
+_angle_grad = Differentiable("FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap)
 _rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap)
 
 

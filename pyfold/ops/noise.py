@@ -74,9 +74,7 @@ def randn(
         if list(out.shape) != [seeds.shape[0], *shape]:
             raise ValueError(f"out must have shape {(seeds.shape[0], *shape)}, got {tuple(out.shape)}")
         check_device("out", out, "seeds", seeds)
-    torch.ops.pyfold.randn(
-        seeds, check_counter("stream", stream), check_counter("step", step), offset, global_shape, out
-    )
+    torch.ops.pyfold.randn(seeds, check_counter("stream", stream), check_counter("step", step), offset, global_shape, out)
     return out
 
 

@@ -1,0 +1,18 @@
+"""Small reference networks, with folds as activations wherever one is asked for."""
+
+from pyfold.models.dcgan import Discriminator, Generator
+from pyfold.models.layers import ACTIVATIONS, TimeEmbedding, activation
+from pyfold.models.mlp import MLP, MLPCritic, MLPDenoiser
+from pyfold.models.unet import UNet
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Discriminator",
+    "Generator",
+    "MLPCritic",
+    "MLPDenoiser",
+    "TimeEmbedding",
+    "UNet",
+    "activation",
+]

@@ -1,0 +1,54 @@
+"""Convolutional generator and discriminator for small images (after Radford, Metz and Chintala 2016), no normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pyfold.models.layers import activation, levels
+
+
+class Generator(nn.Module):
+    """``model(z [B, latent])`` -> images [B, channels, size, size] in [-1, 1].
+
+    Args:
+        channels, size: of the image; the side is 4 to 7 times a power of two.
+        latent: size of the code.
+        width: channels at full resolution; each halving of the side doubles them, up to four times.
+        activation: a name of ``pyfold.models.ACTIVATIONS``.
+    """
+
+    def __init__(self, channels: int, size: int, latent: int = 32, width: int = 32, activation: str = "relu"):
+        super().__init__()
+        ups = levels(size)
+        widths = [width * min(2**i, 4) for i in range(ups, -1, -1)]
+        self.base = size // 2**ups
+        self.project = nn.Linear(latent, widths[0] * self.base**2)
+        layers: list[nn.Module] = [_act(activation, widths[0])]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1), _act(activation, after)]
+        layers += [nn.Conv2d(width, width, 3, padding=1), _act(activation, width)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.body(self.project(z).unflatten(1, (-1, self.base, self.base)))
+
+
+class Discriminator(nn.Module):
+    """``model(x [B, channels, size, size])`` -> logits [B]; arguments as for :class:`Generator`."""
+
+    def __init__(self, channels: int, size: int, width: int = 32, activation: str = "leaky_relu"):
+        super().__init__()
+        downs = levels(size)
+        widths = [width * min(2**i, 4) for i in range(downs + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), _act(activation, width)]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), _act(activation, after)]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), _act(activation, widths[-1])]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (size // 2**downs) ** 2, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).squeeze(1)
+
+
+_act = activation

@@ -1,0 +1,54 @@
+"""Parts that the reference networks share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pyfold.nn import Fold
+from pyfold.ops import FOLDS
+
+PLAIN_ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+ACTIVATIONS = (*PLAIN_ACTIVATIONS, *FOLDS)
+
+
+def activation(name: str, channels: int) -> nn.Module:
+    """An activation by name; one of torch's, or a fold of the channel dimension 1."""
+    if name in FOLDS:
+        return Fold(name, channels)
+    if name not in PLAIN_ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
+    return PLAIN_ACTIVATIONS[name]()
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of t in [0, 1] at geometric frequencies (Vaswani et al. 2017, section 3.5), then a small MLP."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        frequencies = torch.exp(torch.linspace(0, math.log(1000), channels // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        phase = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        features = torch.cat([phase.sin(), phase.cos()], 1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def levels(size: int) -> int:
+    """How often an image halves until its side is 4 to 7."""
+    count = 0
+    while size > 7 and size % 2 == 0:
+        size //= 2
+        count += 1
+    if size > 7 or size < 4:
+        raise ValueError(f"size must be 4 to 7 times a power of two, got {size * 2**count}")
+    return count

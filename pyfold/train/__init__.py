@@ -1,0 +1,1 @@
+"""Training runs: data, the two loops, checkpoints and the command line."""

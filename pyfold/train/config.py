@@ -1,0 +1,87 @@
+"""What a run is made of, in a file that reproduces it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyfold.diffusion import SAMPLERS, SCHEDULES
+from pyfold.gan import LOSSES
+from pyfold.models import ACTIVATIONS
+from pyfold.ops import TARGETS
+from pyfold.train.files import write_text
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; every field is an option of the command line."""
+
+    model: str
+    data: str = "digits"
+    steps: int = 3000
+    batch: int = 128
+    lr: float = 2e-3
+    seed: int = 0
+    width: int = 32
+    activation: str = "maxmin"
+    ema: float = 0.995
+    size: int = 32
+    broken: str = "refuse"
+    save_every: int = 500
+    log_every: int = 50
+    # diffusion
+    schedule: str = "vp_cosine"
+    prediction: str = "v"
+    sampler: str = "ddim"
+    sampler_steps: int = 50
+    # gan
+    latent: int = 32
+    loss: str = "relativistic"
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "model": ("diffusion", "gan"),
+            "activation": ACTIVATIONS,
+            "schedule": tuple(SCHEDULES),
+            "prediction": tuple(TARGETS),
+            "sampler": tuple(SAMPLERS),
+            "loss": tuple(LOSSES),
+            "broken": ("refuse", "skip"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("steps", "batch", "width", "size", "save_every", "log_every", "sampler_steps", "latent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "gamma"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if (self.schedule == "flow") != (self.sampler == "flow_euler"):
+            raise ValueError(f"sampler must be flow_euler for the flow schedule and only for it, got {self.sampler!r}")
+
+    def save(self, path: Path) -> None:
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The settings in a file, not yet checked."""
+        try:
+            settings = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a configuration: {error}") from error
+        fields = {f.name for f in dataclasses.fields(Config)}
+        unknown = sorted(set(settings) - fields)
+        if unknown:
+            raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}")
+        return settings
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        return cls(**cls.read(path))

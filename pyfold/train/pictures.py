@@ -1,0 +1,48 @@
+"""Samples as a picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyfold.train.files import write
+from pyfold.train.requirements import need
+
+_SIDE = 56  # an image is shown at least this large
+_GAP = 4
+
+
+def image_grid(samples: torch.Tensor, columns: int | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of images [N, C, S, S] in [-1, 1], enlarged so that a person sees them."""
+    count, channels, size, _ = samples.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale = max(1, math.ceil(_SIDE / size))
+    cell = size * scale + _GAP
+    sheet = np.full((rows * cell + _GAP, columns * cell + _GAP, 3), 255, np.uint8)
+    images = ((samples.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    if channels not in (1, 3):
+        images = images[:, :1]
+    for i, image in enumerate(images):
+        large = image.repeat(scale, 1).repeat(scale, 2).transpose(1, 2, 0)
+        top, left = (_GAP + cell * k for k in divmod(i, columns))
+        sheet[top : top + size * scale, left : left + size * scale] = large
+    return sheet
+
+
+def point_map(samples: torch.Tensor, side: int = 512) -> np.ndarray:
+    """uint8 [side, side, 3]: how densely points [N, 2] fill the square from -1.5 to 1.5."""
+    x, y = samples.float().cpu().numpy().T
+    density, _, _ = np.histogram2d(-y, x, bins=side, range=[[-1.5, 1.5]] * 2)
+    shade = np.clip(density * 64, 0, 255).astype(np.uint8)
+    return np.stack([255 - shade] * 3, -1)
+
+
+def save_picture(samples: torch.Tensor, path: Path) -> None:
+    """Writes images as a grid, points as a map of their density; the format is that of the path's suffix."""
+    array = image_grid(samples) if samples.dim() == 4 else point_map(samples)
+    picture = need("PIL.Image").fromarray(array)
+    write(path, picture.save)

@@ -1,0 +1,137 @@
+"""A training run in a folder: configuration, checkpoints, scalars, pictures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyfold.train import checkpoint
+from pyfold.train.config import Config
+from pyfold.train.data import Data, load
+from pyfold.train.files import write_text
+from pyfold.train.metrics import measure
+from pyfold.train.pictures import save_picture
+from pyfold.train.requirements import need
+from pyfold.train.trainers import TRAINERS, DiffusionTrainer, GanTrainer
+
+CONFIG = "config.json"
+_METRIC_SAMPLES = 1000
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C is kept until the step is whole; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(*_: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def open_run(folder: Path, device: torch.device | None = None) -> tuple[DiffusionTrainer | GanTrainer, Config, int]:
+    """The trainer of a run with its newest checkpoint, its configuration, and how many steps it has taken."""
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} is not a run: it has no {CONFIG}")
+    config = Config.load(folder / CONFIG)
+    data = load(config.data, size=config.size, broken=config.broken)
+    trainer = TRAINERS[config.model](config, data, device or default_device())
+    checkpoints = checkpoint.find(folder)
+    if not checkpoints:
+        raise ValueError(f"{folder} has no checkpoint yet")
+    return trainer, config, checkpoint.load(checkpoints[-1], trainer.modules, trainer.optimizers)
+
+
+def train(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: torch.device | None = None,
+    progress: bool = True,
+    stop_at: int | None = None,
+) -> dict[str, Any] | None:
+    """Runs a configuration to its end in a folder, or goes on with what is there.
+
+    Args:
+        config: the settings, also written to ``out``.
+        out: the folder of the run.
+        resume: go on from the newest checkpoint in ``out``; without it ``out`` must hold none.
+        device: by default a GPU where there is one.
+        progress: show a progress bar.
+        stop_at: stop after this step with a checkpoint, as Ctrl-C does.
+
+    Returns:
+        The metrics, also written to ``out``; None if the run was stopped before its end.
+    """
+    existing = checkpoint.find(out)
+    if existing and not resume:
+        raise ValueError(f"{out} already holds a run; go on with --resume or choose another --out")
+    data = load(config.data, size=config.size, broken=config.broken)
+    trainer = TRAINERS[config.model](config, data, device or default_device())
+    start = checkpoint.load(existing[-1], trainer.modules, trainer.optimizers) if existing else 0
+    config.save(out / CONFIG)
+    end = min(config.steps, stop_at or config.steps)
+
+    def save(step: int) -> None:
+        checkpoint.save(out, step, trainer.modules, trainer.optimizers, {"model": config.model, "data": config.data})
+
+    tqdm = need("tqdm").tqdm
+    writer = need("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=start)
+    begin, step = time.perf_counter(), start
+    bar = tqdm(total=config.steps, initial=start, desc=f"{config.model} on {data.name}", unit="step", disable=not progress)
+    with writer, bar, _stop_on_interrupt() as stop:
+        while step < end and not stop.is_set():
+            scalars = trainer.step(step)
+            step += 1
+            bar.update()
+            if step % config.log_every == 0 or step == end:
+                values = {name: float(value) for name, value in scalars.items()}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+                for name, value in values.items():
+                    writer.add_scalar(name, value, step)
+                    if value != value:
+                        raise FloatingPointError(f"{name} is not a number at step {step}; lower --lr")
+            if step % config.save_every == 0 and step < end:
+                save(step)
+    save(step)
+    if step < config.steps:
+        return None
+    return _finish(config, data, trainer, out, time.perf_counter() - begin, step - start)
+
+
+def _finish(config: Config, data: Data, trainer: Any, out: Path, seconds: float, steps: int) -> dict[str, Any]:
+    seeds = torch.arange(_METRIC_SAMPLES) - _METRIC_SAMPLES  # none that training has used
+    samples = trainer.sample(seeds).cpu()
+    metrics = {
+        "model": config.model,
+        "data": data.name,
+        "steps": config.steps,
+        "train_seconds": round(seconds, 1),
+        "milliseconds_per_step": round(1000 * seconds / max(steps, 1), 2),
+        **measure(data, samples),
+    }
+    save_picture(samples[:100] if data.is_image else samples, out / "samples.png")
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics

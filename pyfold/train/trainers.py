@@ -1,0 +1,145 @@
+"""One training step of each kind of model, and sampling from it.
+
+A step's batch, noise and latents are functions of the step number and the run's seed, so a trainer holds weights, averages
+and optimizers, and nothing else that would have to be saved.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+import pyfold
+from pyfold.diffusion import SAMPLERS, SCHEDULES, TrainingLoss, sample
+from pyfold.gan import LOSSES, r1_penalty, r2_penalty
+from pyfold.models import MLP, Discriminator, Generator, MLPCritic, MLPDenoiser, UNet
+from pyfold.train.config import Config
+from pyfold.train.data import Data
+
+#: The stream of a generator's latent codes.
+LATENT_STREAM = 16
+
+
+def step_seeds(config: Config, step: int, device: torch.device) -> torch.Tensor:
+    """A seed for each sample of a training step, never used twice in a run."""
+    first = (config.seed << 40) + step * config.batch
+    return torch.arange(first, first + config.batch, device=device)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights, quick at first: decay is at most (1 + step) / (10 + step)."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
+        mean.copy_(value)
+
+
+class DiffusionTrainer:
+    """A denoiser trained on the loss that makes its noise again (``pyfold.diffusion.TrainingLoss``)."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device):
+        self.config, self.data, self.device = config, data, device
+        torch.manual_seed(config.seed)
+        shape = data.samples.shape[1:]
+        if data.is_image:
+            model = UNet(shape[0], shape[1], config.width, config.activation)
+        else:
+            model = MLPDenoiser(shape[0], 4 * config.width, activation=config.activation)
+        self.model = model.to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.schedule = SCHEDULES[config.schedule]()
+        self.loss = TrainingLoss(self.schedule, config.prediction)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), config.lr, betas=(0.9, 0.99))
+        self.modules = {"model": self.model, "ema": self.average}
+        self.optimizers = {"model": self.optimizer}
+
+    def _denoise(self, model: nn.Module, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # Networks take times in [0, 1].
+        return model(x, t / max(self.schedule.steps, 1))
+
+    def step(self, step: int) -> dict[str, torch.Tensor]:
+        x0 = self.data.batch(self.config.seed, step, self.config.batch).to(self.device)
+        noised = self.loss.noise(x0, step_seeds(self.config, step, self.device))
+        loss = self.loss(self._denoise(self.model, noised.x_t, noised.t), noised).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.param_groups[0]["lr"] = self.config.lr * (1 - step / self.config.steps) ** 0.5
+        self.optimizer.step()
+        update_average(self.average, self.model, self.config.ema, step)
+        return {"loss": loss.detach()}
+
+    def sample(self, seeds: torch.Tensor) -> torch.Tensor:
+        kwargs = {"prediction": self.config.prediction}
+        if self.config.sampler != "flow_euler":
+            kwargs["clip"] = 1.0 if self.data.is_image else None
+        plan = SAMPLERS[self.config.sampler](self.schedule, self.config.sampler_steps, **kwargs)
+        shape = tuple(self.data.samples.shape[1:])
+        return sample(lambda x, t: self._denoise(self.average, x, t), plan, shape, seeds, device=self.device)
+
+
+class GanTrainer:
+    """A generator against a discriminator, one step of each, with R1 and R2 (Mescheder et al. 2018; Huang et al. 2024)."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device):
+        self.config, self.data, self.device = config, data, device
+        torch.manual_seed(config.seed)
+        shape = data.samples.shape[1:]
+        if data.is_image:
+            generator = Generator(shape[0], shape[1], config.latent, config.width, config.activation)
+            discriminator = Discriminator(shape[0], shape[1], config.width, config.activation)
+        else:
+            generator = MLP(config.latent, shape[0], 4 * config.width, activation=config.activation)
+            discriminator = MLPCritic(shape[0], 4 * config.width, activation=config.activation)
+        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.d_loss, self.g_loss = LOSSES[config.loss]
+        betas = (0.0, 0.99)
+        self.optimizers = {
+            "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas),
+            "discriminator": torch.optim.Adam(self.discriminator.parameters(), config.lr, betas=betas),
+        }
+        self.modules = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.average}
+
+    def latents(self, seeds: torch.Tensor) -> torch.Tensor:
+        return pyfold.randn(seeds, (self.config.latent,), stream=LATENT_STREAM)
+
+    def step(self, step: int) -> dict[str, torch.Tensor]:
+        gamma = self.config.gamma
+        real = self.data.batch(self.config.seed, step, self.config.batch).to(self.device).requires_grad_()
+        z = self.latents(step_seeds(self.config, step, self.device))
+
+        with torch.no_grad():
+            fake = self.generator(z)
+        fake.requires_grad_()
+        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
+        d_loss = self.d_loss(real_logits, fake_logits)
+        penalty = r1_penalty(real_logits, real, gamma) + r2_penalty(fake_logits, fake, gamma)
+        self._update("discriminator", d_loss + penalty, step)
+
+        self.discriminator.requires_grad_(False)
+        with torch.no_grad():
+            real_logits = self.discriminator(real)
+        g_loss = self.g_loss(self.discriminator(self.generator(z)), real_logits)
+        self._update("generator", g_loss, step)
+        self.discriminator.requires_grad_(True)
+        update_average(self.average, self.generator, self.config.ema, step)
+        return {"loss_d": d_loss.detach(), "loss_g": g_loss.detach(), "penalty": penalty.detach()}
+
+    def _update(self, player: str, loss: torch.Tensor, step: int) -> None:
+        optimizer = self.optimizers[player]
+        optimizer.zero_grad()
+        loss.backward()
+        # The last third of the run cools down: the game orbits at a fixed rate, and settles at a falling one.
+        optimizer.param_groups[0]["lr"] = self.config.lr * min(1.0, 3 * (1 - step / self.config.steps))
+        optimizer.step()
+
+    @torch.no_grad()
+    def sample(self, seeds: torch.Tensor) -> torch.Tensor:
+        return self.average(self.latents(seeds.to(self.device)))
+
+
+TRAINERS = {"diffusion": DiffusionTrainer, "gan": GanTrainer}
