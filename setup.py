@@ -40,7 +40,8 @@ class CMakeBuild(build_ext):
             raise SystemExit("pyfold: a C++20 compiler is needed to build. On Debian: apt-get install g++")
         package = ROOT / "pyfold" if self.inplace else Path(self.build_lib).resolve() / "pyfold"
         package.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve() / "cmake"
+        # A build in place is kept, so that the next one compiles what changed.
+        folder = ROOT / "build" / "inplace" if self.inplace else Path(self.build_temp).resolve() / "cmake"
         options = {
             "PYFOLD_OUTPUT": package,
             "PYFOLD_CUDA": os.environ.get("PYFOLD_CUDA", "auto"),

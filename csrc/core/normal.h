@@ -25,7 +25,8 @@ PYFOLD_HD void box_muller(uint32_t word0, uint32_t word1, float& z0, float& z1) 
   const uint32_t shifted = float_to_bits(scaled) - 0x3F3504F3u;
   const int32_t exponent = static_cast<int32_t>(shifted) >> 23;
   const float mantissa = bits_to_float((shifted & 0x007FFFFFu) + 0x3F3504F3u);
-  // Near u = 1 the word itself, read as a negative integer, is u - 1 to all its bits: small radii keep their resolution.
+  // Near u = 1 the word itself, read as a negative integer, is u - 1 to all its bits: small radii keep their
+  // resolution.
   const float below_one = fma(static_cast<float>(static_cast<int32_t>(word0)), 0x1p-32f, 0x1p-33f);
   const float f = exponent == 32 ? below_one : mantissa - 1.0f;
 

@@ -5,8 +5,8 @@
 #include "core/dtype.h"
 #include "core/macros.h"
 
-// How an operand lies in memory. Every op of the diffusion family runs over rows (samples) of numel elements; element i of
-// a row is the i-th in row-major order, whatever the strides.
+// How an operand lies in memory. Every op of the diffusion family runs over rows (samples) of numel elements; element i
+// of a row is the i-th in row-major order, whatever the strides.
 namespace pyfold {
 
 constexpr int kMaxDims = 8;

@@ -54,8 +54,8 @@ inline void store_run(const float* __restrict from, Float16* __restrict to, int6
 }
 #endif
 
-// Calls body with a pointer of the element type that dtype names. Half types widen to float alone: a float64 accumulation
-// only ever meets float64 operands.
+// Calls body with a pointer of the element type that dtype names. Half types widen to float alone: a float64
+// accumulation only ever meets float64 operands.
 template <class A, class Body>
 inline void with_type(DType dtype, void* data, Body&& body) {
   if constexpr (sizeof(A) == 8) {

@@ -50,9 +50,8 @@ void run_affine_step(const AffineStepArgs& args, int64_t begin, int64_t end) {
 
 namespace cpu {
 
-const DiffusionKernels PYFOLD_TIER_SYMBOL(diffusion_kernels) = {run_randn,           run_add_noise,
-                                                               run_residual_square, run_residual_dot,
-                                                               run_residual_scale,  run_affine_step};
+const DiffusionKernels PYFOLD_TIER_SYMBOL(diffusion_kernels) = {
+    run_randn, run_add_noise, run_residual_square, run_residual_dot, run_residual_scale, run_affine_step};
 
 }  // namespace cpu
 }  // namespace pyfold

@@ -9,8 +9,8 @@
 
 namespace pyfold::cpu {
 
-// Lanes of one tile. A kernel call covers tasks [begin, end); task i is tile i % tiles_per_row of row i / tiles_per_row.
-// The size is part of the definition of the losses: it fixes the order in which their sums are taken.
+// Lanes of one tile. A kernel call covers tasks [begin, end); task i is tile i % tiles_per_row of row i /
+// tiles_per_row. The size is part of the definition of the losses: it fixes the order in which their sums are taken.
 constexpr int kTileLanes = 512;
 
 inline int64_t tiles_per_row(const Geometry& geometry) { return (geometry.numel + kTileLanes - 1) / kTileLanes; }

@@ -8,8 +8,8 @@
 
 #include "core/philox.h"
 
-// Lanes for philox.h on a vector unit: 64-bit lanes, because the widening multiply of every instruction set reads the low
-// half of a 64-bit lane and ignores the rest. A round is then two multiplies, two shifts and two three-way xors.
+// Lanes for philox.h on a vector unit: 64-bit lanes, because the widening multiply of every instruction set reads the
+// low half of a 64-bit lane and ignores the rest. A round is then two multiplies, two shifts and two three-way xors.
 namespace pyfold {
 namespace {
 

@@ -127,7 +127,7 @@ void set_tier(const char* name) {
   chosen().store(static_cast<int>(parse(name, "the CPU capability")), std::memory_order_relaxed);
 }
 
-#define PYFOLD_TABLES(family)                                                                              \
+#define PYFOLD_TABLES(family)                                                                                  \
   {PYFOLD_IF_BASELINE(&family##_baseline), PYFOLD_IF_AVX2(&family##_avx2), PYFOLD_IF_AVX512(&family##_avx512), \
    PYFOLD_IF_NEON(&family##_neon)}
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// The CPU kernels are compiled once per instruction set (tier); one tier is chosen when the library is first used, by the
-// environment variable PYFOLD_CPU_CAPABILITY or else the best one that this machine has.
+// The CPU kernels are compiled once per instruction set (tier); one tier is chosen when the library is first used, by
+// the environment variable PYFOLD_CPU_CAPABILITY or else the best one that this machine has.
 namespace pyfold::cpu {
 
 enum class Tier : int { kBaseline, kAvx2, kAvx512, kNeon };

@@ -24,8 +24,7 @@ class CpuTile {
     alignas(64) A buffer[cpu::kTileLanes + kNoiseSlack];
   };
 
-  CpuTile(const Geometry& geometry, int64_t task)
-      : geometry_(geometry), row_(task / cpu::tiles_per_row(geometry)) {
+  CpuTile(const Geometry& geometry, int64_t task) : geometry_(geometry), row_(task / cpu::tiles_per_row(geometry)) {
     start_ = (task - row_ * cpu::tiles_per_row(geometry)) * cpu::kTileLanes;
     const int64_t left = geometry.numel - start_;
     count_ = left < cpu::kTileLanes ? static_cast<int>(left) : cpu::kTileLanes;
@@ -95,9 +94,7 @@ class CpuTile {
     }
   }
 
-  void fill(Register& out, A value) {
-    pyfold::fill(written(out), value, lanes());
-  }
+  void fill(Register& out, A value) { pyfold::fill(written(out), value, lanes()); }
   void scale(Register& out, A coefficient, const Register& x) {
     pyfold::scale(written(out), coefficient, x.data, lanes());
   }

@@ -11,18 +11,16 @@ constexpr int kLanes = 4;
 // Groups of lanes that one thread of a reduction adds up before its block does.
 constexpr int kGroupsPerSum = 8;
 
-__host__ __device__ int64_t groups_per_row(const Geometry& geometry) {
-  return (geometry.numel + kLanes - 1) / kLanes;
-}
+__host__ __device__ int64_t groups_per_row(const Geometry& geometry) { return (geometry.numel + kLanes - 1) / kLanes; }
 
 // Each program of csrc/diffusion as a type, so that a kernel can take it.
-#define PYFOLD_PROGRAM(Name, function, ArgsType)                            \
-  struct Name {                                                             \
-    using Args = ArgsType;                                                  \
-    template <class Tile>                                                   \
+#define PYFOLD_PROGRAM(Name, function, ArgsType)                               \
+  struct Name {                                                                \
+    using Args = ArgsType;                                                     \
+    template <class Tile>                                                      \
     static __device__ __forceinline__ auto run(Tile& tile, const Args& args) { \
-      return function(tile, args);                                          \
-    }                                                                       \
+      return function(tile, args);                                             \
+    }                                                                          \
   }
 
 PYFOLD_PROGRAM(Randn, pyfold::randn, RandnArgs);

@@ -125,9 +125,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     units.load(args.in, k, value[k]);
     if (args.bias == nullptr) continue;
     A bias[kUnits];
-    units.spread(bias, [&](int64_t line) {
-      return static_cast<const A*>(args.bias)[fold_channel(args.layout, line, k)];
-    });
+    units.spread(bias,
+                 [&](int64_t line) { return static_cast<const A*>(args.bias)[fold_channel(args.layout, line, k)]; });
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] + bias[i];
   }

@@ -12,7 +12,8 @@ __device__ __noinline__ int64_t strided_offset(const View& view, const Geometry&
   return offset_of(view, geometry, i);
 }
 
-__device__ __noinline__ float normal_at(const NoiseKey& key, const Window& window, const Geometry& geometry, int64_t i) {
+__device__ __noinline__ float normal_at(const NoiseKey& key, const Window& window, const Geometry& geometry,
+                                        int64_t i) {
   const int64_t element = window.base + offset_of(window, geometry, i);
   float normals[kNormalsPerBlock];
   normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
@@ -23,8 +24,9 @@ __device__ __noinline__ float normal_at(const NoiseKey& key, const Window& windo
   return which < 2 ? low : high;
 }
 
-// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in one 128-bit access where they lie
-// together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts them.
+// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in one 128-bit access where they
+// lie together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts
+// them.
 template <class A, int kLanes>
 class CudaTile {
  public:
@@ -95,7 +97,9 @@ class CudaTile {
   __device__ __forceinline__ void subtract_from(Register& out, const Register& x) const {
     pyfold::subtract_from(out.lane, x.lane, kLanes);
   }
-  __device__ __forceinline__ void clip(Register& out, A low, A high) const { pyfold::clip(out.lane, low, high, kLanes); }
+  __device__ __forceinline__ void clip(Register& out, A low, A high) const {
+    pyfold::clip(out.lane, low, high, kLanes);
+  }
 
   __device__ __forceinline__ double dot(const Register& x, const Register& y) const {
     A sum = 0;

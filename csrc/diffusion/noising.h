@@ -2,8 +2,8 @@
 
 #include "diffusion/program.h"
 
-// The forward process x_t = alpha x0 + sigma eps (Kingma et al. 2021, eq. 1) and what a network is trained to say about it:
-// target = target_x0 x0 + target_epsilon eps.
+// The forward process x_t = alpha x0 + sigma eps (Kingma et al. 2021, eq. 1) and what a network is trained to say about
+// it: target = target_x0 x0 + target_epsilon eps.
 namespace pyfold {
 
 #define PYFOLD_NOISING_COLUMNS(X) X(alpha) X(sigma) X(target_x0) X(target_epsilon) X(weight)
@@ -12,7 +12,7 @@ enum NoisingColumn : int {
 #define PYFOLD_ENUM(name) kNoising_##name,
   PYFOLD_NOISING_COLUMNS(PYFOLD_ENUM)
 #undef PYFOLD_ENUM
-  kNoisingColumns
+      kNoisingColumns
 };
 
 struct NoisingArgs {

@@ -15,7 +15,8 @@
 // and is written twice, in cpu/tile.h and cuda/tile.cuh; the programs are written once.
 namespace pyfold {
 
-// A table of coefficient rows and which row each sample takes: index[b], index[0] for all, or b itself where there is none.
+// A table of coefficient rows and which row each sample takes: index[b], index[0] for all, or b itself where there is
+// none.
 struct Table {
   const double* data = nullptr;
   int64_t rows = 0;

@@ -5,9 +5,9 @@
 #include "core/dtype.h"
 #include "core/macros.h"
 
-// What every fold has. A fold reflects x at a hyperplane where x lies on its far side: y = x - 2 m <n, x> n with the bit
-// m = [<n, x> > 0], strictly, so that at a tie it is the identity and its Jacobian is orthogonal at every input; NaN counts
-// as a tie. A fold kind is a header of its own with a type that offers
+// What every fold has. A fold reflects x at a hyperplane where x lies on its far side: y = x - 2 m <n, x> n with the
+// bit m = [<n, x> > 0], strictly, so that at a tie it is the identity and its Jacobian is orthogonal at every input;
+// NaN counts as a tie. A fold kind is a header of its own with a type that offers
 //   kComponents   values folded together: 1, or 2 for a pair of channels
 //   kParameters   numbers it needs for each unit of kComponents values
 //   fold(v, p)    folds v in place, returns the bit
@@ -17,8 +17,8 @@ namespace pyfold {
 
 enum class FoldKind : int { kAbs, kMaxMin, kHouseholder };
 
-// A tensor in memory order as [outer, channels, inner]. A unit is one value, or a pair of channels: neighbours, or one of
-// each half. Units count in memory order; they split into groups of equal size whose bits start on a byte.
+// A tensor in memory order as [outer, channels, inner]. A unit is one value, or a pair of channels: neighbours, or one
+// of each half. Units count in memory order; they split into groups of equal size whose bits start on a byte.
 struct FoldLayout {
   int64_t outer = 0, channels = 0, inner = 0;
   bool halves = false;
@@ -66,19 +66,19 @@ struct FoldArgs {
   FoldKind kind = FoldKind::kAbs;
   FoldLayout layout;
   DType dtype = DType::kFloat32;
-  const void* in = nullptr;      // x, or a cotangent
-  const void* other = nullptr;   // fold_angle_grad: the fold's output
+  const void* in = nullptr;     // x, or a cotangent
+  const void* other = nullptr;  // fold_angle_grad: the fold's output
   void* out = nullptr;
-  const void* bias = nullptr;    // accumulation type, one a channel; optional
-  const void* angle = nullptr;   // accumulation type, one a line; householder
+  const void* bias = nullptr;         // accumulation type, one a channel; optional
+  const void* angle = nullptr;        // accumulation type, one a line; householder
   const void* half_sine = nullptr;    // sin(angle / 2), cos(angle / 2) of each line, where a launcher has
   const void* half_cosine = nullptr;  // them ready (the CPU's)
-  const void* weight = nullptr;  // accumulation type, one a line; fold_rotate
+  const void* weight = nullptr;       // accumulation type, one a line; fold_rotate
   double gain = 1;
-  double clamp = 0;              // a bound on |y|; 0: none
-  uint8_t* bits = nullptr;       // [groups, bytes_per_group]
-  uint8_t* clamped = nullptr;    // [groups, components, bytes_per_group]; only with clamp
-  bool transpose = false;        // backward of backward: reflect first, then gain and clamp
+  double clamp = 0;            // a bound on |y|; 0: none
+  uint8_t* bits = nullptr;     // [groups, bytes_per_group]
+  uint8_t* clamped = nullptr;  // [groups, components, bytes_per_group]; only with clamp
+  bool transpose = false;      // backward of backward: reflect first, then gain and clamp
 };
 
 }  // namespace pyfold

@@ -6,8 +6,8 @@
 namespace pyfold {
 namespace {
 
-// The plane folded at a learned line through the origin (Singla, Singla and Feizi 2022): n = (sin(t/2), -cos(t/2)) for the
-// angle t. t = 0 gives (x, |y|), t = pi/2 gives maxmin. Parameters: sin(t/2), cos(t/2).
+// The plane folded at a learned line through the origin (Singla, Singla and Feizi 2022): n = (sin(t/2), -cos(t/2)) for
+// the angle t. t = 0 gives (x, |y|), t = pi/2 gives maxmin. Parameters: sin(t/2), cos(t/2).
 struct HouseholderFold {
   static constexpr int kComponents = 2;
   static constexpr int kParameters = 2;

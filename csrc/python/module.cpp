@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "build_info.h"
-#include "cpu/diffusion.h"
 #include "core/philox.h"
+#include "cpu/diffusion.h"
 
 // pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
 namespace py = pybind11;
@@ -75,8 +75,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts, the choice of CPU kernels, and noise on NumPy arrays; no torch in here.";
   m.def("build_info", &build_info, "How this build was made.");
   m.def("cpu_tier", [] { return cpu::tier_name(cpu::current_tier()); }, "The CPU instruction set in use.");
-  m.def("set_cpu_tier", [](const std::string& name) { cpu::set_tier(name.c_str()); }, py::arg("name"),
-        "Chooses the CPU instruction set for all calls that follow; ValueError if it cannot run here.");
+  m.def(
+      "set_cpu_tier", [](const std::string& name) { cpu::set_tier(name.c_str()); }, py::arg("name"),
+      "Chooses the CPU instruction set for all calls that follow; ValueError if it cannot run here.");
   m.def("cpu_tiers_built", [] { return tiers(cpu::tier_built); });
   m.def("cpu_tiers_supported", [] { return tiers(cpu::tier_supported); });
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"),

@@ -5,8 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 // Defined by a CUDA build of torch alone. Weak, so that this library also loads beside a CPU build.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream)
-    __attribute__((weak));
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) __attribute__((weak));
 
 namespace pyfold::ops {
 

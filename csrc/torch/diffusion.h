@@ -75,9 +75,9 @@ struct NoisingCall {
 
   void scale(const Tensor& scale, const Tensor& x0) {
     operands.check_device(scale, "scale");
-    STD_TORCH_CHECK(scale.scalar_type() == accumulation_type(x0) && scale.is_contiguous() &&
-                        scale.numel() == args.geometry.rows,
-                    "pyfold: scale must hold one accumulation value for each sample");
+    STD_TORCH_CHECK(
+        scale.scalar_type() == accumulation_type(x0) && scale.is_contiguous() && scale.numel() == args.geometry.rows,
+        "pyfold: scale must hold one accumulation value for each sample");
     args.row_scale = scale.const_data_ptr();
   }
 

@@ -43,8 +43,7 @@ using SumKernel = void (*)(const NoisingArgs&, double*, int64_t, int64_t);
 
 Tensor row_sums(const NoisingArgs& args, SumKernel kernel, const Tensor& x0, double factor) {
   std::vector<double> sums(cpu::task_count(args.geometry));
-  parallel_tasks(args.geometry, true,
-                 [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
+  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
   const int64_t rows = args.geometry.rows;
   const int64_t tiles = cpu::tiles_per_row(args.geometry);
   Tensor result = torch::stable::new_empty(x0, {rows}, accumulation_type(x0));

@@ -83,9 +83,9 @@ inline const void* fold_parameter(const Tensor& in, const std::optional<Tensor>&
 }
 
 inline void fold_bits(FoldArgs& args, const Tensor& bits, const Tensor& clamped) {
-  STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
-                      bits.numel() == bit_bytes(args.layout),
-                  "pyfold: bits do not belong to a tensor of this shape");
+  STD_TORCH_CHECK(
+      bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() && bits.numel() == bit_bytes(args.layout),
+      "pyfold: bits do not belong to a tensor of this shape");
   args.bits = static_cast<uint8_t*>(bits.data_ptr());
   if (clamped.numel() == 0) return;
   STD_TORCH_CHECK(clamped.scalar_type() == ScalarType::Byte && clamped.is_contiguous() &&

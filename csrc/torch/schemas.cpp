@@ -1,7 +1,8 @@
 #include <torch/csrc/stable/library.h>
 
-// Every op of pyfold. Tables have the columns of csrc/diffusion/{noising,affine_step}.h; offset and global_shape are empty,
-// or say which window of each sample the tensors hold. The Python layer (pyfold/ops) is the documented way to call these.
+// Every op of pyfold. Tables have the columns of csrc/diffusion/{noising,affine_step}.h; offset and global_shape are
+// empty, or say which window of each sample the tensors hold. The Python layer (pyfold/ops) is the documented way to
+// call these.
 STABLE_TORCH_LIBRARY(pyfold, m) {
   m.def("randn(Tensor seeds, int stream, int step, int[] offset, int[] global_shape, Tensor(a!) out) -> ()");
   m.def(
@@ -22,12 +23,12 @@ STABLE_TORCH_LIBRARY(pyfold, m) {
       "Tensor(c!)? next_input, Tensor(d!)? x0_out) -> ()");
   // clamp 0 is none. bits: [groups, bytes]; clamped: the same for each value of a unit, and empty without clamp.
   m.def(
-      "fold(Tensor x, Tensor? bias, Tensor? angle, str kind, int dim, str pairing, float gain, float clamp, int groups) "
+      "fold(Tensor x, Tensor? bias, Tensor? angle, str kind, int dim, str pairing, float gain, float clamp, int "
+      "groups) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "fold_backward(Tensor grad, Tensor bits, Tensor clamped, Tensor? angle, str kind, int dim, str pairing, "
       "float gain, int groups, bool transpose) -> Tensor");
-  m.def(
-      "fold_angle_grad(Tensor grad, Tensor output, Tensor bits, int dim, str pairing, int groups) -> Tensor");
+  m.def("fold_angle_grad(Tensor grad, Tensor output, Tensor bits, int dim, str pairing, int groups) -> Tensor");
   m.def("fold_rotate(Tensor value, Tensor bits, Tensor weight, int dim, str pairing, int groups) -> Tensor");
 }

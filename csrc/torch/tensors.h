@@ -9,8 +9,8 @@
 
 #include "core/view.h"
 
-// From tensors to the plain structs that kernels take. The Python layer has already told its user what was wrong with an
-// argument; the checks here only keep a direct call of the raw op inside its memory.
+// From tensors to the plain structs that kernels take. The Python layer has already told its user what was wrong with
+// an argument; the checks here only keep a direct call of the raw op inside its memory.
 namespace pyfold::ops {
 
 using torch::headeronly::ScalarType;

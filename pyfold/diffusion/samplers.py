@@ -53,12 +53,12 @@ class Plan:
 def _check(schedule: Schedule, steps: int, prediction: str, flow: bool) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-    if steps < 1 or (not flow and steps > schedule.steps):
-        allowed = "at least 1" if flow else f"in [1, {schedule.steps}]"
-        raise ValueError(f"steps must be {allowed}, got {steps}")
     if schedule.is_flow != flow:
         kind = "a flow schedule" if flow else "a schedule with discrete times"
         raise ValueError(f"schedule must be {kind}, got {schedule.name}")
+    if steps < 1 or (not flow and steps > schedule.steps):
+        allowed = "at least 1" if flow else f"in [1, {schedule.steps}]"
+        raise ValueError(f"steps must be {allowed}, got {steps}")
     convert(prediction, "x0", 0.6, 0.8)
 
 
@@ -238,10 +238,10 @@ def sample(
     history: list[torch.Tensor] = []
     for i in range(len(plan)):
         prediction = model(model_input, times[i].expand(len(seeds)))
-        # The ring: the oldest entry's memory takes the newest.
+        # The ring: the newest entry takes the memory of the oldest, which the same pass reads first.
         newest = None
         if plan.history:
-            newest = history.pop() if len(history) == plan.history else torch.empty_like(x)
+            newest = history[-1] if len(history) == plan.history else torch.empty_like(x)
         affine_step(
             x,
             prediction,
@@ -255,7 +255,7 @@ def sample(
             next_input=None if dtype == torch.float32 else model_input,
         )
         if newest is not None:
-            history.insert(0, newest)
+            history = [newest, *history][: plan.history]
         if callback is not None:
             callback(i, x)
     return x

@@ -1,0 +1,60 @@
+# Everything sets itself up in .venv: Python >= 3.10 and a C++20 compiler are all that must be there.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+SOURCES := $(shell find csrc cmake build_backend -type f) CMakeLists.txt setup.py pyproject.toml
+RUNS ?= runs/demo
+
+.PHONY: help build demo test test-all lint format bench clean
+
+help:
+	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
+	@echo "make test    the tests, but for the slow ones; 'make test-all' runs those too"
+	@echo "make lint    check style of Python and C++; 'make format' mends it"
+	@echo "make bench   the benchmark tables"
+	@echo "make build   compile, for working on pyfold in place"
+	@echo "make clean   remove what make made"
+
+.venv/torch.stamp:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python >= 3.10 is needed; set PYTHON=python3.x"; exit 1; }
+	@command -v $${CXX:-c++} > /dev/null || { echo "A C++20 compiler is needed, as in: apt-get install g++"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@touch $@
+
+.venv/tools.stamp: pyproject.toml | .venv/torch.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check "ruff>=0.17,<0.18" "clang-format>=23,<24"
+	@touch $@
+
+# In place: the package that is tested is this folder's, so an edited .py file counts at once, and .so files are built anew
+# only where csrc changed. A slow test installs the wheel that users get.
+.venv/pyfold.stamp: $(SOURCES) | .venv/torch.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,mnist,bench]"
+	@touch $@
+
+build: .venv/pyfold.stamp
+
+demo: build
+	$(BIN)/python -m pyfold.train.demo --out $(RUNS)
+
+test: build
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: build
+	$(BIN)/python -m pytest
+
+lint: .venv/tools.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+
+format: .venv/tools.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -type f)
+
+bench: build
+	$(BIN)/python -m pytest benchmarks -q --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+
+clean:
+	rm -rf .venv build pyfold/_lib pyfold/_C*.so pyfold.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

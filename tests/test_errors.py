@@ -1,0 +1,124 @@
+"""Bad input is refused before a kernel runs, by an error that names the argument, what it was and what it should be."""
+
+import math
+
+import pytest
+import torch
+
+import pyfold
+from pyfold import diffusion, gan, nn
+from pyfold.ops import affine_table, unfold
+
+X = torch.zeros(2, 4, 3)
+SEEDS = torch.arange(2)
+TABLE = affine_table([{"a": 1.0}])
+
+CASES = {
+    "randn: negative size": (lambda: pyfold.randn(SEEDS, (3, -1)), ValueError, "shape.*-1"),
+    "randn: seeds dtype": (lambda: pyfold.randn(torch.zeros(2), (3,)), TypeError, "seeds.*int64.*float32"),
+    "randn: seeds shape": (lambda: pyfold.randn(SEEDS[None], (3,)), ValueError, r"seeds.*\(1, 2\)"),
+    "randn: seeds type": (lambda: pyfold.randn("12", (3,)), TypeError, "seeds.*str"),
+    "randn: dtype": (lambda: pyfold.randn(SEEDS, (3,), dtype=torch.int32), TypeError, "dtype.*int32"),
+    "randn: step": (lambda: pyfold.randn(SEEDS, (3,), step=-1), ValueError, "step.*-1"),
+    "randn: stream": (lambda: pyfold.randn(SEEDS, (3,), stream=2**32), ValueError, "stream.*4294967296"),
+    "randn: step type": (lambda: pyfold.randn(SEEDS, (3,), step=1.5), TypeError, "step.*float"),
+    "randn: out shape": (lambda: pyfold.randn(SEEDS, (3,), out=torch.zeros(2, 4)), ValueError, r"out.*\(2, 3\).*\(2, 4\)"),
+    "randn: half a window": (lambda: pyfold.randn(SEEDS, (3,), offset=(0,)), ValueError, "offset.*global_shape"),
+    "randn: window": (lambda: pyfold.randn(SEEDS, (3,), offset=(2,), global_shape=(4,)), ValueError, "leaves global_shape"),
+    "randn: device": (lambda: pyfold.randn(SEEDS, (3,), device="meta", dtype=torch.int8), TypeError, "dtype"),
+    "add_noise: tensor": (lambda: pyfold.add_noise([1.0], 1, 1, SEEDS), TypeError, "x0.*list"),
+    "add_noise: 0-d": (lambda: pyfold.add_noise(torch.zeros(()), 1, 1, SEEDS), ValueError, "x0.*batch"),
+    "add_noise: dtype": (lambda: pyfold.add_noise(X.int(), 1, 1, SEEDS), TypeError, "x0.*int32"),
+    "add_noise: seeds": (lambda: pyfold.add_noise(X, 1, 1, torch.arange(3)), ValueError, r"seeds.*\(2,\).*\(3,\)"),
+    "add_noise: NaN": (lambda: pyfold.add_noise(X, math.nan, 1, SEEDS), ValueError, "alpha.*nan"),
+    "add_noise: NaN tensor": (lambda: pyfold.add_noise(X, 1, torch.tensor([1, math.nan]), SEEDS), ValueError, "sigma.*nan"),
+    "add_noise: sigma": (lambda: pyfold.add_noise(X, 1, torch.ones(3), SEEDS), ValueError, r"sigma.*\(3,\)"),
+    "add_noise: alpha type": (lambda: pyfold.add_noise(X, "1", 1, SEEDS), TypeError, "alpha.*str"),
+    "add_noise: target": (lambda: pyfold.add_noise(X, 1, 1, SEEDS, target="eps"), ValueError, "target.*'eps'"),
+    "add_noise: out dtype": (lambda: pyfold.add_noise(X, 1, 1, SEEDS, dtype=torch.float64), TypeError, "dtype.*float64"),
+    "add_noise: sparse": (lambda: pyfold.add_noise(X.to_sparse(), 1, 1, SEEDS), TypeError, "x0.*sparse"),
+    "loss: shape": (lambda: pyfold.denoising_loss(X[:1], X, 1, 1, SEEDS), ValueError, "prediction.*shape"),
+    "loss: dtype": (lambda: pyfold.denoising_loss(X.double(), X, 1, 1, SEEDS), TypeError, "prediction.*float64"),
+    "loss: weight": (lambda: pyfold.denoising_loss(X, X, 1, 1, SEEDS, weight=math.inf), ValueError, "weight.*inf"),
+    "step: models": (lambda: pyfold.affine_step(X, [X] * 4, TABLE), ValueError, "models.*4"),
+    "step: no model": (lambda: pyfold.affine_step(X, [], TABLE), ValueError, "models.*0"),
+    "step: history": (lambda: pyfold.affine_step(X, X, TABLE, history=[X] * 5), ValueError, "history.*5"),
+    "step: model shape": (lambda: pyfold.affine_step(X, X[0], TABLE), ValueError, r"models\[0\].*shape"),
+    "step: model dtype": (lambda: pyfold.affine_step(X, X.double(), TABLE), TypeError, r"models\[0\].*float64"),
+    "step: base dtype": (lambda: pyfold.affine_step(X, X, TABLE, base=X.half()), TypeError, "base.*float16"),
+    "step: table dtype": (lambda: pyfold.affine_step(X, X, TABLE.float()), TypeError, "table.*float64"),
+    "step: table shape": (lambda: pyfold.affine_step(X, X, TABLE[:, :3]), ValueError, "table.*25"),
+    "step: rows": (lambda: pyfold.affine_step(X, X, TABLE.expand(3, 25)), ValueError, "table.*3"),
+    "step: index": (lambda: pyfold.affine_step(X, X, TABLE, torch.arange(3)), ValueError, r"index.*\(3,\)"),
+    "step: index dtype": (lambda: pyfold.affine_step(X, X, TABLE, SEEDS.int()), TypeError, "index.*int32"),
+    "step: seeds": (lambda: pyfold.affine_step(X, X, TABLE, seeds=[1]), ValueError, "seeds"),
+    "step: out with gradient": (
+        lambda: pyfold.affine_step(X.clone().requires_grad_(), X, TABLE, out=X.clone()),
+        ValueError,
+        "out=",
+    ),
+    "table: name": (lambda: affine_table([{"z": 1.0}]), ValueError, "'z'"),
+    "table: NaN": (lambda: affine_table([{"a": math.nan}]), ValueError, "a of row 0.*nan"),
+    "table: infinite": (lambda: affine_table([{}, {"d1": math.inf}]), ValueError, "d1 of row 1.*inf"),
+    "table: noise step": (lambda: affine_table([{"n1": -1}]), ValueError, "n1.*-1"),
+    "fold: kind": (lambda: pyfold.fold(X, "absolute"), ValueError, "kind.*'absolute'"),
+    "fold: odd": (lambda: pyfold.fold(X, "maxmin", dim=2), ValueError, "even.*3"),
+    "fold: dim": (lambda: pyfold.fold(X, "maxmin", dim=3), ValueError, "dim.*3"),
+    "fold: dim type": (lambda: pyfold.fold(X, "maxmin", dim=1.0), TypeError, "dim.*float"),
+    "fold: pairing": (lambda: pyfold.fold(X, "maxmin", pairing="pairs"), ValueError, "pairing.*'pairs'"),
+    "fold: gain": (lambda: pyfold.fold(X, "abs", gain=math.nan), ValueError, "gain.*nan"),
+    "fold: clamp": (lambda: pyfold.fold(X, "abs", clamp=0.0), ValueError, "clamp.*0"),
+    "fold: bias": (lambda: pyfold.fold(X, "abs", bias=torch.zeros(3)), ValueError, r"bias.*\(4,\).*\(3,\)"),
+    "fold: no angle": (lambda: pyfold.fold(X, "householder"), ValueError, "angle"),
+    "fold: angle": (lambda: pyfold.fold(X, "householder", angle=torch.zeros(4)), ValueError, r"angle.*\(2,\).*\(4,\)"),
+    "fold: stray angle": (lambda: pyfold.fold(X, "abs", angle=torch.zeros(4)), ValueError, "angle.*abs"),
+    "fold: dtype": (lambda: pyfold.fold(X.int(), "abs"), TypeError, "x.*int32"),
+    "unfold: bits": (lambda: unfold(X, torch.zeros(1, dtype=torch.uint8), "abs"), ValueError, "bits.*3 bytes"),
+    "Fold: channels": (lambda: nn.Fold("householder"), ValueError, "channels"),
+    "Fold: odd": (lambda: nn.Fold("maxmin", 3), ValueError, "even.*3"),
+    "Fold: kind": (lambda: nn.Fold("max"), ValueError, "kind.*'max'"),
+    "vp_linear: beta": (lambda: diffusion.vp_linear(beta_end=1.5), ValueError, "beta_end.*1.5"),
+    "vp_cosine: steps": (lambda: diffusion.vp_cosine(0), ValueError, "steps.*0"),
+    "flow: shift": (lambda: diffusion.flow(-1), ValueError, "shift.*-1"),
+    "ddpm: steps": (lambda: diffusion.ddpm(diffusion.vp_linear(), 0), ValueError, "steps.*0"),
+    "ddpm: too many": (lambda: diffusion.ddpm(diffusion.vp_linear(10), 11), ValueError, r"\[1, 10\].*11"),
+    "ddpm: variance": (lambda: diffusion.ddpm(diffusion.vp_linear(), variance="x"), ValueError, "variance.*'x'"),
+    "ddim: eta": (lambda: diffusion.ddim(diffusion.vp_linear(), eta=1.5), ValueError, "eta.*1.5"),
+    "ddim: eta NaN": (lambda: diffusion.ddim(diffusion.vp_linear(), eta=math.nan), ValueError, "eta.*nan"),
+    "ddim: flow": (lambda: diffusion.ddim(diffusion.flow()), ValueError, "schedule.*flow"),
+    "ddim: clip": (lambda: diffusion.ddim(diffusion.vp_linear(), clip=-1.0), ValueError, "clip.*-1"),
+    "flow_euler: steps": (lambda: diffusion.flow_euler(diffusion.flow(), 2.5), TypeError, "steps.*float"),
+    "prediction": (lambda: diffusion.ddim(diffusion.vp_linear(), prediction="noise"), ValueError, "prediction.*'noise'"),
+    "guidance": (lambda: diffusion.guided(diffusion.ddim(diffusion.vp_linear()), math.nan), ValueError, "scale.*nan"),
+    "loss weighting": (lambda: diffusion.TrainingLoss(diffusion.flow(), "v", "snr"), ValueError, "weighting.*'snr'"),
+    "gan: pairs": (lambda: gan.relativistic_d(torch.zeros(2), torch.zeros(3)), ValueError, "same shape"),
+    "gan: r1": (lambda: gan.r1_penalty(torch.zeros(2), X, 1.0), ValueError, "real.*requires_grad"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(name, monkeypatch):
+    call, error, pattern = CASES[name]
+    with pytest.raises(error, match=pattern):
+        call()
+
+
+def test_an_unsupported_device_is_named():
+    x = torch.zeros(2, 4, device="meta")
+    # Meta tensors carry shapes through; every other device without kernels is refused by name.
+    assert pyfold.fold(x, "abs").shape == x.shape
+    from pyfold.ops._checks import check_tensor
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("xpu")
+
+    with pytest.raises(ValueError, match="x is on device xpu.*cpu and cuda"):
+        check_tensor("x", torch.zeros(1).as_subclass(Elsewhere))
+
+
+def test_a_row_outside_the_table_is_nan(backend):
+    x = torch.ones(3, 5, device=backend)
+    index = torch.tensor([0, 7, -1], device=backend)
+    y = pyfold.affine_step(x, x, TABLE.to(backend), index)
+    assert torch.equal(torch.isnan(y).all(1).cpu(), torch.tensor([False, True, True]))
+    assert torch.equal(y[0], x[0])
