@@ -259,6 +259,25 @@ def test_functional_gradient_of_a_gradient(op, variant, generator):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("op", "variant"), [case for case in GRADIENT_CASES if case[0].name != "affine_step"], ids=case_id
+)
+def test_compiled_gradient_of_a_gradient(op, variant, generator):
+    """The recipe for a penalty inside a compiled function: torch.func.grad, and the gradient of that by autograd."""
+    sample, leaves = gradient_sample(op, variant, generator)
+    function = call_with(op, sample, leaves)
+    every = tuple(range(len(leaves)))
+
+    def penalty(*values):
+        loss = lambda *v: sum((o**2).sum() for o in outputs(function(*v)))  # noqa: E731
+        return sum((g**2).sum() for g in torch.func.grad(loss, argnums=every)(*values))
+
+    expected = torch.autograd.grad(penalty(*leaves), leaves, materialize_grads=True)
+    compiled = torch.compile(penalty, fullgraph=True, backend="aot_eager")
+    for a, e in zip(torch.autograd.grad(compiled(*leaves), leaves, materialize_grads=True), expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("op", "variant"), GRADIENT_CASES, ids=case_id)
 def test_vmap_over_the_main_tensor(op, variant, generator):
     sample, _ = gradient_sample(op, variant, generator)

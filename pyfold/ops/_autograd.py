@@ -13,6 +13,14 @@ def functorch_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def compiling_a_transform() -> bool:
+    """Whether a torch.func transform is being compiled.
+
+    The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
+    """
+    return torch.compiler.is_compiling() and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
 class Differentiable:
     """An op with its gradient, run by the cheapest of three ways that serves the call.
 
@@ -21,7 +29,8 @@ class Differentiable:
 
     - the bare forward, where no gradient is asked for;
     - a plain ``autograd.Function`` in eager mode: the least overhead;
-    - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form.
+    - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form;
+    - composed(*args), the same in torch's own operations, where the compiler meets a torch.func transform.
     """
 
     def __init__(
@@ -31,6 +40,7 @@ class Differentiable:
         save: Callable[..., None],
         backward: Callable[..., Any],
         vmap: Callable[..., Any],
+        composed: Callable[..., Any] | None = None,
     ):
         def eager_forward(ctx: Any, *args: Any) -> Any:
             output = forward(*args)
@@ -41,6 +51,7 @@ class Differentiable:
             save(ctx, inputs, output)
 
         self.forward = forward
+        self.composed = composed
         self.eager = type(
             f"{name}Eager",
             (torch.autograd.Function,),
@@ -58,6 +69,8 @@ class Differentiable:
         )
 
     def __call__(self, *args: Any) -> Any:
+        if self.composed is not None and compiling_a_transform():
+            return self.composed(*args)
         if torch.compiler.is_compiling() or functorch_active():
             return self.transformable.apply(*args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):

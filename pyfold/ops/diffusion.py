@@ -153,7 +153,24 @@ def _add_noise_vmap(info, in_dims, x0, table, index, seeds, *rest):
     return (tuple(map(split, result)), (0, 0)) if isinstance(result, tuple) else (split(result), 0)
 
 
-_add_noise = Differentiable("AddNoise", _add_noise_forward, _add_noise_save, _add_noise_backward, _add_noise_vmap)
+def _combination(rows, columns, x0, seeds, noise):
+    """Two columns of a noising table times x0 and eps, in torch operations."""
+    of_x0, of_epsilon = (_per_sample(rows[:, c], x0).to(_accumulation(x0.dtype)) for c in columns)
+    stream, step, offset, global_shape = noise
+    window = {"offset": offset or None, "global_shape": global_shape or None}
+    eps = randn(seeds, x0.shape[1:], stream=stream, step=step, dtype=of_x0.dtype, **window)
+    return of_x0 * x0.to(of_x0.dtype) + of_epsilon * eps
+
+
+def _add_noise_composed(x0, table, index, seeds, stream, step, offset, global_shape, dtype, want_target, out):
+    rows, noise = _rows(table, index, x0.shape[0]), (stream, step, offset, global_shape)
+    x_t = _combination(rows, (0, 1), x0, seeds, noise).to(dtype)
+    return (x_t, _combination(rows, (2, 3), x0, seeds, noise).to(dtype)) if want_target else x_t
+
+
+_add_noise = Differentiable(
+    "AddNoise", _add_noise_forward, _add_noise_save, _add_noise_backward, _add_noise_vmap, _add_noise_composed
+)
 
 
 def add_noise(
@@ -254,7 +271,7 @@ def _save_residual(count):
     return save
 
 
-def _vmap_residual(count, run, per_sample_first):
+def _vmap_residual(count, run):
     def vmap(info, in_dims, *args):
         tensors, (table, index, seeds), rest = args[:count], args[count : count + 3], args[count + 3 :]
         if any(dim is not None for dim in in_dims[count : count + 3]):
@@ -319,17 +336,24 @@ def _dot_backward(ctx, grad):
     return to_cotangent, *gradients, *[None] * (3 + len(ctx.rest))
 
 
+def _loss_composed(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
+    rows = _rows(table, index, x0.shape[0])
+    target = _combination(rows, (2, 3), x0, seeds, (stream, step, offset, global_shape))
+    square = (prediction.to(target.dtype) - target).square()
+    return rows[:, 4].to(square.dtype) * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
+
+
 _denoising_loss = Differentiable(
     "DenoisingLoss", _loss_forward, _save_residual(2), _loss_backward,
-    _vmap_residual(2, lambda *args: _denoising_loss(*args), False),
+    _vmap_residual(2, lambda *args: _denoising_loss(*args)), _loss_composed,
 )  # fmt: skip
 _residual_scale = Differentiable(
     "DenoisingResidualScale", _scale_forward, _save_residual(3), _scale_backward,
-    _vmap_residual(3, lambda *args: _residual_scale(*args), True),
+    _vmap_residual(3, lambda *args: _residual_scale(*args)),
 )  # fmt: skip
 _residual_dot = Differentiable(
     "DenoisingResidualDot", _dot_forward, _save_residual(3), _dot_backward,
-    _vmap_residual(3, lambda *args: _residual_dot(*args), False),
+    _vmap_residual(3, lambda *args: _residual_dot(*args)),
 )  # fmt: skip
 
 

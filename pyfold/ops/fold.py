@@ -254,7 +254,14 @@ def _rotate_vmap(info, in_dims, value, bits, weight, dim, pairing, groups):
     return _rotate(value, bits, weight, dim + 1, pairing, groups * size), 0
 
 
-_fold = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap)
+def _fold_composed(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
+    widened = [None if v is None else v.to(_accumulation(x.dtype)) for v in (x, bias, angle)]
+    options = {"gain": gain, "clamp": clamp or None, "dim": dim, "pairing": pairing}
+    y = _reference(widened[0], kind, bias=widened[1], angle=widened[2], **options)
+    return y.to(x.dtype), None, None
+
+
+_fold = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap, _fold_composed)
 _backward = Differentiable("FoldBackward", _backward_forward, _backward_save, _backward_backward, _backward_vmap)
 _angle_grad = Differentiable("FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap)
 _rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap)
