@@ -14,26 +14,21 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+sys.path.insert(0, str(ROOT / "build_backend"))
+import backend  # noqa: E402
+
+
 def find_torch() -> str:
     """The torch package of the environment that the build is for, which need not be importable from here."""
-    sys.path.insert(0, str(ROOT / "build_backend"))
-    import backend
-
     folder = backend.torch_folder()
     if folder is None:
         raise SystemExit("pyfold: no torch >= 2.10 found. Install it first: pip install torch")
     return str(folder)
 
 
-def tool(name: str) -> str | None:
-    """A build tool of the build environment, or else of the system."""
-    beside_python = Path(sys.executable).parent / name
-    return str(beside_python) if beside_python.exists() else shutil.which(name)
-
-
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        cmake, ninja = tool("cmake"), tool("ninja")
+        cmake, ninja = backend.tool("cmake"), backend.tool("ninja")
         if cmake is None:
             raise SystemExit("pyfold: CMake >= 3.18 is needed to build. Install it: pip install cmake ninja")
         if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -35,13 +36,25 @@ def torch_folder() -> Path | None:
     return None
 
 
+def tool(name: str) -> str | None:
+    """A build tool of the build environment, or else of the system; one that does not run, as a script of another
+    environment inside pip's isolation, counts as absent."""
+    for candidate in (str(Path(sys.executable).parent / name), shutil.which(name)):
+        try:
+            if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+                return candidate
+        except OSError:
+            continue
+    return None
+
+
 def _requirements() -> list[str]:
     needed = []
     if torch_folder() is None:
         needed.append("torch>=2.10")
-    if shutil.which("cmake") is None:
+    if tool("cmake") is None:
         needed.append("cmake>=3.18")
-    if shutil.which("ninja") is None:
+    if tool("ninja") is None:
         needed.append("ninja")
     return needed
 

@@ -25,7 +25,9 @@ def test_every_output(backend, generator):
     pyfold.affine_step(x, [m1, m2], table, base=base, history=[h], seeds=seeds, **outs)
 
     def noise(k):
-        return torch.cat([pyfold.randn(seeds[b : b + 1], shape[1:], stream=1, step=(3, 9, 2**31)[k - 1]) for b in range(3)]).double()
+        return torch.cat(
+            [pyfold.randn(seeds[b : b + 1], shape[1:], stream=1, step=(3, 9, 2**31)[k - 1]) for b in range(3)]
+        ).double()
 
     doubles = [t.double() for t in (x, m1, m2, base, h)]
     expected = _affine_composed(doubles[0], doubles[1:3], table, None, doubles[3], doubles[4:], noise)

@@ -1,4 +1,4 @@
-"""Schedules, predictions, samplers and the training loss: against their formulas, diffusers, and problems with known answers."""
+"""Schedules, predictions, samplers and training loss: against formulas, diffusers, and problems with known answers."""
 
 import math
 
@@ -316,7 +316,8 @@ def test_low_precision_model_keeps_a_float32_state():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "prediction"), [(diffusion.vp_cosine(), "v"), (diffusion.vp_linear(), "epsilon"), (diffusion.flow(2.0), "flow")]
+    ("schedule", "prediction"),
+    [(diffusion.vp_cosine(), "v"), (diffusion.vp_linear(), "epsilon"), (diffusion.flow(2.0), "flow")],
 )
 def test_training_loss(schedule, prediction, generator):
     loss = diffusion.TrainingLoss(schedule, prediction)

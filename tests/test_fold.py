@@ -123,7 +123,9 @@ def test_modules(generator):
     x = torch.randn(5, 6, 7, generator=generator)
     module = nn.Fold("householder", 6, bias=True, gain=1.5)
     assert {name for name, _ in module.named_parameters()} == {"bias", "angle"}
-    expected = 1.5 * torch.stack([torch.minimum(x[:, 0::2], x[:, 1::2]), torch.maximum(x[:, 0::2], x[:, 1::2])], 2).flatten(1, 2)
+    expected = 1.5 * torch.stack([torch.minimum(x[:, 0::2], x[:, 1::2]), torch.maximum(x[:, 0::2], x[:, 1::2])], 2).flatten(
+        1, 2
+    )
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
     module(x).sum().backward()
     assert module.bias.grad is not None

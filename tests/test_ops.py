@@ -259,9 +259,7 @@ def test_functional_gradient_of_a_gradient(op, variant, generator):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("op", "variant"), [case for case in GRADIENT_CASES if case[0].name != "affine_step"], ids=case_id
-)
+@pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].name != "affine_step"], ids=case_id)
 def test_compiled_gradient_of_a_gradient(op, variant, generator):
     """The recipe for a penalty inside a compiled function: torch.func.grad, and the gradient of that by autograd."""
     sample, leaves = gradient_sample(op, variant, generator)

