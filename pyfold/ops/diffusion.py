@@ -11,6 +11,7 @@ import torch
 from pyfold import _C
 from pyfold.ops._autograd import Differentiable, functorch_active
 from pyfold.ops._checks import (
+    DEVICES,
     check_batched,
     check_choice,
     check_counter,
@@ -22,7 +23,7 @@ from pyfold.ops._checks import (
     check_window,
     is_finite,
 )
-from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
+from pyfold.ops._declare import Op, declare
 from pyfold.ops.noise import SAMPLER_STREAM, TRAINING_STREAM, randn
 
 #: Columns of a noising table, and of a sampler's; the kernels' own lists.
@@ -52,23 +53,15 @@ def _per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 # --- noising tables
 
 
-def _coefficient(name: str, value: Any, samples: int, device: torch.device) -> torch.Tensor:
+def _check_coefficient(name: str, value: Any, samples: int, device: torch.device) -> None:
     if isinstance(value, torch.Tensor):
-        check_tensor(name, value, (*FLOAT_DTYPES,))
+        check_tensor(name, value)
         if value.dim() > 1 or value.numel() not in (1, samples):
             raise ValueError(f"{name} must be a number or have shape ({samples},), got shape {tuple(value.shape)}")
         if value.device != device:
             raise ValueError(f"{name} must be on device {device}, got {value.device}")
-        # Reading values of a CUDA tensor would wait for the device, so only a CPU tensor is looked into.
-        if value.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch_active():
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite, got {value}")
-        return value.detach().to(torch.float64).reshape(-1).expand(samples)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if not is_finite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return torch.full((samples,), float(value), dtype=torch.float64, device=device)
 
 
 def noising_table(
@@ -83,13 +76,29 @@ def noising_table(
     """The float64 table [samples, 5] that ``add_noise`` and ``denoising_loss`` read; see ``NOISING_COLUMNS``."""
     if target is not None:
         check_choice("target", target, TARGETS)
-    alpha = _coefficient("alpha", alpha, samples, device)
-    sigma = _coefficient("sigma", sigma, samples, device)
-    weight = _coefficient("weight", weight, samples, device)
-    of_x0, of_epsilon = TARGETS[target or "epsilon"](alpha, sigma)
-    columns = [alpha, sigma, of_x0, of_epsilon, weight]
-    columns = [c if isinstance(c, torch.Tensor) else torch.full_like(alpha, c) for c in columns]
-    return torch.stack(columns, 1)
+    given = {"alpha": alpha, "sigma": sigma, "weight": weight}
+    for name, value in given.items():
+        _check_coefficient(name, value, samples, device)
+    given = {name: v.detach().double().reshape(-1) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
+    of_x0, of_epsilon = TARGETS[target or "epsilon"](given["alpha"], given["sigma"])
+    columns = (given["alpha"], given["sigma"], of_x0, of_epsilon, given["weight"])
+    table = torch.stack([_column(c, samples, device) for c in columns], 1)
+    # Reading values of a CUDA tensor would wait for the device, so only a CPU's are looked into.
+    looked_into = device.type == "cpu" and not torch.compiler.is_compiling() and not functorch_active()
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor) and not is_finite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    if looked_into and not math.isfinite(float(table.sum())):
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite, got {value}")
+    return table
+
+
+def _column(value: Any, samples: int, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.expand(samples)
+    return torch.full((samples,), value, dtype=torch.float64, device=device)
 
 
 # --- add_noise
@@ -436,6 +445,66 @@ def affine_table(rows: Sequence[Mapping[str, float]], device: torch.device | str
     return torch.tensor(table, dtype=torch.float64, device=device).reshape(-1, len(AFFINE_STEP_COLUMNS))
 
 
+def _plainly_valid(x, models, history, others, next_input, table, index, seeds) -> bool:
+    """The quick look that most calls pass; what fails it goes through ``_check_affine_step``, which knows why."""
+    if type(x) is not torch.Tensor or x.dtype != torch.float32 or x.layout != torch.strided or not 1 <= x.dim() <= 9:
+        return False
+    shape, device = x.shape, x.device
+    if device.type not in DEVICES or not 1 <= len(models) <= 3 or len(history) > 4:
+        return False
+    for t in (*models, *history, *others):
+        if t is not None and (
+            type(t) is not torch.Tensor or t.shape != shape or t.dtype != torch.float32 or t.device != device
+        ):
+            return False
+    return (
+        next_input is None
+        and type(table) is torch.Tensor
+        and table.dtype == torch.float64
+        and table.device == device
+        and table.dim() == 2
+        and table.shape[1] == len(AFFINE_STEP_COLUMNS)
+        and (table.shape[0] in (1, shape[0]) if index is None else _is_row(index, shape[0], device))
+        and (seeds is None or (type(seeds) is torch.Tensor and seeds.dim() == 1 and _is_row(seeds, shape[0], device, False)))
+    )
+
+
+def _is_row(value, samples, device, one=True) -> bool:
+    """A contiguous int64 tensor of one entry for each sample, or one in all."""
+    count = value.numel() if type(value) is torch.Tensor and value.dim() <= 1 and value.is_contiguous() else -1
+    return (count == samples or (one and count == 1)) and value.dtype == torch.int64 and value.device == device
+
+
+def _check_affine_step(x, models, history, others, next_input, table, index, seeds):
+    base, out, history_out, x0_out = others
+    check_tensor("x", x)
+    check_batched("x", x)
+    if not 1 <= len(models) <= 3:
+        raise ValueError(f"models must be 1 to 3 tensors, got {len(models)}")
+    if len(history) > 4:
+        raise ValueError(f"history must be at most 4 tensors, got {len(history)}")
+    for i, model in enumerate(models):
+        check_same(f"models[{i}]", check_tensor(f"models[{i}]", model), "x", x)
+        _output_dtype(f"models[{i}]", model.dtype, None, x)
+    state = [("base", base), ("out", out), ("history_out", history_out), ("x0_out", x0_out)]
+    for name, value in [*state, *((f"history[{i}]", h) for i, h in enumerate(history))]:
+        if value is not None:
+            check_same(name, check_tensor(name, value, (x.dtype,)), "x", x)
+    if next_input is not None:
+        check_same("next_input", check_tensor("next_input", next_input), "x", x)
+        _output_dtype("next_input", next_input.dtype, None, x)
+    check_tensor("table", table, (torch.float64,))
+    if table.dim() != 2 or table.shape[1] != len(AFFINE_STEP_COLUMNS):
+        raise ValueError(f"table must have shape (rows, {len(AFFINE_STEP_COLUMNS)}), got {tuple(table.shape)}")
+    check_device("table", table, "x", x)
+    check_index(index, x.shape[0], "x", x)
+    if index is None and table.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"table must have 1 or {x.shape[0]} rows where index is not given, got {table.shape[0]}")
+    if seeds is not None:
+        seeds = check_seeds(seeds, x.shape[0], x.device)
+    return seeds
+
+
 def affine_step(
     x: torch.Tensor,
     models: torch.Tensor | Sequence[torch.Tensor],
@@ -484,33 +553,12 @@ def affine_step(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    check_tensor("x", x)
-    check_batched("x", x)
     models = [models] if isinstance(models, torch.Tensor) else list(models)
-    if not 1 <= len(models) <= 3:
-        raise ValueError(f"models must be 1 to 3 tensors, got {len(models)}")
     history = list(history)
-    if len(history) > 4:
-        raise ValueError(f"history must be at most 4 tensors, got {len(history)}")
-    for i, model in enumerate(models):
-        check_same(f"models[{i}]", check_tensor(f"models[{i}]", model), "x", x)
-        _output_dtype(f"models[{i}]", model.dtype, None, x)
-    state = [("base", base), ("out", out), ("history_out", history_out), ("x0_out", x0_out)]
-    for name, value in [*state, *((f"history[{i}]", h) for i, h in enumerate(history))]:
-        if value is not None:
-            check_same(name, check_tensor(name, value, (x.dtype,)), "x", x)
-    if next_input is not None:
-        check_same("next_input", check_tensor("next_input", next_input), "x", x)
-        _output_dtype("next_input", next_input.dtype, None, x)
-    check_tensor("table", table, (torch.float64,))
-    if table.dim() != 2 or table.shape[1] != len(AFFINE_STEP_COLUMNS):
-        raise ValueError(f"table must have shape (rows, {len(AFFINE_STEP_COLUMNS)}), got {tuple(table.shape)}")
-    check_device("table", table, "x", x)
-    index = check_index(index, x.shape[0], "x", x)
-    if index is None and table.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"table must have 1 or {x.shape[0]} rows where index is not given, got {table.shape[0]}")
-    if seeds is not None:
-        seeds = check_seeds(seeds, x.shape[0], x.device)
+    others = (base, out, history_out, x0_out)
+    if not _plainly_valid(x, models, history, others, next_input, table, index, seeds):
+        seeds = _check_affine_step(x, models, history, others, next_input, table, index, seeds)
+        index = None if index is None else index.contiguous()
     stream = check_counter("stream", stream)
     offset, global_shape = check_window(offset, global_shape, x.shape[1:])
 
