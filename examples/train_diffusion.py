@@ -1,6 +1,6 @@
 """A diffusion model on handwritten digits, from the public API alone: about a minute on two cores.
 
-    python examples/train_diffusion.py --out digits.png
+python examples/train_diffusion.py --out digits.png
 """
 
 import argparse

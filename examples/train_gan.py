@@ -1,6 +1,6 @@
 """A GAN on a ring of eight Gaussians, from the public API alone: relativistic loss, R1 and R2, folds as activations.
 
-    python examples/train_gan.py --out ring.png
+python examples/train_gan.py --out ring.png
 """
 
 import argparse
