@@ -1,12 +1,14 @@
 """The libraries themselves: what they need from outside, what they must not share, how they were compiled."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pybind11
 import pytest
 import torch
 
@@ -78,6 +80,8 @@ def test_compiles_without_a_warning_and_without_fast_math():
             assert "fast-math" not in entry["command"]
             assert "-Ofast" not in entry["command"]
             command = re.sub(r" -o \S+ -c ", " -fsyntax-only -Werror ", entry["command"])
+            # pip's isolated build has taken its own copy of these headers away.
+            command = re.sub(r"\S+/pybind11/include", pybind11.get_include(), command)
             assert "-fsyntax-only" in command
             assert "-Wextra" in command
             result = subprocess.run(command, shell=True, cwd=entry["directory"], capture_output=True, text=True)
@@ -99,7 +103,7 @@ def test_cuda_library_loads_beside_any_torch_and_has_every_op():
         "    print(name, 'CUDA: registered' in table, 'CPU: registered' in table)\n"
         "print(pyfold.config()['cuda']['loaded'])\n"
     )
-    environment = {**__import__("os").environ, "PYFOLD_LOAD_CUDA": "1"}
+    environment = {**os.environ, "PYFOLD_LOAD_CUDA": "1"}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert out.returncode == 0, out.stderr
     *rows, loaded = out.stdout.splitlines()
@@ -117,8 +121,6 @@ def test_kernels_hold_their_own_tests(tmp_path):
     cmake = cmake if Path(cmake).exists() else shutil.which("cmake")
     options = [f"-DPYFOLD_OUTPUT={tmp_path / 'pyfold'}", "-DPYFOLD_BUILD_TESTS=ON", "-DPYFOLD_CUDA=off"]
     options += [f"-DPYFOLD_TORCH_DIR={torch_dir}", f"-DPython_EXECUTABLE={sys.executable}"]
-    pybind = re.search(r"PYBIND11|isystem (\S*pybind11\S*)", (BUILDS[0] / "compile_commands.json").read_text())
-    assert pybind
     configure = subprocess.run([cmake, "-S", ROOT, "-B", tmp_path / "build", *options], capture_output=True, text=True)
     assert configure.returncode == 0, configure.stderr
     targets = ["--target", "pyfold_tests", "pyfold_driver", "--parallel", "2"]
@@ -139,7 +141,7 @@ def test_pip_install_without_help(tmp_path):
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "_lib", "_C*", "*.egg-info"))
     target = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", target, source]
-    environment = {**__import__("os").environ, "PYFOLD_CUDA": "off"}
+    environment = {**os.environ, "PYFOLD_CUDA": "off"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     environment = {**environment, "PYTHONPATH": str(target)}

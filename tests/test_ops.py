@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matrix import (
@@ -76,6 +78,25 @@ def test_matches_the_reference(op, variant, dtype, backend, generator):
                 assert actual[0].stride() == main.stride(), f"{where}: the memory format changed"
             checked += 1
     assert checked > 5
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(CASES),
+    st.lists(st.integers(0, 9), max_size=5).map(tuple),
+    st.sampled_from(FLOAT_DTYPES),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**31),
+)
+def test_matches_the_reference_for_drawn_shapes(device, case, shape, dtype, layout, seed):
+    op, variant = case
+    sample = op.sample(shape, dtype, device, torch.Generator().manual_seed(seed), **op.variants[variant])
+    sample = sample and relayout(op, sample, layout)
+    if sample is None:
+        return
+    expected = outputs(op.reference(**in_float64(sample)))
+    for a, e in zip(outputs(op.public(**sample)), expected, strict=True):
+        assert_matches(a, e, dtype, f"{op.name}[{variant}] {dtype} {shape} {layout.__name__} {seed}")
 
 
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)

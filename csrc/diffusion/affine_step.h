@@ -14,11 +14,13 @@ constexpr int kMaxModels = 3;
 constexpr int kMaxHistory = 4;
 constexpr int kMaxNoises = 3;
 
-#define PYFOLD_AFFINE_STEP_COLUMNS(X)                                                                               \
-  X(a)                                                                                                              \
-  X(a_base)                                                                                                         \
-  X(b1) X(b2) X(b3) X(b4) X(c_x0) X(c_u) X(d1) X(d2) X(d3) X(g1) X(g2) X(g3) X(p) X(q) X(clip_min) X(clip_max) X(r) \
-      X(s) X(t) X(c_in) X(n1) X(n2) X(n3)
+// clang-format off
+#define PYFOLD_AFFINE_STEP_COLUMNS(X)                           \
+  X(a) X(a_base) X(b1) X(b2) X(b3) X(b4) X(c_x0) X(c_u)         \
+  X(d1) X(d2) X(d3) X(g1) X(g2) X(g3)                           \
+  X(p) X(q) X(clip_min) X(clip_max) X(r) X(s) X(t) X(c_in)      \
+  X(n1) X(n2) X(n3)
+// clang-format on
 
 enum AffineStepColumn : int {
 #define PYFOLD_ENUM(name) kStep_##name,

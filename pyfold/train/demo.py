@@ -10,8 +10,8 @@ from pyfold.train.config import Config
 from pyfold.train.run import train
 
 CONFIGS = {
-    "diffusion": Config("diffusion", steps=3000, batch=128, width=32),
-    "gan": Config("gan", steps=2500, batch=128, width=32),
+    "diffusion": Config("diffusion", steps=2500, batch=128, width=32),
+    "gan": Config("gan", steps=2200, batch=128, width=32),
 }
 
 
