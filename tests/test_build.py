@@ -150,3 +150,27 @@ def test_pip_install_without_help(tmp_path):
     assert out.returncode == 0, out.stderr
     assert str(target) in out.stdout
     assert "CUDA: not built: built with PYFOLD_CUDA=off" in out.stdout
+
+
+@needs_build
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "fails", "message"),
+    [
+        (["-DPYFOLD_CUDA=maybe"], True, "PYFOLD_CUDA must be auto, on or off, got 'maybe'"),
+        (["-DPYFOLD_TORCH_DIR=/nowhere"], True, "Install it first: pip install torch"),
+        (["-DPYFOLD_CUDA=on", "-DPYFOLD_NVCC=/nowhere/nvcc"], True, "PYFOLD_CUDA=on, but /nowhere/nvcc does not run"),
+        (["-DPYFOLD_CUDA=auto", "-DPYFOLD_NVCC=/nowhere/nvcc"], False, "without CUDA: /nowhere/nvcc does not run"),
+    ],
+    ids=["a wrong choice", "no torch", "no nvcc, on", "no nvcc, auto"],
+)
+def test_build_errors_say_what_to_do(options, fails, message, tmp_path):
+    cache = (BUILDS[0] / "CMakeCache.txt").read_text()
+    cmake = re.search(r"CMAKE_COMMAND:INTERNAL=(\S+)", cache)[1]
+    cmake = cmake if Path(cmake).exists() else shutil.which("cmake")
+    command = [cmake, "-S", ROOT, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}", *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode != 0) == fails, result.stderr
+    assert message in " ".join((result.stdout + result.stderr).split())
+    if not fails:
+        assert '#define PYFOLD_CUDA_REASON "/nowhere/nvcc does not run"' in (tmp_path / "build_info.h").read_text()
