@@ -1,0 +1,343 @@
+"""Samplers as data: a :class:`Plan` is a table of ``affine_step`` coefficients, which :func:`sample` runs.
+
+No sampler needs a base state. Where a formula starts a later stage from the state before the step, that state is affine in
+the present one, the ``u`` of the stages between, and their noise, which its counter makes again; the builder solves for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pyfold.diffusion.predictions import check_prediction, convert
+from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.ops import AFFINE_STEP_COLUMNS, INITIAL_STREAM, SAMPLER_STREAM, add_noise, affine_step, affine_table, randn
+
+Model = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, ...]"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler's steps for one schedule, number of steps and kind of prediction. Immutable, so it can be shared.
+
+    Attributes:
+        name: the sampler.
+        times: what the model is told at each stage, float64 [stages].
+        rows: each stage's coefficients by the names of ``pyfold.ops.AFFINE_STEP_COLUMNS``.
+        history: how many earlier values of ``u`` a stage looks back on.
+        noisy: whether stages draw noise.
+        points: where on the schedule each stage evaluates the model.
+        start_std: standard deviation of the noise that sampling starts from.
+        start_scale: c_in of the first stage.
+        start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
+    """
+
+    name: str
+    times: np.ndarray
+    rows: tuple[Mapping[str, float], ...]
+    history: int = 0
+    noisy: bool = False
+    points: tuple[Point, ...] = ()
+    start_std: float = 1.0
+    start_scale: float = 1.0
+    start_churn: tuple[float, float] | None = None
+    _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the model sees something else than the state."""
+        return any(row.get("c_in", 1.0) != 1.0 for row in self.rows) or self.start_scale != 1.0
+
+    def on(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(coefficients float64 [stages + 1, 25], times float32 [stages + 1], counters int64 [stages + 1]), made once.
+
+        The row behind the last stage keeps the state: where samples of one batch are at different stages, those that are
+        done wait there.
+        """
+        device = torch.device(device)
+        if device not in self._on_device:
+            rows = [{**row, "a_base": 1.0} for row in self.rows]
+            table = affine_table([*rows, {"a": 1.0}], device)
+            times = torch.tensor([*self.times, self.times[-1]], dtype=torch.float32, device=device)
+            self._on_device[device] = table, times, torch.arange(len(table), device=device)
+        return self._on_device[device]
+
+    def step(
+        self,
+        x: torch.Tensor,
+        models: torch.Tensor | Sequence[torch.Tensor],
+        index: torch.Tensor,
+        *,
+        history: list[torch.Tensor] | None = None,
+        seeds: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        **outputs: Any,
+    ) -> torch.Tensor:
+        """One stage, in one pass, without a look at the device.
+
+        Args:
+            x: the state [B, ...].
+            models: the model's output, or several for :func:`guided`.
+            index: int64 [1], or [B] with each sample at a stage of its own.
+            history: the caller's list of earlier ``u``, the newest first; this stage's is put in front.
+            seeds: int64 [B], for a plan with noise.
+            noise: instead of noise from seeds, this, already scaled.
+            outputs: ``out``, ``next_input``, ``x0_out`` of :func:`pyfold.affine_step`.
+        """
+        newest = None
+        if self.history:
+            if history is None:
+                raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
+            # A ring: the oldest entry is read and overwritten in the same pass.
+            newest = history[-1] if len(history) == self.history else torch.empty_like(x)
+        if self.noisy and seeds is None and noise is None:
+            raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
+        result = affine_step(
+            x,
+            models,
+            self.on(x.device)[0],
+            index,
+            base=noise,
+            history=history or (),
+            seeds=seeds if self.noisy and noise is None else None,
+            stream=SAMPLER_STREAM,
+            history_out=newest,
+            **outputs,
+        )
+        if newest is not None:
+            del history[self.history - 1 :]
+            history.insert(0, newest)
+        return result
+
+    def log_prob(
+        self, x: torch.Tensor, models: torch.Tensor | Sequence[torch.Tensor], index: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """log density [B] of the transition from x to ``after``, a Gaussian around the step without its noise.
+
+        Differentiable in ``models``, as policy gradients need it (Black et al. 2024, section 4.2). For plans of one noise and
+        no history; a step without noise has no density, its value is NaN.
+        """
+        if self.history or any(row.get(d) for row in self.rows for d in ("d2", "d3")):
+            raise ValueError(f"log_prob needs a plan of one noise a step and no history, got {self.name}")
+        table = self.on(x.device)[0]
+        mean = affine_step(x, models, table, index)
+        std = table[index.expand(x.shape[0]), _D1].to(mean.dtype)
+        squares = ((after - mean) ** 2).flatten(1).sum(1)
+        count = x[0].numel()
+        return -squares / (2 * std**2) - count * (std.log() + 0.5 * math.log(2 * math.pi)) + torch.where(std > 0, 0, torch.nan)
+
+
+class Stage(NamedTuple):
+    """A state inside a step: ``of_x x + sum_j of_u[j] u_j + noise``, from the state x before the step.
+
+    u_j is the prediction at the j-th state of the step, x being the 0-th. Noise is (coefficient, counter) pairs, counter 0
+    the noise that the first stage of the step introduces, 1 the second's.
+    """
+
+    point: Point
+    of_x: float
+    of_u: Sequence[float]
+    noise: Sequence[tuple[float, int]] = ()
+
+
+class Builder:
+    """Collects rows. The model's kind of prediction, the clip and the input scaling are put in here, not in the samplers.
+
+    Args:
+        schedule, prediction: of the model.
+        clip: bound on the predicted x0, or None.
+        u: what later stages remember of a prediction: "x0", "epsilon" or "flow", made from the clipped x0.
+        raw: make u from the model's prediction even where x0 is clipped.
+    """
+
+    def __init__(self, schedule: Schedule, prediction: str, clip: float | None, u: str = "x0", *, raw: bool = False):
+        check_prediction("prediction", prediction)
+        if clip is not None and not (clip > 0 and math.isfinite(clip)):
+            raise ValueError(f"clip must be positive, got {clip}")
+        self.schedule, self.prediction, self.clip, self.u = schedule, prediction, clip, u
+        self.raw = raw or clip is None
+        self.rows: list[dict[str, float]] = []
+        self.points: list[Point] = []
+
+    def _predicted(self, here: Point, x0: bool, u: bool) -> dict[str, float]:
+        """p, q, r, s, t and the clip: x0 and u from the state and the model."""
+        row: dict[str, float] = {}
+        where = here.alpha, here.sigma, self.schedule.data_std
+        if x0 or (u and (self.u == "x0" or not self.raw)):
+            row["p"], row["q"] = convert(self.prediction, "x0", *where)
+            if self.clip is not None:
+                row |= {"clip_min": -float(self.clip), "clip_max": float(self.clip)}
+        if u:
+            if self.u == "x0":
+                row["t"] = 1.0
+            elif self.raw:
+                row["r"], row["s"] = convert(self.prediction, self.u, *where)
+            else:
+                row["r"], row["t"] = convert("x0", self.u, *where)
+        return row
+
+    def stage(
+        self,
+        here: Point,
+        *,
+        a: float = 0.0,
+        c_x0: float = 0.0,
+        c_u: float = 0.0,
+        b: Sequence[float] = (),
+        noise: float | Sequence[tuple[float, int]] = 0.0,
+        remembered: bool = True,
+    ) -> None:
+        """``x' = a x + c_x0 x0 + c_u u + sum_i b_i u_{-i} + sum_k d_k noise(n_k)``, the model evaluated at ``here``.
+
+        ``noise`` is d of this stage's own counter, or up to three (d, n).
+        """
+        noises = [(noise, len(self.rows))] if isinstance(noise, (int, float)) else list(noise)
+        if len(b) > 4 or len(noises) > 3:
+            raise AssertionError("a step has at most 4 history terms and 3 noises")
+        row = {"a": a, "c_x0": c_x0, "c_u": c_u, **self._predicted(here, c_x0 != 0, c_u != 0 or remembered)}
+        row |= {f"b{i + 1}": value for i, value in enumerate(b) if value}
+        for k, (d, n) in enumerate(noises):
+            row |= {f"d{k + 1}": d, f"n{k + 1}": n}
+        self.rows.append(row)
+        self.points.append(here)
+
+    def step(self, here: Point, stages: Sequence[Stage], b: Sequence[float] = ()) -> None:
+        """A step of several stages, each written from the state before the step.
+
+        ``b`` are coefficients of what came before the step, in its last stage only.
+        """
+        first = len(self.rows)
+        point, of_x, of_u, noise = here, 1.0, (), ()
+        for k, new in enumerate(stages):
+            a = new.of_x / of_x
+            past = [c - a * (of_u[j] if j < len(of_u) else 0.0) for j, c in enumerate(new.of_u[:k])]
+            past += [0.0] * (k - len(past))
+            terms = dict.fromkeys((n for _, n in (*new.noise, *noise)), 0.0)
+            for d, n in new.noise:
+                terms[n] += d
+            for d, n in noise:
+                terms[n] -= a * d
+            last = list(b) if k == len(stages) - 1 else []
+            c_u = new.of_u[k] if k < len(new.of_u) else 0.0
+            noises = [(d, first + n) for n, d in terms.items() if d] or 0.0
+            self.stage(point, a=a, c_u=c_u, b=[*past[::-1], *last], noise=noises)
+            point, of_x, of_u, noise = new
+
+    def plan(self, name: str, *, start: Point | None = None, churn: tuple[float, float] | None = None) -> Plan:
+        """The plan; ``start`` is where the given state lies if the model is first evaluated elsewhere, ``churn`` away."""
+        numbers = [v for row in self.rows for key, v in row.items() if not key.startswith("clip")]
+        if not all(math.isfinite(v) for v in numbers):
+            raise ValueError(f"{name} has no finite coefficients for this spacing: it cannot start at pure noise (alpha 0)")
+        scales = [self.schedule.input_scale(p.alpha, p.sigma) for p in self.points]
+        for row, scale in zip(self.rows, [*scales[1:], 1.0], strict=True):
+            row["c_in"] = scale
+        return Plan(
+            name,
+            np.array([self.schedule.model_time(*p) for p in self.points]),
+            tuple(self.rows),
+            history=max((i for row in self.rows for i in range(1, 5) if f"b{i}" in row), default=0),
+            noisy=churn is not None or any(row.get(f"d{k}") for row in self.rows for k in (1, 2, 3)),
+            points=tuple(self.points),
+            start_std=self.schedule.start_std(start or self.points[0]),
+            start_scale=scales[0],
+            start_churn=churn,
+        )
+
+
+_D1 = AFFINE_STEP_COLUMNS.index("d1")
+
+
+def guided(plan: Plan, scale: float) -> Plan:
+    """The plan for a model that returns (conditional, unconditional): classifier-free guidance (Ho and Salimans 2022)
+
+    ``e = scale conditional + (1 - scale) unconditional`` as two coefficients of the same step.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    rows = tuple({**row, "g1": float(scale), "g2": 1.0 - scale} for row in plan.rows)
+    return replace(plan, name=f"{plan.name}, guidance {scale:g}", rows=rows, _on_device={})
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    plan: Plan,
+    shape: Sequence[int],
+    seeds: torch.Tensor | Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    x: torch.Tensor | None = None,
+    noise: Callable[[int], torch.Tensor] | None = None,
+    callback: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Runs a plan from noise to samples; the same bits for every batch split, thread count and instruction set of the steps.
+
+    The state is float32 throughout (float64 for a float64 model); a model in bfloat16 or float16 gets its input from the same
+    pass. Nothing here waits for the device, so a captured loop is one CUDA graph.
+
+    Args:
+        model: ``model(x, t)`` with x [B, *shape] of ``dtype`` and t [B] returns the plan's prediction, or a tuple of up to
+            three for :func:`guided`.
+        plan: from a sampler.
+        shape: of one sample.
+        seeds: int64 [B]; sample b depends on ``seeds[b]`` alone.
+        device, dtype: where the model runs, and in what.
+        x: start from this state instead of noise; it belongs to the first point of the plan.
+        noise: ``noise(n)`` gives the n-th standard normal [B, *shape] in place of ``pyfold.randn(..., stream=1, step=n)``: a
+            ``torch.Generator``'s, say.
+        callback: called after each stage with its number and the state, which it may change in place (a mask, say).
+
+    Returns:
+        float32 [B, *shape], or float64.
+    """
+    device = torch.device(device)
+    if not isinstance(seeds, torch.Tensor):
+        seeds = torch.tensor(list(seeds), dtype=torch.int64)
+    seeds = seeds.to(device)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    _, times, counters = plan.on(device)
+    if x is None:
+        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=state)
+        x = x if plan.start_std == 1 else x.mul_(plan.start_std)
+    else:
+        x = x.to(device, state, copy=True)
+    if plan.start_churn is not None:
+        keep, add = plan.start_churn
+        n = len(plan)
+        if noise is None:
+            x = add_noise(x, keep, add, seeds, stream=SAMPLER_STREAM, step=n, out=x)
+        else:
+            x = keep * x + add * noise(n).to(x)
+    separate = dtype != state or plan.scales_input
+    model_input = (x * plan.start_scale).to(dtype) if separate else x
+    history: list[torch.Tensor] = []
+    for i, row in enumerate(plan.rows):
+        prediction = model(model_input, times[i].expand(len(seeds)))
+        given = None
+        if noise is not None:
+            terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
+            given = sum(terms).to(x) if terms else torch.zeros_like(x)
+        plan.step(
+            x,
+            prediction,
+            counters[i : i + 1],
+            history=history,
+            seeds=seeds,
+            noise=given,
+            out=x,
+            next_input=model_input if separate else None,
+        )
+        if callback is not None:
+            callback(i, x)
+            if separate:
+                model_input = (x * row.get("c_in", 1.0)).to(dtype)
+    return x

@@ -1,0 +1,166 @@
+"""Predictor-correctors of one evaluation a step: the prediction at a point also corrects the state that led there.
+
+The corrected state is the predicted one plus terms in the x0 known so far, so corrector and the next predictor are one
+affine map, and neither the state nor the noise of the step before has to be kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from pyfold.diffusion.integrals import lagrange_integrals
+from pyfold.diffusion.plan import Builder, Plan
+from pyfold.diffusion.samplers.ancestral import Spacing
+from pyfold.diffusion.samplers.exponential import decay, regular, usable_order
+from pyfold.diffusion.samplers.linear import check_order
+from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.spacings import choose_points
+
+
+def _unipc_weights(points: list[Point], i: int, order: int, variant: str) -> tuple[np.ndarray, np.ndarray]:
+    """Step i's (predictor, corrector) coefficients of x0 at points i + 1, i, i - 1, ... (Zhao et al. 2023, theorem 3.1)."""
+    here, there = points[i], points[i + 1]
+    h = there.lam - here.lam
+    r = np.array([(points[i - k].lam - here.lam) / h for k in range(1, order)] + [1.0])
+    scale = -h if variant == "bh1" else math.expm1(-h)
+    target, phi, factorial = [], math.expm1(-h) / -h - 1, 1.0
+    for k in range(1, order + 1):
+        target.append(phi * factorial / scale)
+        factorial *= k + 1
+        phi = phi / -h - 1 / factorial
+    powers = np.array([r**k for k in range(order)])
+
+    def weights(rho: np.ndarray) -> np.ndarray:
+        """From those of the divided differences ``(m_k - m_0) / r_k``."""
+        result = np.zeros(order + 1)
+        for value, ratio, k in zip(rho, r, [*range(2, order + 1), 0], strict=True):
+            result[k] -= there.alpha * scale * value / ratio
+            result[1] += there.alpha * scale * value / ratio
+        result[1] += decay(here, there)[1]
+        return result
+
+    corrector = np.linalg.solve(powers, target) if order > 1 else np.array([0.5])
+    predictor = np.zeros(order)
+    if order == 2:
+        predictor[0] = 0.5
+    elif order > 2:
+        predictor[:-1] = np.linalg.solve(powers[:-1, :-1], target[:-1])
+    return weights(predictor), weights(corrector)
+
+
+def _run(
+    build: Builder,
+    points: list[Point],
+    decays: Callable[[Point, Point], tuple[float, float, float]],
+    weights: Callable[[int], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Rows from each step's weights of x0 at the point it leads to, the one it starts from, and earlier ones."""
+    correction = np.zeros(1)
+    for i, (here, there) in enumerate(pairwise(points)):
+        a, _, noise = decays(here, there)
+        predictor, corrector = weights(i)
+        # The state here becomes x + correction of (u, u_{-1}, ...), then a of that, plus the predictor.
+        terms = np.zeros(max(len(correction), len(predictor) - 1))
+        terms[: len(correction)] += a * correction
+        terms[: len(predictor) - 1] += predictor[1:]
+        c_u, *b = (float(c) for c in terms)
+        while b and b[-1] == 0:
+            b.pop()
+        build.stage(here, a=a, c_u=c_u, b=b, noise=noise)
+        correction = np.zeros(max(len(corrector), len(predictor)))
+        correction[: len(corrector)] += corrector
+        correction[: len(predictor)] -= predictor
+
+
+def unipc(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    variant: str = "bh2",
+    final_order: int | None = 1,
+    clip: float | None = None,
+    spacing: Spacing = "trailing",
+) -> Plan:
+    """Unified predictor-corrector on x0 (Zhao et al. 2023, algorithms 5 to 8): order ``order`` + 1 for one evaluation a step.
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        order: from 1 to 4.
+        variant: "bh1" or "bh2", the function B(h).
+        final_order: highest order of the last step, one more of the one before, and so on; None for no limit.
+    """
+    check_order(order, 4)
+    check_order(final_order or order, 4, "final_order")
+    if variant not in ("bh1", "bh2"):
+        raise ValueError(f"variant must be 'bh1' or 'bh2', got {variant!r}")
+    build = Builder(schedule, prediction, clip)
+    points = choose_points(schedule, steps, spacing)
+
+    def weights(i: int) -> tuple[np.ndarray, np.ndarray]:
+        if not regular(points[i : i + 2]):
+            plain = np.array([0.0, decay(points[i], points[i + 1])[1]])
+            return plain, plain
+        return _unipc_weights(points, i, usable_order(points, i, order, final_order), variant)
+
+    _run(build, points, decay, weights)
+    return build.plan("unipc")
+
+
+def sa_solver(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    predictor_order: int = 2,
+    corrector_order: int = 2,
+    tau: float | Callable[[float], float] = 1.0,
+    clip: float | None = None,
+    spacing: Spacing = "trailing",
+) -> Plan:
+    """Stochastic Adams solver on x0 (Xue et al. 2023, algorithm 1): exponential Adams-Bashforth, then Adams-Moulton.
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        predictor_order: values of x0 that the predictor interpolates, from 1 to 4.
+        corrector_order: earlier ones that the corrector takes beside the new one, from 1 to 4; 0 for none.
+        tau: strength of the noise, 0 for the flow and 1 for the reverse SDE, or a function of sigma / alpha.
+    """
+    check_order(predictor_order, 4, "predictor_order")
+    if corrector_order != 0:
+        check_order(corrector_order, 4, "corrector_order")
+    strength = tau if callable(tau) else lambda ratio: tau
+    build = Builder(schedule, prediction, clip)
+    points = choose_points(schedule, steps, spacing)
+    etas = [float(strength(here.ratio)) ** 2 for here in points[:-1]]
+    if not all(0 <= eta < math.inf for eta in etas):
+        raise ValueError(f"tau must be finite and from 0, got {tau}")
+
+    def weights(i: int) -> tuple[np.ndarray, np.ndarray]:
+        here, there, eta = points[i], points[i + 1], etas[i]
+        plain = np.array([0.0, decay(here, there, eta)[1]])
+        if not regular([here, there]):
+            return plain, plain
+        known = [p.lam for p in points[: i + 1][::-1] if p.alpha]
+
+        def adams(nodes: list[float]) -> list[float]:
+            # there.alpha (1 + eta) integral of exp(-(1 + eta) (lambda' - lambda)) L_j(lambda)
+            rate = 1 + eta
+            damping = lambda lam: rate * np.exp(rate * (lam - there.lam))  # noqa: E731
+            return [there.alpha * c for c in lagrange_integrals(nodes, here.lam, there.lam, damping)]
+
+        predictor = np.array([0.0, *adams(known[:predictor_order])])
+        if corrector_order == 0:
+            return predictor, predictor
+        return predictor, np.array(adams([there.lam, *known[:corrector_order]]))
+
+    def decays(here: Point, there: Point) -> tuple[float, float, float]:
+        return decay(here, there, etas[points.index(here)])
+
+    _run(build, points, decays, weights)
+    return build.plan("sa_solver")

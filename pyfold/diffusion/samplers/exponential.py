@@ -1,0 +1,436 @@
+"""Exponential integrators in ``lambda = log(alpha / sigma)``: the DPM-Solver family and its relatives.
+
+The linear part of the flow is solved exactly, so that a step of length ``h = lambda' - lambda`` multiplies x by
+``sigma' / sigma`` (x0 predicted, "++") or ``alpha' / alpha`` (epsilon predicted). With noise of strength eta the decay of x
+is faster, by ``exp(-eta h)``, and ``sigma' sqrt(1 - exp(-2 eta h))`` of noise makes up for it.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+
+from pyfold.diffusion.integrals import lagrange_integrals
+from pyfold.diffusion.plan import Builder, Plan, Stage
+from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
+from pyfold.diffusion.samplers.linear import check_order
+from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.spacings import choose_points, span
+
+
+def decay(here: Point, there: Point, eta: float = 0.0) -> tuple[float, float, float]:
+    """(of x, of x0, of noise) in one step of constant x0."""
+    h = there.lam - here.lam
+    a = there.sigma / here.sigma * (math.exp(-eta * h) if eta else 1.0)
+    return a, there.alpha - a * here.alpha, there.sigma * math.sqrt(-math.expm1(-2 * eta * h)) if eta else 0.0
+
+
+def growth(here: Point, there: Point) -> tuple[float, float]:
+    """(of x, of epsilon) in one step of constant epsilon."""
+    a = there.alpha / here.alpha
+    return a, there.sigma - a * here.sigma
+
+
+def regular(points: list[Point]) -> bool:
+    """Whether lambda is finite at all of them."""
+    return all(p.alpha and p.sigma for p in points)
+
+
+def usable_order(points: list[Point], i: int, order: int, final_order: int | None = None) -> int:
+    """Of step i: what there is history for, 1 where lambda is infinite, down to ``final_order`` in the last steps."""
+    if not regular(points[i : i + 2]):
+        return 1
+    past = 0
+    while past < i and regular([points[i - past - 1]]):
+        past += 1
+    left = len(points) - 2 - i
+    return min(order, past + 1, order if final_order is None else left + final_order)
+
+
+def _differences(points: list[Point], i: int, order: int) -> list[list[float]]:
+    """h d/dlambda and h^2 d^2/dlambda^2 of the values at points i, i - 1, ..., as coefficients of them."""
+    h = points[i + 1].lam - points[i].lam
+    if order == 1:
+        return []
+    r0 = (points[i].lam - points[i - 1].lam) / h
+    newest = np.array([1 / r0, -1 / r0, 0.0])
+    if order == 2:
+        return [list(newest[:2])]
+    r1 = (points[i - 1].lam - points[i - 2].lam) / h
+    older = np.array([0.0, 1 / r1, -1 / r1])
+    return [list(newest + (newest - older) * r0 / (r0 + r1)), list((newest - older) / (r0 + r1))]
+
+
+def _combine(leading: float, factors: list[float], differences: list[list[float]]) -> list[float]:
+    total = np.zeros(max((len(d) for d in differences), default=1))
+    total[0] = leading
+    for factor, difference in zip(factors, differences, strict=True):
+        total[: len(difference)] += factor * np.array(difference)
+    return [float(c) for c in total]
+
+
+def _check_solver(solver: str) -> None:
+    if solver not in ("midpoint", "heun"):
+        raise ValueError(f"solver must be 'midpoint' or 'heun', got {solver!r}")
+
+
+def dpmpp_multistep(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
+    solver: str = "midpoint",
+    final_order: int | None = None,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver++ multistep: 1, 2M, 3M and, with eta, their SDE forms (Lu et al. 2022b, algorithm 2; k-diffusion).
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        order: from 1 to 3.
+        eta: noise: 0 none, 1 the reverse SDE's.
+        noise_scale: factor on the noise.
+        solver: how order 2 weighs the derivative: "midpoint", or "heun" (the exact integral, as order 3 has it).
+        final_order: highest order of the last step, one more of the one before, and so on (diffusers' lower_order_final is
+            1); a last step to zero noise is of order 1 anyway.
+    """
+    check_order(order, 3)
+    check_order(final_order or order, 3, "final_order")
+    check_eta(eta, math.inf)
+    _check_solver(solver)
+    build = Builder(schedule, prediction, clip)
+    points = choose_points(schedule, steps, spacing)
+    for i, (here, there) in enumerate(pairwise(points)):
+        a, of_x0, noise = decay(here, there, eta)
+        now = usable_order(points, i, order, final_order)
+        factors = []
+        if now > 1:
+            h = (1 + eta) * (there.lam - here.lam)
+            second = there.alpha * (math.expm1(-h) / h + 1)
+            third = there.alpha * ((math.expm1(-h) / h + 1) / h - 0.5)
+            factors = [of_x0 / 2] if now == 2 and solver == "midpoint" else [second, -third][: now - 1]
+        c_u, *b = _combine(of_x0, factors, _differences(points, i, now))
+        build.stage(here, a=a, c_u=c_u, b=b, noise=noise * noise_scale)
+    return build.plan("dpmpp_multistep")
+
+
+def dpm_multistep(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    stochastic: bool = False,
+    solver: str = "midpoint",
+    final_order: int | None = None,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver multistep, on epsilon (Lu et al. 2022a, eq. 3.3; 2022b, appendix for the SDE).
+
+    Args:
+        schedule, steps, prediction, order, solver, final_order, clip, spacing: as for :func:`dpmpp_multistep`.
+        stochastic: the reverse SDE, of order 1 or 2.
+    """
+    check_order(order, 2 if stochastic else 3)
+    check_order(final_order or order, 3, "final_order")
+    _check_solver(solver)
+    build = Builder(schedule, prediction, clip, "epsilon")
+    points = choose_points(schedule, steps, spacing)
+    for i, (here, there) in enumerate(pairwise(points)):
+        if not regular([here, there]):
+            # No noise left, or no signal yet: the limit, which is DDIM's step.
+            build.stage(here, c_x0=there.alpha, c_u=there.sigma)
+            continue
+        h = there.lam - here.lam
+        a, of_epsilon = growth(here, there)
+        now = usable_order(points, i, order, final_order)
+        second = -there.sigma * (math.expm1(h) / h - 1)
+        third = -there.sigma * ((math.expm1(h) / h - 1) / h - 0.5)
+        factors = [of_epsilon / 2] if now == 2 and solver == "midpoint" else [second, third][: now - 1]
+        twice = 2.0 if stochastic else 1.0
+        c_u, *b = _combine(twice * of_epsilon, [twice * f for f in factors], _differences(points, i, now))
+        noise = there.sigma * math.sqrt(math.expm1(2 * h)) if stochastic else 0.0
+        build.stage(here, a=a, c_u=c_u, b=b, noise=noise)
+    return build.plan("dpm_multistep")
+
+
+def res_multistep(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """Refined exponential solver, multistep of order 2 (Zhang et al. 2023, eq. 14), with ancestral noise of strength eta.
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
+    """
+    check_eta(eta)
+    build = Builder(schedule, prediction, clip)
+    points = choose_points(schedule, steps, spacing)
+    last: Point | None = None
+    for here, there in pairwise(points):
+        down, up = ancestral_split(here, there, eta)
+        # As far as `down`, in the scale of `there`.
+        aim = Point(there.t, there.alpha, there.alpha * down)
+        a, of_x0, _ = decay(here, aim)
+        c_u, b = of_x0, []
+        if last is not None and regular([last, here, aim]):
+            h = aim.lam - here.lam
+            slope = there.alpha * (math.expm1(-h) / h + 1) * h / (here.lam - last.lam)
+            c_u, b = of_x0 + slope, [-slope]
+        build.stage(here, a=a, c_u=c_u, b=b, noise=there.alpha * up * noise_scale)
+        last = here
+    return build.plan("res_multistep")
+
+
+# --- singlestep
+
+
+def _between(schedule: Schedule, here: Point, there: Point, fraction: float) -> Point:
+    return schedule.at_ratio(math.exp(-(here.lam + fraction * (there.lam - here.lam))))
+
+
+def _single(build: Builder, here: Point, there: Point, order: int, plus: bool) -> None:
+    """One step of DPM-Solver (plus: ++) of order 1, 2 or 3, from x alone."""
+    linear = (lambda p: decay(here, p)[:2]) if plus else (lambda p: growth(here, p))
+    if order == 1 or not regular([here, there]):
+        if here.alpha == 0 or there.sigma == 0 or plus:
+            a, of_x0, _ = decay(here, there)
+            build.stage(here, a=a, c_x0=of_x0)
+        else:
+            build.step(here, [Stage(there, growth(here, there)[0], [growth(here, there)[1]])])
+        return
+    h = there.lam - here.lam
+    end = linear(there)
+
+    def bend(p: Point, fraction: float) -> float:
+        """Of ``fraction h`` times the derivative: the second function of the exponential integrator."""
+        z = -fraction * h if plus else fraction * h
+        return -(p.alpha if plus else p.sigma) * (math.expm1(z) / z - 1)
+
+    if order == 2:
+        middle = _between(build.schedule, here, there, 0.5)
+        a, of_u = linear(middle)
+        build.step(here, [Stage(middle, a, [of_u]), Stage(there, end[0], [0.0, end[1]])])
+        return
+    first, second = (_between(build.schedule, here, there, f) for f in (1 / 3, 2 / 3))
+    (a1, u1), (a2, u2) = linear(first), linear(second)
+    tilt, last = 2 * bend(second, 2 / 3), 1.5 * bend(there, 1.0)
+    build.step(
+        here,
+        [
+            Stage(first, a1, [u1]),
+            Stage(second, a2, [u2 - tilt, tilt]),
+            Stage(there, end[0], [end[1] - last, 0.0, last]),
+        ],
+    )
+
+
+def _singlestep(schedule, steps, prediction, order, clip, spacing, plus):
+    check_order(order, 3)
+    build = Builder(schedule, prediction, clip, "x0" if plus else "epsilon")
+    for here, there in pairwise(choose_points(schedule, steps, spacing)):
+        _single(build, here, there, order, plus)
+    return build.plan("dpmpp_singlestep" if plus else "dpm_singlestep")
+
+
+def dpm_singlestep(
+    schedule: Schedule,
+    steps: int = 10,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver-1, -2 and -3: ``order`` evaluations a step, no memory between steps (Lu et al. 2022a, algorithms 1, 2).
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        order: from 1 to 3; a step to zero noise is of order 1.
+    """
+    return _singlestep(schedule, steps, prediction, order, clip, spacing, plus=False)
+
+
+def dpmpp_singlestep(
+    schedule: Schedule,
+    steps: int = 10,
+    *,
+    prediction: str = "epsilon",
+    order: int = 2,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver++ 2S and 3S: as :func:`dpm_singlestep`, on x0 (Lu et al. 2022b, algorithm 1)."""
+    return _singlestep(schedule, steps, prediction, order, clip, spacing, plus=True)
+
+
+def dpm_fast(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Plan:
+    """DPM-Solver-fast: ``steps`` evaluations, in steps of order 3 with the rest at the end (Lu et al. 2022a, section 3.4).
+
+    Args:
+        schedule, prediction, clip: as for :func:`dpm_singlestep`.
+        steps: model evaluations; the steps between are uniform in lambda.
+        sigma_min, sigma_max: ends of sigma / alpha, by default the schedule's.
+    """
+    check_order(steps, 10**6)
+    count = steps // 3 + 1
+    orders = [3] * (count - 2) + [2, 1] if steps % 3 == 0 else [3] * (count - 1) + [steps % 3]
+    orders = orders[-count:] if count > 1 else [steps]
+    low, high = span(schedule, sigma_min, sigma_max)
+    levels = np.exp(np.linspace(math.log(high), math.log(low), len(orders) + 1))
+    points = [schedule.at_ratio(float(r)) for r in levels]
+    build = Builder(schedule, prediction, clip, "epsilon")
+    for (here, there), order in zip(pairwise(points), orders, strict=True):
+        _single(build, here, there, order, plus=False)
+    return build.plan("dpm_fast")
+
+
+def dpmpp_2s_ancestral(
+    schedule: Schedule,
+    steps: int = 15,
+    *,
+    prediction: str = "epsilon",
+    eta: float = 1.0,
+    noise_scale: float = 1.0,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver++ 2S to less noise than wanted, the rest put back as new noise (k-diffusion).
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
+    """
+    check_eta(eta)
+    build = Builder(schedule, prediction, clip)
+    for here, there in pairwise(choose_points(schedule, steps, spacing)):
+        down, up = ancestral_split(here, there, eta)
+        aim = Point(there.t, there.alpha, there.alpha * down)
+        a, of_x0, _ = decay(here, aim)
+        if down == 0 or here.alpha == 0:
+            build.stage(here, a=a, c_x0=of_x0, noise=there.alpha * up * noise_scale)
+            continue
+        middle = _between(schedule, here, aim, 0.5)
+        a_middle, of_middle, _ = decay(here, middle)
+        noise = [(there.alpha * up * noise_scale, 1)]
+        build.step(here, [Stage(middle, a_middle, [of_middle]), Stage(there, a, [0.0, of_x0], noise)])
+    return build.plan("dpmpp_2s_ancestral")
+
+
+def dpmpp_sde(
+    schedule: Schedule,
+    steps: int = 15,
+    *,
+    prediction: str = "epsilon",
+    eta: float = 1.0,
+    noise_scale: float = 1.0,
+    r: float = 0.5,
+    brownian: bool = True,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """DPM-Solver++ SDE: an inner ancestral step, then the whole one with both predictions (k-diffusion).
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
+        r: where in lambda the inner step ends, in (0, 1].
+        brownian: both noises are increments of one Brownian motion in sigma / alpha, as k-diffusion's default has it; else
+            they are independent.
+    """
+    check_eta(eta)
+    if not 0 < r <= 1:
+        raise ValueError(f"r must be in (0, 1], got {r}")
+    build = Builder(schedule, prediction, clip)
+    for here, there in pairwise(choose_points(schedule, steps, spacing)):
+        if not regular([here, there]):
+            down, up = (0.0, 0.0) if there.sigma == 0 else (0.0, there.ratio)
+            build.stage(here, c_x0=there.alpha, noise=there.alpha * up * noise_scale)
+            continue
+        stages = []
+        middle = _between(schedule, here, there, r)
+        shared = (here.ratio - middle.ratio) / (here.ratio - there.ratio) if brownian else 0.0
+        for target, weights, split in (
+            (middle, [1.0], [(1.0, 0)]),
+            (there, [1 - 1 / (2 * r), 1 / (2 * r)], [(math.sqrt(shared), 0), (math.sqrt(1 - shared), 1)]),
+        ):
+            down, up = ancestral_split(here, target, eta)
+            a, of_x0, _ = decay(here, Point(target.t, target.alpha, target.alpha * down))
+            noise = [(target.alpha * up * noise_scale * part, n) for part, n in split]
+            stages.append(Stage(target, a, [of_x0 * w for w in weights], noise))
+        build.step(here, stages)
+    return build.plan("dpmpp_sde")
+
+
+def er_sde(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    order: int = 3,
+    noise_scale: float = 1.0,
+    clip: float | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """Extended reverse-time SDE solver, orders 1 to 3 (Cui et al. 2023, algorithms 1 to 3), noise function ER-SDE 5:
+
+    ``phi(s) = s (exp(s^0.3) + 10)`` of ``s = sigma / alpha``.
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
+        order: from 1 to 3.
+        noise_scale: factor on the noise.
+    """
+
+    def phi(s):
+        return s * (np.exp(s**0.3) + 10)
+
+    check_order(order, 3)
+    build = Builder(schedule, prediction, clip)
+    points = choose_points(schedule, steps, spacing)
+    for i, (here, there) in enumerate(pairwise(points)):
+        if not regular([here, there]):
+            build.stage(here, c_x0=there.alpha, noise=there.sigma * noise_scale)
+            continue
+        s, s_next = here.ratio, there.ratio
+        r = float(phi(s_next) / phi(s))
+        terms = np.zeros(3)
+        terms[0] = there.alpha * (1 - r)
+        now = usable_order(points, i, order)
+        if now >= 2:
+            step = s_next - s
+            # The integrals of 1 / phi and (s' - s) / phi between the levels.
+            plain = lagrange_integrals([0.0], s_next, s, lambda v: 1 / phi(v))[0]
+            tilted = lagrange_integrals([0.0], s_next, s, lambda v: (v - s) / phi(v))[0]
+            slope = np.array([1.0, -1.0, 0.0]) / (s - points[i - 1].ratio)
+            terms += there.alpha * (step + plain * phi(s_next)) * slope
+            if now == 3:
+                before = np.array([0.0, 1.0, -1.0]) / (points[i - 1].ratio - points[i - 2].ratio)
+                curve = (slope - before) / ((s - points[i - 2].ratio) / 2)
+                terms += there.alpha * (step**2 / 2 + tilted * phi(s_next)) * curve
+        c_u, *b = (float(c) for c in terms[:now])
+        noise = there.alpha * math.sqrt(max(s_next**2 - (s * r) ** 2, 0.0)) * noise_scale
+        build.stage(here, a=there.alpha / here.alpha * r, c_u=c_u, b=b, noise=noise)
+    return build.plan("er_sde")

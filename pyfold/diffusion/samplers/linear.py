@@ -1,0 +1,174 @@
+"""Linear multistep methods on the probability flow: one evaluation a step, earlier derivatives extrapolated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from pyfold.diffusion.integrals import lagrange_integrals
+from pyfold.diffusion.plan import Builder, Plan
+from pyfold.diffusion.samplers.ancestral import Spacing
+from pyfold.diffusion.samplers.runge_kutta import Frame, choose_frame
+from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.spacings import choose_points
+
+
+def check_order(order: int, most: int, name: str = "order") -> int:
+    """An int in [1, most]."""
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise TypeError(f"{name} must be an int, got {type(order).__name__}")
+    if not 1 <= order <= most:
+        raise ValueError(f"{name} must be in [1, {most}], got {order}")
+    return order
+
+
+def _stage(build: Builder, frame: Frame, here: Point, there: Point, slopes: Sequence[float]) -> None:
+    """``x' / scale' = x / scale + slopes_0 u + sum_j slopes_j u_{-j}``."""
+    scale = frame.scale(there)
+    c_u, *b = (scale * slope for slope in slopes)
+    build.stage(here, a=scale / frame.scale(here), c_u=c_u, b=b)
+
+
+def lms(
+    schedule: Schedule,
+    steps: int = 30,
+    *,
+    prediction: str = "epsilon",
+    order: int = 4,
+    clip: float | None = None,
+    frame: str | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """Adams-Bashforth with variable steps, up to order 4: the exact integral of the interpolating polynomial.
+
+    k-diffusion's LMS, whose integrals are numerical; Zhang and Chen (2023) call it iPNDM with variable steps.
+
+    Args:
+        schedule, steps, prediction, clip, frame, spacing: as for :func:`pyfold.diffusion.euler`.
+        order: from 1 to 4.
+    """
+    chosen = choose_frame(schedule, frame)
+    check_order(order, 4)
+    build = Builder(schedule, prediction, clip, chosen.u)
+    points = choose_points(schedule, steps, spacing)
+    s = [chosen.s(p) for p in points]
+    for i, (here, there) in enumerate(pairwise(points)):
+        nodes = s[max(i - order + 1, 0) : i + 1][::-1]
+        _stage(build, chosen, here, there, lagrange_integrals(nodes, s[i], s[i + 1]))
+    return build.plan("lms")
+
+
+#: Adams-Bashforth with equal steps, the newest derivative first.
+ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+
+
+def ipndm(
+    schedule: Schedule,
+    steps: int = 30,
+    *,
+    prediction: str = "epsilon",
+    order: int = 4,
+    clip: float | None = None,
+    frame: str | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """Adams-Bashforth with the coefficients of equal steps, started at order 1 (Zhang and Chen 2023, appendix B).
+
+    Args:
+        schedule, steps, prediction, order, clip, frame, spacing: as for :func:`lms`.
+    """
+    chosen = choose_frame(schedule, frame)
+    check_order(order, 4)
+    build = Builder(schedule, prediction, clip, chosen.u)
+    for i, (here, there) in enumerate(pairwise(choose_points(schedule, steps, spacing))):
+        step = chosen.s(there) - chosen.s(here)
+        _stage(build, chosen, here, there, [step * c for c in ADAMS_BASHFORTH[min(i, order - 1)]])
+    return build.plan("ipndm")
+
+
+def plms(
+    schedule: Schedule,
+    steps: int = 50,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    frame: str | None = None,
+    spacing: Spacing = "leading",
+) -> Plan:
+    """Pseudo linear multistep (Liu et al. 2022, PNDM, eq. 12), its first step one of Heun's: ``steps + 1`` evaluations.
+
+    Args:
+        schedule, steps, prediction, clip, frame, spacing: as for :func:`lms`.
+    """
+    chosen = choose_frame(schedule, frame)
+    build = Builder(schedule, prediction, clip, chosen.u)
+    points = choose_points(schedule, steps, spacing)
+    s = [chosen.s(p) for p in points]
+    for i, (here, there) in enumerate(pairwise(points)):
+        slopes = [(s[i + 1] - s[i]) * c for c in ADAMS_BASHFORTH[min(i, 3)]]
+        if 1 <= i <= 3:
+            # The corrector's derivative lies between the first one and the others, and is not one of the method's.
+            slopes.insert(i, 0.0)
+        _stage(build, chosen, here, there, slopes)
+        if i == 0 and there.sigma:
+            _stage(build, chosen, there, there, [slopes[0] / 2, -slopes[0] / 2])
+    return build.plan("plms")
+
+
+def gradient_estimation(
+    schedule: Schedule,
+    steps: int = 30,
+    *,
+    prediction: str = "epsilon",
+    gamma: float = 2.0,
+    clip: float | None = None,
+    frame: str | None = None,
+    spacing: Spacing = "karras",
+) -> Plan:
+    """Euler's method along ``gamma u + (1 - gamma) u_{-1}`` (Permenter and Yuan 2024, algorithm 2).
+
+    Args:
+        schedule, steps, prediction, clip, frame, spacing: as for :func:`lms`.
+        gamma: 1 is Euler's method.
+    """
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
+    chosen = choose_frame(schedule, frame)
+    build = Builder(schedule, prediction, clip, chosen.u)
+    for i, (here, there) in enumerate(pairwise(choose_points(schedule, steps, spacing))):
+        step = chosen.s(there) - chosen.s(here)
+        _stage(build, chosen, here, there, [step * gamma, step * (1 - gamma)] if i else [step])
+    return build.plan("gradient_estimation")
+
+
+def deis(
+    schedule: Schedule,
+    steps: int = 20,
+    *,
+    prediction: str = "epsilon",
+    order: int = 3,
+    clip: float | None = None,
+    spacing: Spacing = "trailing",
+) -> Plan:
+    """Exponential integrator with epsilon a polynomial in log(sigma / alpha), up to order 4 (Zhang and Chen 2023, eq. 15).
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for :func:`lms`.
+        order: from 1 to 4; steps at either end at which the logarithm is infinite are of order 1.
+    """
+    check_order(order, 4)
+    build = Builder(schedule, prediction, clip, "epsilon")
+    points = choose_points(schedule, steps, spacing)
+    for i, (here, there) in enumerate(pairwise(points)):
+        if here.alpha == 0:
+            build.stage(here, c_x0=there.alpha, c_u=there.sigma)
+            continue
+        slopes = [there.ratio - here.ratio]
+        if there.sigma:
+            nodes = [-p.lam for p in points[max(i - order + 1, 0) : i + 1][::-1] if p.alpha]
+            slopes = lagrange_integrals(nodes, -here.lam, -there.lam, np.exp)
+        build.stage(here, a=there.alpha / here.alpha, c_u=there.alpha * slopes[0], b=[there.alpha * c for c in slopes[1:]])
+    return build.plan("deis")

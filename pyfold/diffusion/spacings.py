@@ -1,0 +1,271 @@
+"""Which points of a schedule a sampler visits: a decreasing list of :class:`Point`, the last one where it ends.
+
+A spacing is a function ``(schedule, steps) -> points`` of ``steps + 1`` points. Samplers take the name of one, a function
+(``functools.partial`` sets its options), or points; a slice of points starts in the middle, as image-to-image does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pyfold.diffusion.schedules import Point, Schedule
+
+Points = Sequence[Point]
+FINAL = ("zero", "sigma_min")
+
+
+def _end(schedule: Schedule, points: list[Point], final: str) -> list[Point]:
+    if final not in FINAL:
+        raise ValueError(f"final must be 'zero' or 'sigma_min', got {final!r}")
+    points.append(schedule.clean() if final == "zero" else schedule.at(schedule.t_min))
+    return check_points(points)
+
+
+def check_points(points: Points) -> list[Point]:
+    """At least two, finite, and less noisy one after another."""
+    points = list(points)
+    if len(points) < 2:
+        raise ValueError(f"spacing must have at least 2 points, got {len(points)}")
+    for i, point in enumerate(points):
+        if not (math.isfinite(point.alpha) and math.isfinite(point.sigma) and point.alpha >= 0 and point.sigma >= 0):
+            raise ValueError(f"spacing must have finite alpha and sigma from 0, got {point} at {i}")
+        if i and not point.ratio < points[i - 1].ratio:
+            raise ValueError(
+                f"spacing must decrease in noise, got sigma / alpha {point.ratio:g} at {i} after {points[i - 1].ratio:g}"
+            )
+    return points
+
+
+def at_times(schedule: Schedule, times: Iterable[float], final: str = "zero") -> list[Point]:
+    """Times of your own, decreasing, and then the end: "zero" noise, or the schedule's least ("sigma_min")."""
+    return _end(schedule, [schedule.at(t) for t in times], final)
+
+
+def at_ratios(schedule: Schedule, ratios: Iterable[float], final: str = "zero") -> list[Point]:
+    """Noise-to-signal ratios of your own (k-diffusion's sigmas without the last 0), decreasing, and then the end."""
+    return _end(schedule, [schedule.at_ratio(float(r)) for r in ratios], final)
+
+
+def at_sigmas(schedule: Schedule, sigmas: Iterable[float], final: str = "zero") -> list[Point]:
+    """Noise levels sigma of a flow schedule, decreasing in (0, 1], and then the end."""
+    sigmas = [float(s) for s in sigmas]
+    return at_ratios(schedule, [s / (1 - s) if s < 1 else math.inf for s in sigmas], final)
+
+
+# --- spacings of the times
+
+
+def _discrete(schedule: Schedule, spacing: str) -> int:
+    if not schedule.steps:
+        raise ValueError(f"spacing {spacing!r} needs a schedule with discrete times, got schedule {schedule.name}")
+    return schedule.steps
+
+
+def leading(schedule: Schedule, steps: int, offset: int = 0, final: str = "zero") -> list[Point]:
+    """0, n, 2 n, ... with ``n = schedule.steps // steps``, plus ``offset`` (Ho et al. 2020; Song, Meng and Ermon 2021)."""
+    stride = _discrete(schedule, "leading") // steps
+    return at_times(schedule, np.arange(steps - 1, -1, -1) * stride + offset, final)
+
+
+def linspace(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
+    """Equal distances from the last training time to the first, both visited."""
+    last, first = (schedule.steps - 1, 0) if schedule.steps else (schedule.t_max, schedule.t_min)
+    return at_times(schedule, np.linspace(last, first, steps), final)
+
+
+def trailing(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
+    """Equal distances, the last training time visited and the first not (Lin et al. 2024, table 2)."""
+    if not schedule.steps:
+        return sgm_uniform(schedule, steps, final)
+    times = np.round(schedule.steps - np.arange(steps) * (schedule.steps / steps)) - 1
+    return at_times(schedule, times, final)
+
+
+def simple(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
+    """Every so many entries of the table, downwards from the last, as ComfyUI's "simple"."""
+    count = _discrete(schedule, "simple")
+    return at_times(schedule, [count - 1 - int(i * (count / steps)) for i in range(steps)], final)
+
+
+def sgm_uniform(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
+    """Equal distances from the last time to the first, which is left out: generative-models' spacing, and a flow's."""
+    last, first = (schedule.steps - 1, 0) if schedule.steps else (schedule.t_max, schedule.t_min)
+    return at_times(schedule, np.linspace(last, first, steps + 1)[:-1], final)
+
+
+# --- spacings of the noise: of sigma for a flow, else of sigma / alpha
+
+
+def span(schedule: Schedule, low: float | None, high: float | None) -> tuple[float, float]:
+    """Least and greatest noise, by default the schedule's."""
+    # A flow's least noise is none; diffusers' thousandth of its time stands for it.
+    first, last = (0, schedule.steps - 1) if schedule.steps else (schedule.t_min or 1e-3, schedule.t_max)
+    ends = schedule.at(first), schedule.at(last)
+    default_low, default_high = (p.sigma if schedule.is_flow else p.ratio for p in ends)
+    low, high = default_low if low is None else low, default_high if high is None else high
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"sigma_min and sigma_max must be finite and 0 < sigma_min < sigma_max, got {low} and {high}")
+    return float(low), float(high)
+
+
+def _at_levels(schedule: Schedule, levels: np.ndarray, final: str) -> list[Point]:
+    return (at_sigmas if schedule.is_flow else at_ratios)(schedule, levels, final)
+
+
+def karras(
+    schedule: Schedule,
+    steps: int,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: str = "zero",
+) -> list[Point]:
+    """``(max^(1/rho) + u (min^(1/rho) - max^(1/rho)))^rho`` for u in [0, 1] (Karras et al. 2022, eq. 5)."""
+    low, high = span(schedule, sigma_min, sigma_max)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be positive, got {rho}")
+    u = np.linspace(0, 1, steps)
+    return _at_levels(schedule, (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho, final)
+
+
+def polyexponential(
+    schedule: Schedule,
+    steps: int,
+    rho: float = 1.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: str = "zero",
+) -> list[Point]:
+    """``min (max / min)^(u^rho)`` for u from 1 to 0, as k-diffusion has it."""
+    low, high = span(schedule, sigma_min, sigma_max)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be positive, got {rho}")
+    return _at_levels(schedule, low * (high / low) ** (np.linspace(1, 0, steps) ** rho), final)
+
+
+def exponential(
+    schedule: Schedule, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, final: str = "zero"
+) -> list[Point]:
+    """A geometric sequence: uniform in lambda (Lu et al. 2022, section 3.4)."""
+    return polyexponential(schedule, steps, 1.0, sigma_min, sigma_max, final)
+
+
+def vp(
+    schedule: Schedule, steps: int, beta_d: float = 19.9, beta_min: float = 0.1, t_min: float = 1e-3, final: str = "zero"
+) -> list[Point]:
+    """``sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)`` for t from 1 to t_min (Karras et al. 2022, table 1, VP)."""
+    t = np.linspace(1, t_min, steps)
+    return at_ratios(schedule, np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t)), final)
+
+
+def laplace(
+    schedule: Schedule,
+    steps: int,
+    mu: float = 0.0,
+    width: float = 0.5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: str = "zero",
+) -> list[Point]:
+    """Quantiles of a Laplace density of log sigma, limited to the span (Hang et al. 2024)."""
+    low, high = span(schedule, sigma_min, sigma_max)
+    u = 0.5 - np.linspace(0, 1, steps)
+    levels = np.exp(mu - width * np.sign(u) * np.log(1 - 2 * np.abs(u) + 1e-5))
+    return _at_levels(schedule, np.clip(levels, low, high), final)
+
+
+def kl_optimal(
+    schedule: Schedule, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, final: str = "zero"
+) -> list[Point]:
+    """``tan(u arctan min + (1 - u) arctan max)`` for u from 0 to 1 (Sabour et al. 2024, theorem 3.1)."""
+    low, high = span(schedule, sigma_min, sigma_max)
+    u = np.linspace(0, 1, steps)
+    return _at_levels(schedule, np.tan(u * math.atan(low) + (1 - u) * math.atan(high)), final)
+
+
+def _beta_cdf(x: np.ndarray, a: float, b: float) -> np.ndarray:
+    """The regularised incomplete beta function by its continued fraction (Abramowitz and Stegun 26.5.8)."""
+    flip = x > (a + 1) / (a + b + 2)
+    x, a, b = np.where(flip, 1 - x, x), np.where(flip, b, a), np.where(flip, a, b)
+    fraction = np.zeros_like(x)
+    for m in range(60, -1, -1):
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) if m else np.ones_like(x)
+        fraction = even / (1 + odd / (1 + fraction))
+    beta = math.lgamma(float(a.flat[0])) + math.lgamma(float(b.flat[0])) - math.lgamma(float((a + b).flat[0]))
+    with np.errstate(divide="ignore"):
+        tail = np.exp(a * np.log(x) + b * np.log1p(-x) - beta) / a * fraction
+    return np.where(flip, 1 - tail, tail)
+
+
+def _beta_quantile(u: np.ndarray, a: float, b: float) -> np.ndarray:
+    low, high = np.zeros_like(u), np.ones_like(u)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = _beta_cdf(middle, a, b) < u
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(u <= 0, 0.0, np.where(u >= 1, 1.0, (low + high) / 2))
+
+
+def beta(
+    schedule: Schedule,
+    steps: int,
+    a: float = 0.6,
+    b: float = 0.6,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: str = "zero",
+) -> list[Point]:
+    """``min + (max - min) q`` at the quantiles q of a Beta(a, b) density (Lee et al. 2024), as diffusers has it."""
+    low, high = span(schedule, sigma_min, sigma_max)
+    for name, value in (("a", a), ("b", b)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value}")
+    return _at_levels(schedule, low + (high - low) * _beta_quantile(1 - np.linspace(0, 1, steps), a, b), final)
+
+
+def stretch(points: Points, terminal: float) -> list[Point]:
+    """A flow's points stretched so that the last step starts at the noise level ``terminal`` (LTX-Video's shift_terminal)."""
+    if not 0 < terminal < 1:
+        raise ValueError(f"terminal must be in (0, 1), got {terminal}")
+    scale = (1 - terminal) / points[-2].alpha
+    stretched = [Point(p.t, p.alpha * scale, 1 - p.alpha * scale) for p in points[:-1]]
+    return check_points([*stretched, points[-1]])
+
+
+SPACINGS: dict[str, Callable[..., list[Point]]] = {
+    spacing.__name__: spacing
+    for spacing in (
+        leading,
+        linspace,
+        trailing,
+        simple,
+        sgm_uniform,
+        karras,
+        exponential,
+        polyexponential,
+        beta,
+        laplace,
+        kl_optimal,
+        vp,
+    )
+}
+
+
+def choose_points(schedule: Schedule, steps: int, spacing: str | Callable[..., list[Point]] | Points) -> list[Point]:
+    """The points of a sampler's ``steps`` and ``spacing`` arguments."""
+    if not (isinstance(spacing, str) or callable(spacing)):
+        return check_points(spacing)
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
+    if steps < 1 or (schedule.steps and steps > schedule.steps):
+        allowed = f"in [1, {schedule.steps}]" if schedule.steps else "at least 1"
+        raise ValueError(f"steps must be {allowed}, got {steps}")
+    if isinstance(spacing, str):
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")
+        spacing = SPACINGS[spacing]
+    return check_points(spacing(schedule, steps))
