@@ -139,7 +139,8 @@ def test_against_k_diffusion(name, scale, generator):
     draws = iter(counters(plan))
 
     def noise_sampler(sigma, sigma_next):
-        return pyfold.randn(seeds, SHAPE, stream=1, step=next(draws), dtype=torch.float64)
+        # Without noise theirs is asked for and multiplied by 0.
+        return pyfold.randn(seeds, SHAPE, stream=1, step=next(draws) if plan.noisy else 0, dtype=torch.float64)
 
     if plan.noisy or options.get("eta") == 0.0:
         options = {**options, "noise_sampler": noise_sampler}

@@ -15,8 +15,8 @@ import numpy as np
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan
 from pyfold.diffusion.samplers.ancestral import Spacing
-from pyfold.diffusion.samplers.exponential import decay, regular, usable_order
-from pyfold.diffusion.samplers.linear import check_order
+from pyfold.diffusion.samplers.exponential import decay
+from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points
 
@@ -112,6 +112,19 @@ def unipc(
     return build.plan("unipc")
 
 
+def _adams(here: Point, there: Point, eta: float, nodes: list[float]) -> np.ndarray:
+    """``alpha' (1 + eta) integral of exp(-(1 + eta) (lambda' - lambda)) L_j(lambda)`` (Xue et al. 2023, eq. 14, 17)."""
+    damping = lambda lam: (1 + eta) * np.exp((1 + eta) * (lam - there.lam))  # noqa: E731
+    return there.alpha * np.array(lagrange_integrals(nodes, here.lam, there.lam, damping))
+
+
+def _adjustment(here: Point, there: Point, eta: float) -> float:
+    """What the authors' code adds to order 2 for few steps, of O(h^3), as a part of h dx0 / dlambda."""
+    h = there.lam - here.lam
+    exact = (h * (1 + eta) + math.expm1(-(1 + eta) * h)) / (1 + eta) ** 2
+    return (1 + eta) * there.alpha * (h / 2 - exact / h)
+
+
 def sa_solver(
     schedule: Schedule,
     steps: int = 20,
@@ -119,7 +132,9 @@ def sa_solver(
     prediction: str = "epsilon",
     predictor_order: int = 2,
     corrector_order: int = 2,
-    tau: float | Callable[[float], float] = 1.0,
+    tau: float | Callable[[Point], float] = 1.0,
+    adjusted: bool = True,
+    final_order: int | None = 1,
     clip: float | None = None,
     spacing: Spacing = "trailing",
 ) -> Plan:
@@ -128,39 +143,41 @@ def sa_solver(
     Args:
         schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
         predictor_order: values of x0 that the predictor interpolates, from 1 to 4.
-        corrector_order: earlier ones that the corrector takes beside the new one, from 1 to 4; 0 for none.
-        tau: strength of the noise, 0 for the flow and 1 for the reverse SDE, or a function of sigma / alpha.
+        corrector_order: values of x0 that the corrector interpolates, the new one included, from 1 to 4; 0 for none.
+        tau: strength of the noise, 0 for the flow and 1 for the reverse SDE, or a function of the step's first point.
+        adjusted: the authors' change of order 2 for few steps.
+        final_order: highest predictor order of the last step, one more of the one before, and so on; None for no limit.
     """
     check_order(predictor_order, 4, "predictor_order")
     if corrector_order != 0:
         check_order(corrector_order, 4, "corrector_order")
-    strength = tau if callable(tau) else lambda ratio: tau
+    check_order(final_order or predictor_order, 4, "final_order")
     build = Builder(schedule, prediction, clip)
     points = choose_points(schedule, steps, spacing)
-    etas = [float(strength(here.ratio)) ** 2 for here in points[:-1]]
-    if not all(0 <= eta < math.inf for eta in etas):
+    etas = {here: float(tau(here) if callable(tau) else tau) ** 2 for here in points[:-1]}
+    if not all(0 <= eta < math.inf for eta in etas.values()) or (not callable(tau) and tau < 0):
         raise ValueError(f"tau must be finite and from 0, got {tau}")
 
     def weights(i: int) -> tuple[np.ndarray, np.ndarray]:
-        here, there, eta = points[i], points[i + 1], etas[i]
-        plain = np.array([0.0, decay(here, there, eta)[1]])
+        here, there = points[i], points[i + 1]
+        eta = etas[here]
         if not regular([here, there]):
+            plain = np.array([0.0, decay(here, there, eta)[1]])
             return plain, plain
-        known = [p.lam for p in points[: i + 1][::-1] if p.alpha]
-
-        def adams(nodes: list[float]) -> list[float]:
-            # there.alpha (1 + eta) integral of exp(-(1 + eta) (lambda' - lambda)) L_j(lambda)
-            rate = 1 + eta
-            damping = lambda lam: rate * np.exp(rate * (lam - there.lam))  # noqa: E731
-            return [there.alpha * c for c in lagrange_integrals(nodes, here.lam, there.lam, damping)]
-
-        predictor = np.array([0.0, *adams(known[:predictor_order])])
+        known = [p.lam for p in points[: i + 1][::-1]]
+        bashforth = usable_order(points, i, predictor_order, final_order)
+        predictor = np.array([0.0, *_adams(here, there, eta, known[:bashforth])])
+        if adjusted and bashforth == 2:
+            change = _adjustment(here, there, eta) * (there.lam - here.lam) / (here.lam - known[1])
+            predictor += [0.0, change, -change]
         if corrector_order == 0:
             return predictor, predictor
-        return predictor, np.array(adams([there.lam, *known[:corrector_order]]))
+        past = usable_order(points, i, corrector_order - 1, final_order) if corrector_order > 1 else 0
+        corrector = _adams(here, there, eta, [there.lam, *known[:past]])
+        if adjusted and past == 1:
+            change = _adjustment(here, there, eta)
+            corrector += [change, -change]
+        return predictor, corrector
 
-    def decays(here: Point, there: Point) -> tuple[float, float, float]:
-        return decay(here, there, etas[points.index(here)])
-
-    _run(build, points, decays, weights)
+    _run(build, points, lambda here, there: decay(here, there, etas[here]), weights)
     return build.plan("sa_solver")

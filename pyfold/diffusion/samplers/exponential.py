@@ -15,7 +15,7 @@ import numpy as np
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan, Stage
 from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
-from pyfold.diffusion.samplers.linear import check_order
+from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points, span
 
@@ -31,22 +31,6 @@ def growth(here: Point, there: Point) -> tuple[float, float]:
     """(of x, of epsilon) in one step of constant epsilon."""
     a = there.alpha / here.alpha
     return a, there.sigma - a * here.sigma
-
-
-def regular(points: list[Point]) -> bool:
-    """Whether lambda is finite at all of them."""
-    return all(p.alpha and p.sigma for p in points)
-
-
-def usable_order(points: list[Point], i: int, order: int, final_order: int | None = None) -> int:
-    """Of step i: what there is history for, 1 where lambda is infinite, down to ``final_order`` in the last steps."""
-    if not regular(points[i : i + 2]):
-        return 1
-    past = 0
-    while past < i and regular([points[i - past - 1]]):
-        past += 1
-    left = len(points) - 2 - i
-    return min(order, past + 1, order if final_order is None else left + final_order)
 
 
 def _differences(points: list[Point], i: int, order: int) -> list[list[float]]:

@@ -11,18 +11,10 @@ import numpy as np
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan
 from pyfold.diffusion.samplers.ancestral import Spacing
+from pyfold.diffusion.samplers.orders import check_order, usable_order
 from pyfold.diffusion.samplers.runge_kutta import Frame, choose_frame
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points
-
-
-def check_order(order: int, most: int, name: str = "order") -> int:
-    """An int in [1, most]."""
-    if not isinstance(order, int) or isinstance(order, bool):
-        raise TypeError(f"{name} must be an int, got {type(order).__name__}")
-    if not 1 <= order <= most:
-        raise ValueError(f"{name} must be in [1, {most}], got {order}")
-    return order
 
 
 def _stage(build: Builder, frame: Frame, here: Point, there: Point, slopes: Sequence[float]) -> None:
@@ -150,6 +142,7 @@ def deis(
     *,
     prediction: str = "epsilon",
     order: int = 3,
+    final_order: int | None = None,
     clip: float | None = None,
     spacing: Spacing = "trailing",
 ) -> Plan:
@@ -158,8 +151,10 @@ def deis(
     Args:
         schedule, steps, prediction, clip, spacing: as for :func:`lms`.
         order: from 1 to 4; steps at either end at which the logarithm is infinite are of order 1.
+        final_order: highest order of the last step, one more of the one before, and so on; None for no limit.
     """
     check_order(order, 4)
+    check_order(final_order or order, 4, "final_order")
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
     for i, (here, there) in enumerate(pairwise(points)):
@@ -168,7 +163,8 @@ def deis(
             continue
         slopes = [there.ratio - here.ratio]
         if there.sigma:
-            nodes = [-p.lam for p in points[max(i - order + 1, 0) : i + 1][::-1] if p.alpha]
+            now = usable_order(points, i, order, final_order)
+            nodes = [-p.lam for p in points[i - now + 1 : i + 1][::-1]]
             slopes = lagrange_integrals(nodes, -here.lam, -there.lam, np.exp)
         build.stage(here, a=there.alpha / here.alpha, c_u=there.alpha * slopes[0], b=[there.alpha * c for c in slopes[1:]])
     return build.plan("deis")
