@@ -45,6 +45,7 @@ class Schedule:
         alphas, sigmas: float64 [steps] of a discrete schedule, empty for a continuous one.
         shift: of a flow schedule.
         curve: of a continuous schedule, (alpha, sigma) of float64 times, the ratio sigma / alpha rising with the time.
+        inverse: the time of a ratio sigma / alpha; without it the curve is searched.
         t_min, t_max: ends of a continuous schedule.
         data_std: standard deviation of the data that the model's prediction "F" is scaled for.
         time_input: what the model is told: "t", "sigma" (flow), or "log_sigma" (EDM's c_noise, ``log(sigma) / 4``).
@@ -57,6 +58,7 @@ class Schedule:
     sigmas: np.ndarray = field(default_factory=lambda: np.zeros(0))
     shift: float = 1.0
     curve: Curve | None = None
+    inverse: Callable[[torch.Tensor], torch.Tensor] | None = None
     t_min: float = 0.0
     t_max: float = 1.0
     data_std: float = 1.0
@@ -108,6 +110,8 @@ class Schedule:
             above = torch.searchsorted(log_ratio, ratio.log()).clamp(1, self.steps - 1)
             low, high = log_ratio[above - 1], log_ratio[above]
             return above - 1 + ((ratio.log() - low) / (high - low)).clamp(0, 1)
+        if self.inverse is not None:
+            return self.inverse(ratio).clamp(self.t_min, self.t_max)
         low, high = torch.full_like(ratio, self.t_min), torch.full_like(ratio, self.t_max)
         for _ in range(80):
             middle = (low + high) / 2
@@ -117,7 +121,10 @@ class Schedule:
         return (low + high) / 2
 
     def at(self, t: float) -> Point:
-        """The point at a time."""
+        """The point at a time of the schedule."""
+        low, high = (0, self.steps - 1) if self.steps else (self.t_min, self.t_max)
+        if not low <= t <= high:
+            raise ValueError(f"t must be in [{low:g}, {high:g}] for schedule {self.name}, got {t}")
         alpha, sigma = self.coefficients(float(t))
         return Point(float(t), float(alpha), float(sigma))
 
@@ -274,24 +281,37 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
     """The variance preserving SDE with a linear rate, t in [t_min, 1] (Song et al. 2021, eq. 33)."""
-    return _sde("vp", beta_min, beta_max, t_min, lambda m: (-torch.expm1(-2 * m)).sqrt())
+    return _sde("vp", beta_min, beta_max, t_min, lambda m: (-torch.expm1(-2 * m)).sqrt(), lambda r: torch.log1p(r**2) / 2)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
     """The sub-VP SDE: as ``vp``, with sigma = 1 - alpha^2 (Song et al. 2021, eq. 29)."""
-    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: -torch.expm1(-2 * m))
+    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: -torch.expm1(-2 * m), lambda r: (r / 2).asinh())
 
 
-def _sde(name: str, beta_min: float, beta_max: float, t_min: float, sigma: Callable[[torch.Tensor], torch.Tensor]) -> Schedule:
+def _sde(
+    name: str,
+    beta_min: float,
+    beta_max: float,
+    t_min: float,
+    sigma: Callable[[torch.Tensor], torch.Tensor],
+    depth: Callable[[torch.Tensor], torch.Tensor],
+) -> Schedule:
+    """From sigma of ``m = -log alpha = (beta_max - beta_min) t^2 / 4 + beta_min t / 2``, and m of the ratio."""
     _check_range("beta_min", beta_min, 0, math.inf)
     _check_range("beta_max", beta_max, beta_min, math.inf)
     _check_range("t_min", t_min, 0, 1)
+    slope = beta_max - beta_min
 
     def curve(t):
-        minus_log_alpha = (beta_max - beta_min) * t**2 / 4 + beta_min * t / 2
-        return (-minus_log_alpha).exp(), sigma(minus_log_alpha)
+        m = slope * t**2 / 4 + beta_min * t / 2
+        return (-m).exp(), sigma(m)
 
-    return Schedule(name, curve=curve, t_min=t_min)
+    def inverse(ratio):
+        m = depth(ratio)
+        return 4 * m / (beta_min + (beta_min**2 + 4 * slope * m).sqrt())
+
+    return Schedule(name, curve=curve, inverse=inverse, t_min=t_min)
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
@@ -300,7 +320,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     _check_range("sigma_max", sigma_max, sigma_min, math.inf)
     spread = math.log(sigma_max / sigma_min)
     curve = lambda t: (torch.ones_like(t), sigma_min * (spread * t).exp())  # noqa: E731
-    return Schedule("ve", curve=curve, scales_input=True)
+    return Schedule("ve", curve=curve, inverse=lambda r: (r / sigma_min).log() / spread, scales_input=True)
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5) -> Schedule:
@@ -311,6 +331,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5
     return Schedule(
         "edm",
         curve=lambda t: (torch.ones_like(t), t),
+        inverse=lambda ratio: ratio,
         t_min=sigma_min,
         t_max=sigma_max,
         data_std=data_std,
@@ -323,7 +344,14 @@ def trigflow(data_std: float = 0.5, t_min: float = 0.0) -> Schedule:
     """``x_t = cos(t) x0 + sin(t) data_std eps`` for t in [t_min, pi / 2] (Lu and Song 2025, section 3)."""
     _check_range("data_std", data_std, 0, math.inf)
     curve = lambda t: (t.cos(), t.sin() * data_std)  # noqa: E731
-    return Schedule("trigflow", curve=curve, t_min=t_min, t_max=math.pi / 2, data_std=data_std)
+    return Schedule(
+        "trigflow",
+        curve=curve,
+        inverse=lambda ratio: (ratio / data_std).atan(),
+        t_min=t_min,
+        t_max=math.pi / 2,
+        data_std=data_std,
+    )
 
 
 def flow(shift: float = 1.0, *, exponent: float = 1.0) -> Schedule:
@@ -342,7 +370,10 @@ def flow(shift: float = 1.0, *, exponent: float = 1.0) -> Schedule:
         s = shift * t / (1 + (shift - 1) * t) if exponent == 1 else shift / (shift + (1 / t - 1) ** exponent)
         return 1 - s, s
 
-    return Schedule("flow", shift=float(shift), curve=curve, time_input="sigma")
+    def inverse(ratio):
+        return 1 / (1 + (shift / ratio) ** (1 / exponent))
+
+    return Schedule("flow", shift=float(shift), curve=curve, inverse=inverse, time_input="sigma")
 
 
 def flow_for_length(

@@ -161,7 +161,7 @@ def flow_ancestral(
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
         down = there.sigma * (1 + (there.sigma / here.sigma - 1) * eta)
         rescale = there.alpha / (1 - down)
-        up = math.sqrt(max(there.sigma**2 - (down * rescale) ** 2, 0.0))
+        up = math.sqrt(max(there.sigma**2 - (down * rescale) ** 2, 0.0)) if eta else 0.0
         a = rescale * down / here.sigma
         build.stage(here, a=a, c_x0=there.alpha - a * here.alpha, noise=up * noise_scale, remembered=False)
     return build.plan("flow_ancestral")

@@ -56,8 +56,16 @@ def _combine(leading: float, factors: list[float], differences: list[list[float]
 
 
 def _check_solver(solver: str) -> None:
-    if solver not in ("midpoint", "heun"):
-        raise ValueError(f"solver must be 'midpoint' or 'heun', got {solver!r}")
+    if solver not in ("midpoint", "heun", "exact"):
+        raise ValueError(f"solver must be 'midpoint', 'heun' or 'exact', got {solver!r}")
+
+
+def _factors(of_u: float, second: float, third: float, order: int, solver: str) -> list[float]:
+    """Of the first and second differences; ``third`` is of h^2 times the second derivative."""
+    if order == 2 and solver == "midpoint":
+        return [of_u / 2]
+    # The published order 3 takes the second difference for the second derivative, of which it is half.
+    return [second, third * (2 if solver == "exact" else 1)][: order - 1]
 
 
 def dpmpp_multistep(
@@ -80,7 +88,8 @@ def dpmpp_multistep(
         order: from 1 to 3.
         eta: noise: 0 none, 1 the reverse SDE's.
         noise_scale: factor on the noise.
-        solver: how order 2 weighs the derivative: "midpoint", or "heun" (the exact integral, as order 3 has it).
+        solver: "midpoint" or "heun" weigh the derivative of order 2, both with the published order 3, which converges with
+            order 2 only; "exact" integrates the interpolating polynomial, and converges with order 3.
         final_order: highest order of the last step, one more of the one before, and so on (diffusers' lower_order_final is
             1); a last step to zero noise is of order 1 anyway.
     """
@@ -96,9 +105,8 @@ def dpmpp_multistep(
         factors = []
         if now > 1:
             h = (1 + eta) * (there.lam - here.lam)
-            second = there.alpha * (math.expm1(-h) / h + 1)
-            third = there.alpha * ((math.expm1(-h) / h + 1) / h - 0.5)
-            factors = [of_x0 / 2] if now == 2 and solver == "midpoint" else [second, -third][: now - 1]
+            second = math.expm1(-h) / h + 1
+            factors = _factors(of_x0, there.alpha * second, there.alpha * (0.5 - second / h), now, solver)
         c_u, *b = _combine(of_x0, factors, _differences(points, i, now))
         build.stage(here, a=a, c_u=c_u, b=b, noise=noise * noise_scale)
     return build.plan("dpmpp_multistep")
@@ -135,9 +143,8 @@ def dpm_multistep(
         h = there.lam - here.lam
         a, of_epsilon = growth(here, there)
         now = usable_order(points, i, order, final_order)
-        second = -there.sigma * (math.expm1(h) / h - 1)
-        third = -there.sigma * ((math.expm1(h) / h - 1) / h - 0.5)
-        factors = [of_epsilon / 2] if now == 2 and solver == "midpoint" else [second, third][: now - 1]
+        second = math.expm1(h) / h - 1
+        factors = _factors(of_epsilon, -there.sigma * second, there.sigma * (0.5 - second / h), now, solver)
         twice = 2.0 if stochastic else 1.0
         c_u, *b = _combine(twice * of_epsilon, [twice * f for f in factors], _differences(points, i, now))
         noise = there.sigma * math.sqrt(math.expm1(2 * h)) if stochastic else 0.0
@@ -281,7 +288,6 @@ def dpm_fast(
     check_order(steps, 10**6)
     count = steps // 3 + 1
     orders = [3] * (count - 2) + [2, 1] if steps % 3 == 0 else [3] * (count - 1) + [steps % 3]
-    orders = orders[-count:] if count > 1 else [steps]
     low, high = span(schedule, sigma_min, sigma_max)
     levels = np.exp(np.linspace(math.log(high), math.log(low), len(orders) + 1))
     points = [schedule.at_ratio(float(r)) for r in levels]
