@@ -48,7 +48,7 @@ WEIGHTINGS: dict[str, Callable[..., Any]] = {
     # Crowson et al. 2024, section 4.2.
     "soft_min_snr": lambda schedule, t, alpha, sigma: 1 / ((sigma / alpha) ** 2 + schedule.data_std**2),
     # Karras et al. 2022, section 5: F, unweighted.
-    "edm": lambda schedule, t, alpha, sigma: _snr(alpha, sigma) / schedule.data_std**2 + 1,
+    "edm": lambda schedule, t, alpha, sigma: _snr(alpha, sigma) + schedule.data_std**-2,
     # Choi et al. 2022, eq. 8, on top of epsilon's.
     "p2": lambda schedule, t, alpha, sigma, gamma=1.0, k=1.0: _snr(alpha, sigma) / (k + _snr(alpha, sigma)) ** gamma,
     "vlb": lambda schedule, t, alpha, sigma: vlb(schedule, t),
