@@ -90,7 +90,7 @@ CASES = {
     "flow_euler: steps": (lambda: diffusion.flow_euler(diffusion.flow(), 2.5), TypeError, "steps.*float"),
     "prediction": (lambda: diffusion.ddim(diffusion.vp_linear(), prediction="noise"), ValueError, "prediction.*'noise'"),
     "guidance": (lambda: diffusion.guided(diffusion.ddim(diffusion.vp_linear()), math.nan), ValueError, "scale.*nan"),
-    "loss weighting": (lambda: diffusion.TrainingLoss(diffusion.flow(), "v", "snr"), ValueError, "weighting.*'snr'"),
+    "loss weighting": (lambda: diffusion.TrainingLoss(diffusion.flow(), "v", "snr2"), ValueError, "weighting.*'snr2'"),
     "gan: pairs": (lambda: gan.relativistic_d(torch.zeros(2), torch.zeros(3)), ValueError, "same shape"),
     "gan: r1": (lambda: gan.r1_penalty(torch.zeros(2), X, 1.0), ValueError, "real.*requires_grad"),
 }
