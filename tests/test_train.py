@@ -188,7 +188,7 @@ def test_command_line(tmp_path, capsys):
         (["train", "gan", "--data", "nowhere"], "data must be one of digits"),
         (["train", "gan", "--activation", "gelu"], "activation must be one of"),
         (["train", "gan", "--steps", "0"], "steps must be at least 1"),
-        (["train", "diffusion", "--schedule", "flow"], "sampler must be flow_euler"),
+        (["train", "diffusion", "--schedule", "flow"], "schedule must be a schedule with discrete times, got flow"),
     ],
 )
 def test_command_line_errors(arguments, message, tmp_path, capsys):

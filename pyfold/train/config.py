@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyfold.diffusion import SAMPLERS, SCHEDULES
+from pyfold.diffusion import SAMPLERS, SCHEDULES, Plan
 from pyfold.gan import LOSSES
 from pyfold.models import ACTIVATIONS
 from pyfold.ops import TARGETS
@@ -63,8 +64,18 @@ class Config:
                 raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if (self.schedule == "flow") != (self.sampler == "flow_euler"):
-            raise ValueError(f"sampler must be flow_euler for the flow schedule and only for it, got {self.sampler!r}")
+        if self.model == "diffusion":
+            self.plan(clip=None)
+
+    def plan(self, clip: float | None) -> Plan:
+        """The sampler's plan, with x0 clipped where the sampler knows how.
+
+        Raises:
+            ValueError: the schedule, sampler, prediction and number of steps do not go together.
+        """
+        sampler = SAMPLERS[self.sampler]
+        options = {"clip": clip} if "clip" in inspect.signature(sampler).parameters else {}
+        return sampler(SCHEDULES[self.schedule](), self.sampler_steps, prediction=self.prediction, **options)
 
     def save(self, path: Path) -> None:
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")

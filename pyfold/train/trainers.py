@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyfold
-from pyfold.diffusion import SAMPLERS, SCHEDULES, TrainingLoss, sample
+from pyfold.diffusion import SCHEDULES, TrainingLoss, sample
 from pyfold.gan import LOSSES, r1_penalty, r2_penalty
 from pyfold.models import MLP, Discriminator, Generator, MLPCritic, MLPDenoiser, UNet
 from pyfold.train.config import Config
@@ -73,10 +73,7 @@ class DiffusionTrainer:
         return {"loss": loss.detach()}
 
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
-        kwargs = {"prediction": self.config.prediction}
-        if self.config.sampler != "flow_euler":
-            kwargs["clip"] = 1.0 if self.data.is_image else None
-        plan = SAMPLERS[self.config.sampler](self.schedule, self.config.sampler_steps, **kwargs)
+        plan = self.config.plan(clip=1.0 if self.data.is_image else None)
         shape = tuple(self.data.samples.shape[1:])
         return sample(lambda x, t: self._denoise(self.average, x, t), plan, shape, seeds, device=self.device)
 
