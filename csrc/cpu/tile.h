@@ -38,6 +38,7 @@ class CpuTile {
     with_type<A>(view.dtype, view.data, [&](auto* memory) {
       auto* first = memory + row_ * view.row_stride;
       if (view.flat) {
+        prefetch_next(first + start_);
         if (sizeof(*memory) == sizeof(A) && count_ == lanes_) {
           out.data = reinterpret_cast<const A*>(first + start_);
           return;
@@ -136,6 +137,13 @@ class CpuTile {
     if (out.data == out.buffer) return;
     __builtin_memcpy(out.buffer, out.data, sizeof(A) * lanes());
     out.data = out.buffer;
+  }
+
+  // The next tile's share of an operand: it comes from memory while this tile's noise is made.
+  template <class T>
+  static void prefetch_next(const T* memory) {
+    const char* next = reinterpret_cast<const char*>(memory + cpu::kTileLanes);
+    for (size_t line = 0; line < cpu::kTileLanes * sizeof(T); line += 64) __builtin_prefetch(next + line);
   }
 
   // body(lane, offset, stride, run) for each stretch of the tile along the innermost dimension.
