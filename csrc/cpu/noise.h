@@ -9,7 +9,7 @@ namespace pyfold {
 namespace {
 
 // Blocks made at a time: their words stay in the first cache level.
-constexpr int kNoiseBatchBlocks = 64;
+constexpr int kNoiseBatchBlocks = 128;
 constexpr int kNoiseGroupBlocks = 2 * VectorLanes::kCount;
 
 // Normals of blocks [block, block + blocks), blocks a multiple of kNoiseGroupBlocks and at most kNoiseBatchBlocks.
