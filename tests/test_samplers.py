@@ -55,6 +55,7 @@ ORDERS = {
     "heun": (2, diffusion.heun),
     "heun, flow frame": (2, partial(diffusion.heun, frame="flow")),
     "dpm2": (2, diffusion.dpm2),
+    "seeds 2": (2, partial(diffusion.seeds, eta=0.0)),
     "dpm_singlestep 2": (2, diffusion.dpm_singlestep),
     "dpmpp_singlestep 2": (2, diffusion.dpmpp_singlestep),
     "dpmpp_multistep 2": (2, diffusion.dpmpp_multistep),
@@ -79,6 +80,7 @@ ORDERS = {
         3,
         partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, adjusted=False, final_order=None),
     ),
+    "seeds 3": (3, partial(diffusion.seeds, order=3, eta=0.0)),
     "lms 4": (4, diffusion.lms),
     "unipc 3": (4, partial(diffusion.unipc, order=3, final_order=None)),
 }
@@ -124,6 +126,9 @@ STOCHASTIC = {
     "sa_solver": diffusion.sa_solver,
     "er_sde": diffusion.er_sde,
     "edm_stochastic": partial(diffusion.edm_stochastic, noise_scale=1.0),
+    "seeds 2": diffusion.seeds,
+    "seeds 3": partial(diffusion.seeds, order=3),
+    "flow_sde": diffusion.flow_sde,
 }
 
 
@@ -372,6 +377,90 @@ def test_singlestep_of_order_three(plus, start):
     assert_exact(sampler(VP, prediction="x0", order=3, spacing=points), start, x)
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_seeds(order, start):
+    """Gonzalez et al. 2023, algorithms 1 and 2, the noise by its recursion from stage to stage."""
+    points = spacings.at_ratios(VP, [8.0, 5.0, 2.0, 0.7])[:-1]
+    fractions = [0.5, 1.0] if order == 2 else [1 / 3, 2 / 3, 1.0]
+    eta, x, n = 0.8, start, 0
+    for here, there in pairwise(points):
+        h = there.lam - here.lam
+        m = [x0_of(x, here.alpha, here.sigma)]
+        noise, before = 0.0, 0.0
+        for k, f in enumerate(fractions):
+            p = there if f == 1 else VP.at_ratio(math.exp(-(here.lam + f * h)))
+            z = (1 + eta) * f * h
+            noise = noise * math.exp(-eta * (f - before) * h) + math.sqrt(1 - math.exp(-2 * eta * (f - before) * h)) * draw(n)
+            before, n = f, n + 1
+            y = p.sigma / here.sigma * math.exp(-eta * f * h) * x
+            if k == 0:
+                y = y - p.alpha * math.expm1(-z) * m[0]
+            elif order == 2:
+                y = y - p.alpha * math.expm1(-z) * m[1]
+            else:
+                part = f / fractions[k - 1] * p.alpha * (math.expm1(-z) / z + 1)
+                y = y - p.alpha * math.expm1(-z) * m[0] + part * (m[k] - m[0])
+            y = y + p.sigma * noise
+            m.append(x0_of(y, p.alpha, p.sigma))
+        x = y
+    assert_exact(diffusion.seeds(VP, prediction="x0", order=order, eta=eta, spacing=points), start, x)
+
+
+def test_flow_sde(start):
+    """Liu et al. 2025, eq. 12, in the form of their code."""
+    points = spacings.at_sigmas(FLOW, [0.95, 0.7, 0.4, 0.2, 0.05])
+    x = start
+    for n, ((a, s), (_, s2)) in enumerate(trajectory(points)):
+        v = (x - x0_of(x, a, s)) / s
+        dt = s2 - s
+        std = 0.7 * math.sqrt(s / (1 - s)) if s2 else 0.0
+        x = x * (1 + std**2 / (2 * s) * dt) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt + std * math.sqrt(-dt) * draw(n)
+    assert_exact(diffusion.flow_sde(FLOW, prediction="x0", spacing=points), start, x)
+    whole = diffusion.flow_sde(FLOW, 4)
+    assert all(math.isfinite(v) for row in whole.rows for k, v in row.items() if "clip" not in k)
+
+
+@pytest.mark.parametrize("predictor", [False, True])
+def test_annealed_langevin(predictor, start):
+    points = spacings.at_ratios(VP, [8.0, 2.0, 0.3])
+    x, n = start, 0
+    for i, ((a, s), (a2, s2)) in enumerate(trajectory(points)):
+        for _ in range(2):
+            score = -(x - a * x0_of(x, a, s)) / s**2
+            x = x + 0.15 * s**2 * score + s * math.sqrt(0.3) * draw(n)
+            n += 1
+        if i == len(points) - 2:
+            x = x0_of(x, a, s)
+        elif predictor:
+            x0 = x0_of(x, a, s)
+            eps = (x - a * x0) / s
+            up = s2 / a2 * math.sqrt(1 - (s2 / a2 * a / s) ** 2)
+            x = a2 * (x0 + math.sqrt((s2 / a2) ** 2 - up**2) * eps + up * draw(n))
+            n += 1
+        else:
+            x = a2 / a * x
+    options = {"correctors": 2, "step_size": 0.15, "predictor": predictor, "spacing": points}
+    assert_exact(diffusion.annealed_langevin(VP, prediction="x0", **options), start, x)
+
+
+def test_langevin_keeps_boltzmann():
+    """At one level, from anywhere: mean and variance of p at that level, up to the bias of the step's size."""
+    level, count = VP.at_ratio(0.5), 20_000
+    points = [level, VP.at_ratio(0.4999), VP.clean()]
+    plan = diffusion.annealed_langevin(VP, prediction="x0", correctors=400, step_size=0.1, spacing=points)
+    seen = {}
+    x = torch.full((1, count), 2.0, dtype=torch.float64)
+    model = gaussian_model(plan)
+    diffusion.sample(model, plan, (count,), [3], x=x, dtype=torch.float64, callback=lambda i, x: seen.setdefault(i, x.clone()))
+    x = seen[398]
+    # The linear recursion x' = (1 - k) x + ..., k = step sigma^2 / spread^2, has this variance exactly.
+    k = 0.1 * level.sigma**2 / spread(level) ** 2
+    variance = 2 * 0.1 * level.sigma**2 / (1 - (1 - k) ** 2)
+    assert abs(variance / spread(level) ** 2 - 1) < 0.02
+    assert abs(x.var().item() - variance) < 5 * variance * math.sqrt(2 / count)
+    assert abs(x.mean().item() - level.alpha * MEAN) < 5 * math.sqrt(variance / count)
+
+
 def test_ddim_inverse_undoes_ddim(start):
     """To the order of the method: the error of the round trip falls with the step."""
     errors = []
@@ -528,6 +617,10 @@ BAD = {
     "r": (lambda: diffusion.dpmpp_sde(VP, 5, r=0.0), ValueError, "r must.*0.0"),
     "churn": (lambda: diffusion.edm_stochastic(VP, 5, churn=-1.0), ValueError, "churn.*-1"),
     "method": (lambda: diffusion.edm_stochastic(VP, 5, method="rk"), ValueError, "method.*'rk'"),
+    "seeds order": (lambda: diffusion.seeds(VP, 5, order=1), ValueError, "order.*1"),
+    "correctors": (lambda: diffusion.annealed_langevin(VP, 5, correctors=0), ValueError, "correctors.*0"),
+    "step size": (lambda: diffusion.annealed_langevin(VP, 5, step_size=math.nan), ValueError, "step_size.*nan"),
+    "noise level": (lambda: diffusion.flow_sde(FLOW, 5, noise_level=-1.0), ValueError, "noise_level.*-1"),
     "gamma": (lambda: diffusion.gradient_estimation(VP, 5, gamma=math.inf), ValueError, "gamma.*inf"),
     "flow": (lambda: diffusion.flow_heun(VP, 5), ValueError, "flow schedule.*vp_linear"),
     "discrete": (lambda: diffusion.lcm(FLOW, 5), ValueError, "discrete times.*flow"),

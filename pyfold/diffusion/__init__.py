@@ -2,10 +2,20 @@
 
 from pyfold.diffusion import spacings
 from pyfold.diffusion.densities import DENSITIES
-from pyfold.diffusion.plan import Builder, Plan, Stage, guided, sample
+from pyfold.diffusion.guidance import (
+    dynamic_threshold,
+    guided,
+    guided_by_energy,
+    guided_plus_plus,
+    renorm,
+    rescale,
+    with_gradient,
+)
+from pyfold.diffusion.plan import Builder, Plan, Stage, inpaint, sample
 from pyfold.diffusion.predictions import PREDICTIONS, convert
 from pyfold.diffusion.samplers import (
     SAMPLERS,
+    annealed_langevin,
     consistency,
     ddim,
     ddim_inverse,
@@ -27,6 +37,7 @@ from pyfold.diffusion.samplers import (
     flow_ancestral,
     flow_euler,
     flow_heun,
+    flow_sde,
     gradient_estimation,
     heun,
     ipndm,
@@ -35,6 +46,7 @@ from pyfold.diffusion.samplers import (
     plms,
     res_multistep,
     sa_solver,
+    seeds,
     tcd,
     unipc,
 )
@@ -78,6 +90,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "TrainingLoss",
+    "annealed_langevin",
     "consistency",
     "convert",
     "ddim",
@@ -93,6 +106,7 @@ __all__ = [
     "dpmpp_multistep",
     "dpmpp_sde",
     "dpmpp_singlestep",
+    "dynamic_threshold",
     "edm",
     "edm_stochastic",
     "er_sde",
@@ -103,18 +117,25 @@ __all__ = [
     "flow_euler",
     "flow_for_length",
     "flow_heun",
+    "flow_sde",
     "from_alpha_bar",
     "from_betas",
     "gradient_estimation",
     "guided",
+    "guided_by_energy",
+    "guided_plus_plus",
     "heun",
+    "inpaint",
     "ipndm",
     "lcm",
     "lms",
     "plms",
+    "renorm",
     "res_multistep",
+    "rescale",
     "sa_solver",
     "sample",
+    "seeds",
     "self_condition",
     "spacings",
     "sub_vp",
@@ -129,5 +150,6 @@ __all__ = [
     "vp_linear",
     "vp_scaled_linear",
     "vp_sigmoid",
+    "with_gradient",
     "zero_terminal_snr",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class Plan:
         points: where on the schedule each stage evaluates the model.
         start_std: standard deviation of the noise that sampling starts from.
         start_scale: c_in of the first stage.
+        learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
+            the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
     """
 
@@ -46,6 +48,8 @@ class Plan:
     start_std: float = 1.0
     start_scale: float = 1.0
     start_churn: tuple[float, float] | None = None
+    learned: tuple[tuple[float, float] | None, ...] = ()
+    log_variance: bool = False
     _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -79,6 +83,7 @@ class Plan:
         history: list[torch.Tensor] | None = None,
         seeds: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        adapt: Sequence[Callable[..., torch.Tensor]] = (),
         **outputs: Any,
     ) -> torch.Tensor:
         """One stage, in one pass, without a look at the device.
@@ -90,6 +95,7 @@ class Plan:
             history: the caller's list of earlier ``u``, the newest first; this stage's is put in front.
             seeds: int64 [B], for a plan with noise.
             noise: instead of noise from seeds, this, already scaled.
+            adapt: changes of each sample's coefficients by what the model said (``pyfold.diffusion.rescale`` and others).
             outputs: ``out``, ``next_input``, ``x0_out`` of :func:`pyfold.affine_step`.
         """
         newest = None
@@ -100,10 +106,16 @@ class Plan:
             newest = history[-1] if len(history) == self.history else torch.empty_like(x)
         if self.noisy and seeds is None and noise is None:
             raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
+        table = self.on(x.device)[0]
+        if adapt:
+            table, index = table[index.expand(x.shape[0])], None
+            outputs_of_model = (models,) if isinstance(models, torch.Tensor) else tuple(models)
+            for change in adapt:
+                table = change(table, x, outputs_of_model)
         result = affine_step(
             x,
             models,
-            self.on(x.device)[0],
+            table,
             index,
             base=noise,
             history=history or (),
@@ -231,6 +243,11 @@ class Builder:
             self.stage(point, a=a, c_u=c_u, b=[*past[::-1], *last], noise=noises)
             point, of_x, of_u, noise = new
 
+    def rescale(self, factor: float) -> None:
+        """The last stage's result times a factor."""
+        row = self.rows[-1]
+        row |= {name: row[name] * factor for name in row if name[0] in "abd" or name in ("c_x0", "c_u")}
+
     def plan(self, name: str, *, start: Point | None = None, churn: tuple[float, float] | None = None) -> Plan:
         """The plan; ``start`` is where the given state lies if the model is first evaluated elsewhere, ``churn`` away."""
         numbers = [v for row in self.rows for key, v in row.items() if not key.startswith("clip")]
@@ -255,15 +272,32 @@ class Builder:
 _D1 = AFFINE_STEP_COLUMNS.index("d1")
 
 
-def guided(plan: Plan, scale: float) -> Plan:
-    """The plan for a model that returns (conditional, unconditional): classifier-free guidance (Ho and Salimans 2022)
+def inpaint(plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor) -> Callable[[int, torch.Tensor], None]:
+    """A callback for :func:`sample`: where ``mask`` is true, the state is ``known``, noised to the level of each stage.
 
-    ``e = scale conditional + (1 - scale) unconditional`` as two coefficients of the same step.
+    Its noise is the start's, so the known part lies on one straight path from there to itself.
+
+    Args:
+        plan: being run.
+        known: [B, ...], float32. mask: bool, broadcast against it. seeds: int64 [B].
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
-    rows = tuple({**row, "g1": float(scale), "g2": 1.0 - scale} for row in plan.rows)
-    return replace(plan, name=f"{plan.name}, guidance {scale:g}", rows=rows, _on_device={})
+
+    def callback(stage: int, x: torch.Tensor) -> None:
+        last = stage + 1 == len(plan)
+        alpha, sigma = (1.0, 0.0) if last else (plan.points[stage + 1].alpha, plan.points[stage + 1].sigma)
+        x.copy_(torch.where(mask, add_noise(known.to(x.dtype), alpha, sigma, seeds, stream=INITIAL_STREAM), x))
+
+    return callback
+
+
+def _learned_noise(plan: Plan, stage: int, said: torch.Tensor, seeds: torch.Tensor, noise: Any) -> torch.Tensor | None:
+    """Noise of the variance that the model says."""
+    if plan.learned[stage] is None:
+        return torch.zeros_like(said)
+    low, high = plan.learned[stage]
+    log_variance = said if plan.log_variance else low + (said + 1) / 2 * (high - low)
+    z = randn(seeds, said.shape[1:], stream=SAMPLER_STREAM, step=stage, dtype=said.dtype) if noise is None else noise(stage)
+    return (log_variance / 2).exp() * z
 
 
 @torch.no_grad()
@@ -277,6 +311,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     x: torch.Tensor | None = None,
     noise: Callable[[int], torch.Tensor] | None = None,
+    adapt: Sequence[Callable[..., torch.Tensor]] = (),
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Runs a plan from noise to samples; the same bits for every batch split, thread count and instruction set of the steps.
@@ -294,6 +329,7 @@ def sample(
         x: start from this state instead of noise; it belongs to the first point of the plan.
         noise: ``noise(n)`` gives the n-th standard normal [B, *shape] in place of ``pyfold.randn(..., stream=1, step=n)``: a
             ``torch.Generator``'s, say.
+        adapt: changes of each sample's coefficients by what the model said, such as ``pyfold.diffusion.rescale(0.7)``.
         callback: called after each stage with its number and the state, which it may change in place (a mask, say).
 
     Returns:
@@ -323,7 +359,10 @@ def sample(
     for i, row in enumerate(plan.rows):
         prediction = model(model_input, times[i].expand(len(seeds)))
         given = None
-        if noise is not None:
+        if plan.learned:
+            prediction, said = prediction.chunk(2, dim=1)
+            given = _learned_noise(plan, i, said, seeds, noise)
+        elif noise is not None:
             terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
             given = sum(terms).to(x) if terms else torch.zeros_like(x)
         plan.step(
@@ -332,7 +371,8 @@ def sample(
             counters[i : i + 1],
             history=history,
             seeds=seeds,
-            noise=given,
+            noise=None if given is None else given.to(x.dtype),
+            adapt=adapt,
             out=x,
             next_input=model_input if separate else None,
         )

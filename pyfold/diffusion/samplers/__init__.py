@@ -16,6 +16,7 @@ from pyfold.diffusion.samplers.ancestral import (
     ddpm,
     euler_ancestral,
     flow_ancestral,
+    flow_sde,
     lcm,
     tcd,
 )
@@ -24,15 +25,14 @@ from pyfold.diffusion.samplers.exponential import (
     dpm_fast,
     dpm_multistep,
     dpm_singlestep,
-    dpmpp_2s_ancestral,
     dpmpp_multistep,
-    dpmpp_sde,
     dpmpp_singlestep,
-    er_sde,
     res_multistep,
 )
+from pyfold.diffusion.samplers.langevin import annealed_langevin
 from pyfold.diffusion.samplers.linear import deis, gradient_estimation, ipndm, lms, plms
 from pyfold.diffusion.samplers.runge_kutta import dpm2, dpm2_ancestral, edm_stochastic, euler, flow_euler, flow_heun, heun
+from pyfold.diffusion.samplers.stochastic import dpmpp_2s_ancestral, dpmpp_sde, er_sde, seeds
 
 SAMPLERS: dict[str, Callable[..., Plan]] = {
     sampler.__name__: sampler
@@ -42,6 +42,7 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
         flow_euler,
         flow_heun,
         flow_ancestral,
+        flow_sde,
         euler,
         euler_ancestral,
         heun,
@@ -64,6 +65,8 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
         unipc,
         sa_solver,
         er_sde,
+        seeds,
+        annealed_langevin,
         lcm,
         tcd,
         consistency,

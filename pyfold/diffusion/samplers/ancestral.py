@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 from pyfold.diffusion.plan import Builder, Plan
@@ -27,6 +28,9 @@ def discrete(schedule: Schedule) -> Schedule:
     return schedule
 
 
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+
+
 def ddpm(
     schedule: Schedule,
     steps: int = 1000,
@@ -43,17 +47,24 @@ def ddpm(
         steps: model evaluations.
         prediction: what the model predicts, a name in ``pyfold.diffusion.PREDICTIONS``.
         clip: bound on the predicted x0, or None.
-        variance: "fixed_small" (the posterior's, eq. 7) or "fixed_large" (beta).
+        variance: "fixed_small" (the posterior's, eq. 7), "fixed_large" (beta), or what a model's second half of channels
+            says: "learned" (its logarithm) or "learned_range" (between the two in logarithm, from -1 to 1; Nichol and Dhariwal
+            2021, eq. 15).
         spacing: which times are visited (``pyfold.diffusion.spacings``).
     """
     build = Builder(discrete(schedule), prediction, clip)
-    if variance not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"variance must be 'fixed_small' or 'fixed_large', got {variance!r}")
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(map(repr, VARIANCES))}, got {variance!r}")
+    learned = []
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
         beta = 1 - (here.alpha / there.alpha) ** 2
         posterior = (there.sigma / here.sigma) ** 2 * beta
         # The last step lands on the mean.
         spread = 0.0 if there.sigma == 0 else posterior if variance == "fixed_small" else beta
+        if variance.startswith("learned"):
+            # A step to zero noise has none, whatever the model says.
+            learned.append((math.log(posterior), math.log(beta)) if spread else None)
+            spread = 0.0
         build.stage(
             here,
             a=here.alpha / there.alpha * (there.sigma / here.sigma) ** 2,
@@ -61,7 +72,10 @@ def ddpm(
             noise=math.sqrt(spread),
             remembered=False,
         )
-    return build.plan("ddpm")
+    plan = build.plan("ddpm")
+    if not learned:
+        return plan
+    return replace(plan, noisy=True, learned=tuple(learned), log_variance=variance == "learned")
 
 
 def ddim(
@@ -165,6 +179,39 @@ def flow_ancestral(
         a = rescale * down / here.sigma
         build.stage(here, a=a, c_x0=there.alpha - a * here.alpha, noise=up * noise_scale, remembered=False)
     return build.plan("flow_ancestral")
+
+
+def flow_sde(
+    schedule: Schedule,
+    steps: int = 10,
+    *,
+    prediction: str = "flow",
+    noise_level: float = 0.7,
+    clip: float | None = None,
+    spacing: Spacing = "trailing",
+) -> Plan:
+    """Euler-Maruyama on an SDE with the flow's marginals, for policy gradients (Liu et al. 2025, Flow-GRPO, eq. 9, 12).
+
+    Noise of ``noise_level sqrt(sigma / (1 - sigma))`` a square root of time; the last step is Euler's.
+
+    Args:
+        schedule: a flow schedule.
+        steps, prediction, clip, spacing: as for :func:`euler_ancestral`.
+        noise_level: from 0 (the flow).
+    """
+    if not schedule.is_flow:
+        raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
+    if not 0 <= noise_level < math.inf:
+        raise ValueError(f"noise_level must be finite and from 0, got {noise_level}")
+    build = Builder(schedule, prediction, clip, "flow")
+    for here, there in pairwise(choose_points(schedule, steps, spacing)):
+        # At pure noise sigma / (1 - sigma) is infinite: the next point's stands for it.
+        safe = here if here.alpha else there
+        rate = 0.0 if there.sigma == 0 else noise_level**2 * here.sigma / safe.alpha
+        dt = there.sigma - here.sigma
+        drift = rate / (2 * here.sigma)
+        build.stage(here, a=1 + drift * dt, c_u=(1 + drift * here.alpha) * dt, noise=math.sqrt(-rate * dt))
+    return build.plan("flow_sde")
 
 
 def _boundary(here: Point, data_std: float, scaling: float, t: float) -> tuple[float, float]:

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan, Stage
 from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
 from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
@@ -190,7 +189,7 @@ def res_multistep(
 # --- singlestep
 
 
-def _between(schedule: Schedule, here: Point, there: Point, fraction: float) -> Point:
+def between(schedule: Schedule, here: Point, there: Point, fraction: float) -> Point:
     return schedule.at_ratio(math.exp(-(here.lam + fraction * (there.lam - here.lam))))
 
 
@@ -213,11 +212,11 @@ def _single(build: Builder, here: Point, there: Point, order: int, plus: bool) -
         return -(p.alpha if plus else p.sigma) * (math.expm1(z) / z - 1)
 
     if order == 2:
-        middle = _between(build.schedule, here, there, 0.5)
+        middle = between(build.schedule, here, there, 0.5)
         a, of_u = linear(middle)
         build.step(here, [Stage(middle, a, [of_u]), Stage(there, end[0], [0.0, end[1]])])
         return
-    first, second = (_between(build.schedule, here, there, f) for f in (1 / 3, 2 / 3))
+    first, second = (between(build.schedule, here, there, f) for f in (1 / 3, 2 / 3))
     (a1, u1), (a2, u2) = linear(first), linear(second)
     tilt, last = 2 * bend(second, 2 / 3), 1.5 * bend(there, 1.0)
     build.step(
@@ -295,132 +294,3 @@ def dpm_fast(
     for (here, there), order in zip(pairwise(points), orders, strict=True):
         _single(build, here, there, order, plus=False)
     return build.plan("dpm_fast")
-
-
-def dpmpp_2s_ancestral(
-    schedule: Schedule,
-    steps: int = 15,
-    *,
-    prediction: str = "epsilon",
-    eta: float = 1.0,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ 2S to less noise than wanted, the rest put back as new noise (k-diffusion).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-    """
-    check_eta(eta)
-    build = Builder(schedule, prediction, clip)
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        down, up = ancestral_split(here, there, eta)
-        aim = Point(there.t, there.alpha, there.alpha * down)
-        a, of_x0, _ = decay(here, aim)
-        if down == 0 or here.alpha == 0:
-            build.stage(here, a=a, c_x0=of_x0, noise=there.alpha * up * noise_scale)
-            continue
-        middle = _between(schedule, here, aim, 0.5)
-        a_middle, of_middle, _ = decay(here, middle)
-        noise = [(there.alpha * up * noise_scale, 1)]
-        build.step(here, [Stage(middle, a_middle, [of_middle]), Stage(there, a, [0.0, of_x0], noise)])
-    return build.plan("dpmpp_2s_ancestral")
-
-
-def dpmpp_sde(
-    schedule: Schedule,
-    steps: int = 15,
-    *,
-    prediction: str = "epsilon",
-    eta: float = 1.0,
-    noise_scale: float = 1.0,
-    r: float = 0.5,
-    brownian: bool = True,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ SDE: an inner ancestral step, then the whole one with both predictions (k-diffusion).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-        r: where in lambda the inner step ends, in (0, 1].
-        brownian: both noises are increments of one Brownian motion in sigma / alpha, as k-diffusion's default has it; else
-            they are independent.
-    """
-    check_eta(eta)
-    if not 0 < r <= 1:
-        raise ValueError(f"r must be in (0, 1], got {r}")
-    build = Builder(schedule, prediction, clip)
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        if not regular([here, there]):
-            down, up = (0.0, 0.0) if there.sigma == 0 else (0.0, there.ratio)
-            build.stage(here, c_x0=there.alpha, noise=there.alpha * up * noise_scale)
-            continue
-        stages = []
-        middle = _between(schedule, here, there, r)
-        shared = (here.ratio - middle.ratio) / (here.ratio - there.ratio) if brownian else 0.0
-        for target, weights, split in (
-            (middle, [1.0], [(1.0, 0)]),
-            (there, [1 - 1 / (2 * r), 1 / (2 * r)], [(math.sqrt(shared), 0), (math.sqrt(1 - shared), 1)]),
-        ):
-            down, up = ancestral_split(here, target, eta)
-            a, of_x0, _ = decay(here, Point(target.t, target.alpha, target.alpha * down))
-            noise = [(target.alpha * up * noise_scale * part, n) for part, n in split]
-            stages.append(Stage(target, a, [of_x0 * w for w in weights], noise))
-        build.step(here, stages)
-    return build.plan("dpmpp_sde")
-
-
-def er_sde(
-    schedule: Schedule,
-    steps: int = 20,
-    *,
-    prediction: str = "epsilon",
-    order: int = 3,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """Extended reverse-time SDE solver, orders 1 to 3 (Cui et al. 2023, algorithms 1 to 3), noise function ER-SDE 5:
-
-    ``phi(s) = s (exp(s^0.3) + 10)`` of ``s = sigma / alpha``.
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        order: from 1 to 3.
-        noise_scale: factor on the noise.
-    """
-
-    def phi(s):
-        return s * (np.exp(s**0.3) + 10)
-
-    check_order(order, 3)
-    build = Builder(schedule, prediction, clip)
-    points = choose_points(schedule, steps, spacing)
-    for i, (here, there) in enumerate(pairwise(points)):
-        if not regular([here, there]):
-            build.stage(here, c_x0=there.alpha, noise=there.sigma * noise_scale)
-            continue
-        s, s_next = here.ratio, there.ratio
-        r = float(phi(s_next) / phi(s))
-        terms = np.zeros(3)
-        terms[0] = there.alpha * (1 - r)
-        now = usable_order(points, i, order)
-        if now >= 2:
-            step = s_next - s
-            # The integrals of 1 / phi and (s' - s) / phi between the levels.
-            plain = lagrange_integrals([0.0], s_next, s, lambda v: 1 / phi(v))[0]
-            tilted = lagrange_integrals([0.0], s_next, s, lambda v: (v - s) / phi(v))[0]
-            slope = np.array([1.0, -1.0, 0.0]) / (s - points[i - 1].ratio)
-            terms += there.alpha * (step + plain * phi(s_next)) * slope
-            if now == 3:
-                before = np.array([0.0, 1.0, -1.0]) / (points[i - 1].ratio - points[i - 2].ratio)
-                curve = (slope - before) / ((s - points[i - 2].ratio) / 2)
-                terms += there.alpha * (step**2 / 2 + tilted * phi(s_next)) * curve
-        c_u, *b = (float(c) for c in terms[:now])
-        noise = there.alpha * math.sqrt(max(s_next**2 - (s * r) ** 2, 0.0)) * noise_scale
-        build.stage(here, a=there.alpha / here.alpha * r, c_u=c_u, b=b, noise=noise)
-    return build.plan("er_sde")

@@ -263,8 +263,6 @@ def edm_stochastic(
     for there in points[1:]:
         methods[method](build, FRAMES["noise"], here, there)
         here, noise = churned(there)
-        row, scale = build.rows[-1], here.alpha / there.alpha
-        for name in ("a", "c_u", "c_x0", "b1", "b2"):
-            row[name] = row.get(name, 0.0) * scale
-        row |= {"d1": noise * here.alpha, "n1": len(build.rows) - 1}
+        build.rescale(here.alpha / there.alpha)
+        build.rows[-1] |= {"d1": noise * here.alpha, "n1": len(build.rows) - 1}
     return build.plan("edm_stochastic", start=points[0], churn=start)

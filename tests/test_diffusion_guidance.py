@@ -1,0 +1,235 @@
+"""Guidance, adaptations, energies, masks and learned variances: each step against its formula."""
+
+import math
+
+import pytest
+import torch
+
+import pyfold
+from pyfold import diffusion
+
+VP = diffusion.vp_linear()
+SEEDS = torch.tensor([3, 1, 4])
+SHAPE = (2, 5)
+
+
+@pytest.fixture
+def tensors(generator):
+    return [torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(3)]
+
+
+def column(value):
+    return value.reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_cfg_plus_plus(prediction, tensors):
+    x, cond, uncond = tensors
+    plan = diffusion.euler_ancestral(VP, 6, prediction=prediction, eta=0.5)
+    guided = diffusion.guided_plus_plus(plan, 0.6)
+    for i, (here, there) in enumerate(zip(plan.points, [*plan.points[1:], VP.clean()], strict=True)):
+        mixed = 0.6 * cond + 0.4 * uncond
+        p, q = diffusion.convert(prediction, "x0", here.alpha, here.sigma)
+        r, s = diffusion.convert(prediction, "epsilon", here.alpha, here.sigma)
+        up = 0.5 * there.ratio * math.sqrt(1 - (there.ratio / here.ratio) ** 2)
+        down = math.sqrt(there.ratio**2 - up**2)
+        noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=i, dtype=torch.float64)
+        expected = there.alpha * (p * x + q * mixed + down * (r * x + s * uncond) + up * noise)
+        result = guided.step(x, [cond, uncond], torch.tensor([i]), seeds=SEEDS)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+def test_cfg_plus_plus_needs_a_simple_plan():
+    for plan in (diffusion.dpmpp_multistep(VP, 5), diffusion.ddim(VP, 5), diffusion.heun(VP, 5)):
+        with pytest.raises(ValueError, match="plan must be of ddim or euler_ancestral"):
+            diffusion.guided_plus_plus(plan, 0.5)
+
+
+def test_rescale(tensors):
+    x, cond, uncond = tensors
+    mixed = 4 * cond - 3 * uncond
+    whole = mixed * (cond.std((1, 2), keepdim=True) / mixed.std((1, 2), keepdim=True))
+    plain = diffusion.ddim(VP, 5)
+    expected = plain.step(x, 0.7 * whole + 0.3 * mixed, torch.tensor([2]))
+    plan = diffusion.guided(plain, 4.0)
+    result = plan.step(x, [cond, uncond], torch.tensor([2]), adapt=[diffusion.rescale(0.7)])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+def test_renorm(tensors):
+    x, cond, uncond = tensors
+    uncond[0] = cond[0] * 0.9
+    plain = diffusion.ddim(VP, 5)
+    mixed = 4 * cond - 3 * uncond
+    length, most = mixed.flatten(1).norm(dim=1), 1.5 * cond.flatten(1).norm(dim=1)
+    factor = torch.where(length > most, most / length, 1.0)
+    assert (factor < 1).any() and (factor == 1).any()
+    expected = plain.step(x, column(factor) * mixed, torch.tensor([2]))
+    result = diffusion.guided(plain, 4.0).step(x, [cond, uncond], torch.tensor([2]), adapt=[diffusion.renorm(1.5)])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [diffusion.ddpm, diffusion.ddim, diffusion.dpmpp_multistep])
+def test_dynamic_threshold(sampler, tensors):
+    """As diffusers' _threshold_sample: clip to the quantile, at least 1 and at most a maximum, and divide."""
+    x, cond, _ = tensors
+    plan = sampler(VP, 5, clip=None)
+    point = plan.points[2]
+    x0 = (x - point.sigma * cond) / point.alpha
+    bound = torch.quantile(x0.abs().flatten(1), 0.9, dim=1).clamp(1, 4)
+    clipped = x0.clamp(-column(bound), column(bound)) / column(bound)
+    row = plan.rows[2]
+    noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=2, dtype=torch.float64)
+    u = row.get("r", 0.0) * x + row.get("s", 0.0) * cond + row.get("t", 0.0) * clipped
+    past = torch.ones_like(x)
+    expected = row["a"] * x + row["c_x0"] * clipped + row["c_u"] * u + row.get("d1", 0.0) * noise + row.get("b1", 0.0) * past
+    adapt = [diffusion.dynamic_threshold(0.9, 1.0, 4.0)]
+    result = plan.step(x, cond, torch.tensor([2]), history=[past], seeds=SEEDS, adapt=adapt)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "flow", "score"])
+def test_energy_shifts_the_score(prediction, tensors):
+    x, m, _ = tensors
+    energy = lambda x: (x**4 / 4).flatten(1).sum(1)  # noqa: E731
+    plain = diffusion.dpmpp_multistep(VP, 5, prediction=prediction)
+    plan = diffusion.guided_by_energy(plain, VP, prediction, weight=0.3)
+    point, index = plain.points[1], torch.tensor([1])
+    r, s = diffusion.convert(prediction, "score", point.alpha, point.sigma)
+    score = r * x + s * m - 0.3 * x**3
+    r, s = diffusion.convert("score", prediction, point.alpha, point.sigma)
+    past = torch.ones_like(x)
+    # A step writes its u over the oldest entry.
+    expected = plain.step(x, r * x + s * score, index, history=[past.clone()])
+    outputs = diffusion.with_gradient(lambda x, t: m, energy)(x, None)
+    result = plan.step(x, outputs, index, history=[past])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+
+
+def test_energy_conditions_gaussian_data():
+    """p(x) exp(-U) of two Gaussians is one: with the noised energy exact, sampling finds its mean and variance."""
+    schedule, count = diffusion.edm(sigma_min=0.01, sigma_max=80.0), 20_000
+    variance, centre, width = 0.5, 1.0, 0.25
+    plain = diffusion.euler_ancestral(schedule, 400, prediction="epsilon", spacing="exponential")
+    plan = diffusion.guided_by_energy(plain, schedule, "epsilon")
+    points = iter(plan.points)
+    state = {}
+
+    def energy(x):
+        """-log of what the product's noised density is beside p's."""
+        v = state["point"].sigma ** 2
+        both, at = 1 / (1 / variance + 1 / width), centre * variance / (variance + width)
+        x = x / schedule.input_scale(1.0, state["point"].sigma)
+        return ((x - at) ** 2 / (2 * (both + v)) - x**2 / (2 * (variance + v))).sum(1)
+
+    def model(x, t):
+        state["point"] = p = next(points)
+        scale = schedule.input_scale(1.0, p.sigma)
+        return p.sigma * x / scale / (variance + p.sigma**2)
+
+    guided = diffusion.with_gradient(model, energy)
+
+    def scaled(x, t):
+        """grad in the model's scaled input is grad U times that scale."""
+        m, gradient = guided(x, t)
+        return m, gradient * schedule.input_scale(1.0, state["point"].sigma)
+
+    x = diffusion.sample(scaled, plan, (count,), [4], dtype=torch.float64)
+    both = 1 / (1 / variance + 1 / width)
+    assert abs(x.mean().item() - centre * variance / (variance + width)) < 5 * math.sqrt(both / count)
+    assert abs(x.var().item() - both) < 5 * both * math.sqrt(2 / count)
+
+
+def test_energy_beside_guidance(tensors):
+    """A third model output beside two, and no room for a fourth."""
+    x, cond, uncond = tensors
+    plan = diffusion.guided_by_energy(diffusion.guided(diffusion.ddim(VP, 5), 2.0), VP, "epsilon")
+    gradient = torch.full_like(x, 0.1)
+    result = plan.step(x, [cond, uncond, gradient], torch.tensor([0]))
+    mixed = 2 * cond - uncond + plan.points[0].sigma * gradient
+    torch.testing.assert_close(result, diffusion.ddim(VP, 5).step(x, mixed, torch.tensor([0])), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="at most 2"):
+        diffusion.guided_by_energy(plan, VP, "epsilon")
+    with pytest.raises(ValueError, match="pure noise"):
+        diffusion.guided_by_energy(diffusion.flow_euler(diffusion.flow(), 4), diffusion.flow(), "flow")
+
+
+def test_inpainting(generator):
+    plan = diffusion.dpmpp_multistep(VP, 12, prediction="v")
+    known = torch.randn(3, *SHAPE, generator=generator)
+    mask = torch.tensor([[True, True, False, False, False], [False] * 5])
+    states = []
+
+    def callback(stage, x):
+        diffusion.inpaint(plan, known, mask, SEEDS)(stage, x)
+        states.append(x.clone())
+
+    x = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS, callback=callback)
+    assert torch.equal(x[:, mask], known[:, mask])
+    free = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS)
+    assert torch.equal(x[:, ~mask], free[:, ~mask])
+    # In between it is noised to the next point.
+    eps = pyfold.randn(SEEDS, SHAPE)
+    expected = plan.points[4].alpha * known + plan.points[4].sigma * eps
+    torch.testing.assert_close(states[3][:, mask], expected[:, mask], rtol=0, atol=1e-6)
+
+
+def test_learned_range_against_diffusers(generator, monkeypatch):
+    from diffusers import DDPMScheduler
+    from diffusers.schedulers import scheduling_ddpm
+
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    scheduler.set_timesteps(10)
+    scheduler.alphas_cumprod = torch.from_numpy(VP.alphas**2)
+    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    plan = diffusion.ddpm(VP, 10, variance="learned_range")
+
+    def network(x, i):
+        return torch.cat([0.7 * torch.sin(x + i), torch.tanh(x)], 1)
+
+    steps = iter(range(10))
+    monkeypatch.setattr(
+        scheduling_ddpm, "randn_tensor", lambda *_, **__: pyfold.randn(SEEDS, SHAPE, stream=1, step=next(steps)).double()
+    )
+    x = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64)
+    expected = x
+    for i, t in enumerate(scheduler.timesteps):
+        expected = scheduler.step(network(expected, i), t, expected).prev_sample
+    calls = iter(range(10))
+
+    result = diffusion.sample(lambda x, t: network(x, next(calls)), plan, SHAPE, SEEDS, x=x, dtype=torch.float64)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-9)
+
+
+def test_learned_log_variance(tensors):
+    """sigma^2 = exp(said), and none in the last step."""
+    x, m, said = tensors
+    plan, mean = diffusion.ddpm(VP, 2, variance="learned"), diffusion.ddpm(VP, 2)
+    states = []
+    diffusion.sample(
+        lambda x, t: torch.cat([m, said], 1), plan, SHAPE, SEEDS, x=x, dtype=torch.float64,
+        callback=lambda i, x: states.append(x.clone()),
+    )  # fmt: skip
+    zero = torch.zeros_like(x)
+    noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=0, dtype=torch.float64)
+    first = mean.step(x, m, torch.tensor([0]), noise=zero) + (said / 2).exp() * noise
+    torch.testing.assert_close(states[0], first, rtol=0, atol=1e-12)
+    torch.testing.assert_close(states[1], mean.step(first, m, torch.tensor([1]), noise=zero), rtol=0, atol=1e-12)
+
+
+BAD = {
+    "rescale": (lambda: diffusion.rescale(1.5), "strength.*1.5"),
+    "renorm": (lambda: diffusion.renorm(0.0), "limit.*0"),
+    "quantile": (lambda: diffusion.dynamic_threshold(math.nan), "quantile.*nan"),
+    "bounds": (lambda: diffusion.dynamic_threshold(0.9, 3.0, 2.0), "least.*3.0 and 2.0"),
+    "cfg++": (lambda: diffusion.guided_plus_plus(diffusion.euler_ancestral(VP, 5), math.inf), "scale.*inf"),
+    "energy": (lambda: diffusion.guided_by_energy(diffusion.ddim(VP, 5), VP, "epsilon", math.nan), "weight.*nan"),
+    "variance": (lambda: diffusion.ddpm(VP, 5, variance="mine"), "variance.*'mine'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_guidance(case):
+    make, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        make()
