@@ -481,6 +481,26 @@ def test_guided_by_three(generator):
     torch.testing.assert_close(pair, mixed, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+@pytest.mark.parametrize("name", diffusion.SCHEDULES)
+def test_every_sampler_on_every_schedule(name, prediction):
+    """A plan of tame coefficients, or an error that says why not."""
+    made, refused = 0, []
+    for sampler in SAMPLERS.values():
+        try:
+            plan = sampler(diffusion.SCHEDULES[name](), 10, prediction=prediction, clip=None)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        made += 1
+        numbers = [v for row in plan.rows for key, v in row.items() if key[0] != "n" and "clip" not in key]
+        assert max(map(abs, numbers)) < 1e5, plan.name
+        assert np.isfinite(plan.times).all()
+    assert all(any(word in message for word in ("must", "needs", "does not determine")) for message in refused), refused
+    pure_noise = name in ("flow", "trigflow")
+    assert made >= (1 if pure_noise and prediction == "epsilon" else 5 if pure_noise else 20)
+
+
 # --- plans and states
 
 
