@@ -591,19 +591,41 @@ def test_scaled_input_of_edm(generator):
     assert plan.start_std == pytest.approx(80.0)
 
 
-def test_one_step_never_reads_a_tensor_on_the_host(monkeypatch, generator):
-    plan = plan_of("sa_solver", 8)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_step_reads_a_tensor_on_the_host(name, monkeypatch, generator):
+    plan = plan_of(name, 8)
 
     def forbidden(*_, **__):
         raise AssertionError("a step read a tensor")
 
     plan.on("cpu")
-    seeds, x = SEEDS.clone(), torch.randn(3, 40, generator=generator)
-    for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "cpu", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, forbidden)
-    x = diffusion.sample(lambda x, t: x * 0.3, plan, (40,), seeds, x=x)
+    seeds, x = SEEDS.clone(), torch.randn(3, 2, 20, generator=generator)
+    adapt = [diffusion.rescale(0.5), diffusion.renorm(2.0), diffusion.dynamic_threshold()]
+    for method in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, method, forbidden)
+    x = diffusion.sample(lambda x, t: x * 0.3, plan, (2, 20), seeds, x=x, adapt=adapt)
     monkeypatch.undo()
     assert torch.isfinite(x).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_whole_loop_is_one_cuda_graph(name):
+    """Captured, replayed with other seeds, and the bits of the CPU's loop."""
+    plan = plan_of(name, 8)
+    seeds = SEEDS.cuda()
+
+    def run(seeds, device):
+        return diffusion.sample(lambda x, t: x * 0.4, plan, (3, 11, 10), seeds, device=device)
+
+    run(seeds, "cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run(seeds, "cuda")
+    for shift in (0, 17):
+        seeds.copy_(SEEDS + shift)
+        graph.replay()
+        assert torch.equal(result.cpu(), run(SEEDS + shift, "cpu"))
 
 
 BAD = {
