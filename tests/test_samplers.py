@@ -669,6 +669,7 @@ BAD = {
     "discrete": (lambda: diffusion.lcm(FLOW, 5), ValueError, "discrete times.*flow"),
     "pure noise": (lambda: diffusion.heun(FLOW, 5, frame="noise", spacing="trailing"), ValueError, "pure noise"),
     "epsilon at pure noise": (lambda: diffusion.consistency(FLOW, 5, prediction="epsilon"), ValueError, "does not determine"),
+    "start": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1, 2], x=torch.zeros(1, 4)), ValueError, r"x must.*2, 4"),
     "seeds": (
         lambda: plan_of("ddpm").step(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])),
         ValueError,
