@@ -481,6 +481,27 @@ def test_guided_by_three(generator):
     torch.testing.assert_close(pair, mixed, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+@pytest.mark.parametrize("name", diffusion.SCHEDULES)
+def test_every_sampler_on_every_schedule(name, prediction):
+    """A plan of tame coefficients, or an error that says why not."""
+    made, refused = 0, []
+    for sampler in SAMPLERS.values():
+        try:
+            plan = sampler(diffusion.SCHEDULES[name](), 10, prediction=prediction, clip=None)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        made += 1
+        numbers = [v for row in plan.rows for key, v in row.items() if key[0] != "n" and "clip" not in key]
+        assert max(map(abs, numbers)) < 1e5, plan.name
+        assert np.isfinite(plan.times).all()
+    assert all(any(word in message for word in ("must", "needs", "does not determine")) for message in refused), refused
+    # From pure noise, where epsilon means no x0, few can start; all others are few on their own schedules only.
+    least = {("flow", "v"): 20, ("flow", "epsilon"): 2, ("trigflow", "v"): 5, ("trigflow", "epsilon"): 0}
+    assert made >= least.get((name, prediction), 22), (made, refused)
+
+
 # --- plans and states
 
 
@@ -570,19 +591,41 @@ def test_scaled_input_of_edm(generator):
     assert plan.start_std == pytest.approx(80.0)
 
 
-def test_one_step_never_reads_a_tensor_on_the_host(monkeypatch, generator):
-    plan = plan_of("sa_solver", 8)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_step_reads_a_tensor_on_the_host(name, monkeypatch, generator):
+    plan = plan_of(name, 8)
 
     def forbidden(*_, **__):
         raise AssertionError("a step read a tensor")
 
     plan.on("cpu")
-    seeds, x = SEEDS.clone(), torch.randn(3, 40, generator=generator)
-    for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "cpu", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, forbidden)
-    x = diffusion.sample(lambda x, t: x * 0.3, plan, (40,), seeds, x=x)
+    seeds, x = SEEDS.clone(), torch.randn(3, 2, 20, generator=generator)
+    adapt = [diffusion.rescale(0.5), diffusion.renorm(2.0), diffusion.dynamic_threshold()]
+    for method in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, method, forbidden)
+    x = diffusion.sample(lambda x, t: x * 0.3, plan, (2, 20), seeds, x=x, adapt=adapt)
     monkeypatch.undo()
     assert torch.isfinite(x).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_whole_loop_is_one_cuda_graph(name):
+    """Captured, replayed with other seeds, and the bits of the CPU's loop."""
+    plan = plan_of(name, 8)
+    seeds = SEEDS.cuda()
+
+    def run(seeds, device):
+        return diffusion.sample(lambda x, t: x * 0.4, plan, (3, 11, 10), seeds, device=device)
+
+    run(seeds, "cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run(seeds, "cuda")
+    for shift in (0, 17):
+        seeds.copy_(SEEDS + shift)
+        graph.replay()
+        assert torch.equal(result.cpu(), run(SEEDS + shift, "cpu"))
 
 
 BAD = {
@@ -626,6 +669,7 @@ BAD = {
     "discrete": (lambda: diffusion.lcm(FLOW, 5), ValueError, "discrete times.*flow"),
     "pure noise": (lambda: diffusion.heun(FLOW, 5, frame="noise", spacing="trailing"), ValueError, "pure noise"),
     "epsilon at pure noise": (lambda: diffusion.consistency(FLOW, 5, prediction="epsilon"), ValueError, "does not determine"),
+    "start": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1, 2], x=torch.zeros(1, 4)), ValueError, r"x must.*2, 4"),
     "seeds": (
         lambda: plan_of("ddpm").step(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])),
         ValueError,

@@ -1,6 +1,7 @@
 """Schedules, spacings, predictions, samplers and the training loss, on the fused ops."""
 
 from pyfold.diffusion import spacings
+from pyfold.diffusion.brownian import BROWNIAN_STREAM, BrownianPath, brownian_noise
 from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.guidance import (
     dynamic_threshold,
@@ -76,6 +77,7 @@ from pyfold.diffusion.training import TIME_STREAM, Noised, TrainingLoss, self_co
 from pyfold.diffusion.weightings import WEIGHTINGS
 
 __all__ = [
+    "BROWNIAN_STREAM",
     "DENSITIES",
     "PREDICTIONS",
     "SAMPLERS",
@@ -83,6 +85,7 @@ __all__ = [
     "SPACINGS",
     "TIME_STREAM",
     "WEIGHTINGS",
+    "BrownianPath",
     "Builder",
     "Noised",
     "Plan",
@@ -91,6 +94,7 @@ __all__ = [
     "Stage",
     "TrainingLoss",
     "annealed_langevin",
+    "brownian_noise",
     "consistency",
     "convert",
     "ddim",

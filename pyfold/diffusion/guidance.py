@@ -111,7 +111,9 @@ def _combined(rows: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Ten
 
 def _scaled(rows: torch.Tensor, columns: tuple[str, ...], factor: torch.Tensor) -> torch.Tensor:
     rows = rows.clone()
-    rows[:, [_COLUMN[name] for name in columns]] *= factor.to(rows.dtype)[:, None]
+    for name in columns:
+        # A slice each: a list of columns would be copied to the device, which waits for it.
+        rows[:, _COLUMN[name]] *= factor.to(rows.dtype)
     return rows
 
 

@@ -18,6 +18,8 @@ from pyfold.diffusion.predictions import check_prediction, convert
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS, INITIAL_STREAM, SAMPLER_STREAM, add_noise, affine_step, affine_table, randn
 
+_D1 = AFFINE_STEP_COLUMNS.index("d1")
+
 Model = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
@@ -34,9 +36,9 @@ class Plan:
         points: where on the schedule each stage evaluates the model.
         start_std: standard deviation of the noise that sampling starts from.
         start_scale: c_in of the first stage.
+        start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
-        start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
     """
 
     name: str
@@ -269,9 +271,6 @@ class Builder:
         )
 
 
-_D1 = AFFINE_STEP_COLUMNS.index("d1")
-
-
 def inpaint(plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor) -> Callable[[int, torch.Tensor], None]:
     """A callback for :func:`sample`: where ``mask`` is true, the state is ``known``, noised to the level of each stage.
 
@@ -344,6 +343,8 @@ def sample(
     if x is None:
         x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=state)
         x = x if plan.start_std == 1 else x.mul_(plan.start_std)
+    elif tuple(x.shape) != (len(seeds), *shape):
+        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
     else:
         x = x.to(device, state, copy=True)
     if plan.start_churn is not None:

@@ -343,7 +343,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5
 def trigflow(data_std: float = 0.5, t_min: float = 0.0) -> Schedule:
     """``x_t = cos(t) x0 + sin(t) data_std eps`` for t in [t_min, pi / 2] (Lu and Song 2025, section 3)."""
     _check_range("data_std", data_std, 0, math.inf)
-    curve = lambda t: (t.cos(), t.sin() * data_std)  # noqa: E731
+    # cos(t), and exactly 0 at the end.
+    curve = lambda t: ((math.pi / 2 - t).sin(), t.sin() * data_std)  # noqa: E731
     return Schedule(
         "trigflow",
         curve=curve,

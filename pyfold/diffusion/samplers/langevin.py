@@ -42,6 +42,8 @@ def annealed_langevin(
         raise ValueError(f"step_size must be in (0, 1], got {step_size}")
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
+    if points[0].alpha == 0:
+        raise ValueError("spacing must not start at pure noise (alpha 0), where there is nothing to correct")
     for here, there in pairwise(points):
         for _ in range(correctors):
             build.stage(here, a=1.0, c_u=-step_size * here.sigma, noise=math.sqrt(2 * step_size) * here.sigma)

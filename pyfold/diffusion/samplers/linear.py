@@ -12,13 +12,14 @@ from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan
 from pyfold.diffusion.samplers.ancestral import Spacing
 from pyfold.diffusion.samplers.orders import check_order, usable_order
-from pyfold.diffusion.samplers.runge_kutta import Frame, choose_frame
+from pyfold.diffusion.samplers.runge_kutta import Frame, check_scale, choose_frame
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points
 
 
 def _stage(build: Builder, frame: Frame, here: Point, there: Point, slopes: Sequence[float]) -> None:
     """``x' / scale' = x / scale + slopes_0 u + sum_j slopes_j u_{-j}``."""
+    check_scale(frame, here)
     scale = frame.scale(there)
     c_u, *b = (scale * slope for slope in slopes)
     build.stage(here, a=scale / frame.scale(here), c_u=c_u, b=b)

@@ -41,12 +41,19 @@ def choose_frame(schedule: Schedule, frame: str | None) -> Frame:
     return FRAMES[frame]
 
 
+def check_scale(frame: Frame, here: Point) -> None:
+    """Whether the frame can start here."""
+    if frame.scale(here) == 0:
+        raise ValueError("spacing must not start at pure noise (alpha 0) in the frame 'noise'; the frame 'flow' may")
+
+
 def _euler_step(build: Builder, frame: Frame, here: Point, there: Point) -> None:
     build.step(here, [Stage(there, *_line(frame, here, there, [1.0]))])
 
 
 def _line(frame: Frame, here: Point, there: Point, weights: list[float]) -> tuple[float, list[float]]:
     """(of_x, of_u) of ``x' / scale' = x / scale + (s' - s) sum_j weights_j u_j``."""
+    check_scale(frame, here)
     scale = frame.scale(there)
     return scale / frame.scale(here), [scale * (frame.s(there) - frame.s(here)) * w for w in weights]
 
@@ -179,8 +186,6 @@ def dpm2(
 def _run(schedule, steps, prediction, clip, frame, spacing, step, name):
     chosen = choose_frame(schedule, frame)
     points = choose_points(schedule, steps, spacing)
-    if points[0].alpha == 0 and chosen.u == "epsilon":
-        raise ValueError(f"{name} cannot start at pure noise (alpha 0) in the frame 'noise'; frame 'flow' can")
     build = Builder(schedule, prediction, clip, chosen.u)
     for here, there in pairwise(points):
         step(build, chosen, here, there)

@@ -1,0 +1,89 @@
+"""The virtual Brownian path: its law, and that it does not depend on who asks for what."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import pyfold
+from pyfold import diffusion
+from pyfold.diffusion import BrownianPath, spacings
+
+SEEDS = torch.tensor([3, 1, 4])
+
+
+def test_it_is_a_function():
+    """Of the seed and the time: in any order, batch and company."""
+    path = BrownianPath(SEEDS, (50,), 0.0, 10.0)
+    times = [0.0, 0.3, 7.7, 10.0, 5.0]
+    values = {t: path(t) for t in times}
+    again = BrownianPath(SEEDS[1:2], (50,), 0.0, 10.0)
+    for t in reversed(times):
+        assert torch.equal(again(t)[0], values[t][1])
+    assert not values[0.0].any()
+    # Its end is the first draw alone.
+    end = pyfold.randn(SEEDS, (50,), stream=diffusion.BROWNIAN_STREAM) * math.sqrt(10)
+    torch.testing.assert_close(values[10.0], end, rtol=1e-6, atol=1e-6)
+
+
+def test_its_law():
+    """Increments over disjoint intervals: variance their length, no correlation; within 5 standard errors."""
+    count = 40_000
+    path = BrownianPath(torch.tensor([9]), (count,), 1.0, 9.0, dtype=torch.float64)
+    times = [1.0, 1.7, 2.0, 4.9, 5.1, 9.0]
+    values = [path(t)[0] for t in times]
+    increments = torch.stack(
+        [(b - a) / math.sqrt(t - s) for a, b, s, t in zip(values, values[1:], times, times[1:], strict=False)]
+    )
+    covariance = increments @ increments.T / count
+    expected = torch.eye(5, dtype=torch.float64)
+    assert (covariance - expected).abs().max() < 5 * math.sqrt(2 / count)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        diffusion.euler_ancestral,
+        diffusion.dpmpp_sde,
+        partial(diffusion.dpmpp_multistep, eta=1.0),
+        partial(diffusion.seeds, eta=1.0),
+    ],
+    ids=["euler_ancestral", "dpmpp_sde", "dpmpp_multistep", "seeds"],
+)
+def test_more_steps_refine_the_same_sample(sampler):
+    """With the path the difference between step numbers is the method's error; with fresh noise it is another sample."""
+    schedule, variance = diffusion.edm(), 0.5
+    start = pyfold.randn(SEEDS, (400,), dtype=torch.float64) * 5
+
+    def run(steps, path):
+        points = spacings.exponential(schedule, steps, sigma_min=0.05, sigma_max=5.0)
+        plan = sampler(schedule, prediction="x0", spacing=points)
+        levels = iter(plan.points)
+
+        def model(x, t):
+            p = next(levels)
+            x = x / schedule.input_scale(1.0, p.sigma)
+            return torch.tanh(3 * variance / (variance + p.sigma**2) * x)
+
+        noise = diffusion.brownian_noise(plan, SEEDS, (400,), 0.01, 10.0, dtype=torch.float64) if path else None
+        return diffusion.sample(model, plan, (400,), SEEDS, x=start, noise=noise, dtype=torch.float64)
+
+    def distance(path):
+        return (run(40, path) - run(80, path)).pow(2).mean().sqrt().item()
+
+    fresh, same = distance(path=False), distance(path=True)
+    assert same < 0.5 * fresh, (same, fresh)
+
+
+def test_bad_paths():
+    with pytest.raises(ValueError, match="low and high"):
+        BrownianPath(SEEDS, (2,), 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"depth.*40"):
+        BrownianPath(SEEDS, (2,), 0.0, 1.0, depth=40)
+    with pytest.raises(ValueError, match="t must be"):
+        BrownianPath(SEEDS, (2,), 0.0, 1.0)(math.nan)
+    plan = diffusion.heun(diffusion.vp_linear(), 5)
+    noise = diffusion.brownian_noise(plan, SEEDS, (2,), 100.0, 200.0)
+    with pytest.raises(ValueError, match="less noise at stage 3"):
+        noise(3)
