@@ -13,6 +13,15 @@ from pyfold.diffusion import BrownianPath, spacings
 SEEDS = torch.tensor([3, 1, 4])
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Loops of small steps: threads that wait for each other on a busy machine would be all of their time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_it_is_a_function():
     """Of the seed and the time: in any order, batch and company."""
     path = BrownianPath(SEEDS, (50,), 0.0, 10.0)

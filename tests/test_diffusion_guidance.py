@@ -13,6 +13,15 @@ SEEDS = torch.tensor([3, 1, 4])
 SHAPE = (2, 5)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Loops of small steps: threads that wait for each other on a busy machine would be all of their time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def tensors(generator):
     return [torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(3)]

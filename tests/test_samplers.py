@@ -20,6 +20,15 @@ SEEDS = torch.tensor([3, 1, 4])
 MEAN, VARIANCE = 0.3, 0.5
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Loops of small steps: threads that wait for each other on a busy machine would be all of their time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def schedule_for(name):
     return FLOW if name.startswith("flow_") else VP
 
