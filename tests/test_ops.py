@@ -13,7 +13,6 @@ from matrix import (
     SHAPES,
     assert_matches,
     case_id,
-    contiguous,
     in_float64,
     outputs,
     relayout,
@@ -394,9 +393,6 @@ def test_autocast_keeps_the_input_dtype(op, variant, generator, device):
 @pytest.mark.parametrize(("op", "variant"), [case for case in GRADIENT_CASES if case[0].tensors], ids=case_id)
 def test_nan_and_infinity_pass_through(op, variant, special, backend, generator):
     sample = op.sample((2, 4, 6), torch.float32, backend, generator, **op.variants[variant])
-    if "clip_min" in str(op.variants[variant]) or op.variants[variant].get("clamp") or op.variants[variant].get("clip"):
-        if special == special:
-            return  # an infinity meets a clip and becomes its bound: test_matches_the_reference covers finite bounds
     sample[op.tensors[0]][0, 1, 2] = special
     tested = False
     for a, e in zip(outputs(op.public(**sample)), outputs(op.reference(**in_float64(sample))), strict=True):
@@ -407,8 +403,6 @@ def test_nan_and_infinity_pass_through(op, variant, special, backend, generator)
         bad = ~torch.isfinite(e)
         tested |= bool(bad.any())
         assert torch.equal(~torch.isfinite(a.double()), bad)
-    assert tested, "the case does not test anything"
-
-
-def test_contiguous_is_the_first_layout():
-    assert LAYOUTS[0] is contiguous
+    # An infinity that meets a clip becomes its bound, which the comparison above has seen; everything else must show it.
+    clipped = special == special and (op.variants[variant].get("clamp") or op.variants[variant].get("clip"))
+    assert tested or clipped, "the case does not test anything"

@@ -36,7 +36,7 @@ def randn(
         seeds: int64 [B]; any value, negative ones included. A sequence of ints is taken too.
         shape: the shape of one sample.
         stream: which of 2**32 independent noises of a seed. pyfold uses 0 for initial noise, 1 for sampler steps and 2 for
-            training; yours can start at 16.
+            training; the trainer draws from 3 and 16, and yours can start at 32.
         step: which of 2**32 independent draws of a stream.
         dtype: float32, float64, bfloat16 or float16. All hold the float32 value: widened, or rounded to nearest even.
         device: where to make them; the device of ``seeds`` by default.
