@@ -1,0 +1,495 @@
+"""What all schedulers share: a step written as a formula, turned into one row of ``pyfold.affine_step``, and run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import schedulers as theirs
+from diffusers.utils.torch_utils import randn_tensor
+
+from pyfold.diffusion.guidance import dynamic_threshold
+from pyfold.diffusion.predictions import convert
+from pyfold.ops import AFFINE_STEP_COLUMNS, SAMPLER_STREAM, add_noise, affine_step, randn
+
+_COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
+_EMPTY_ROW = [{"g1": 1.0, "c_in": 1.0, "clip_min": -np.inf, "clip_max": np.inf}.get(name, 0.0) for name in AFFINE_STEP_COLUMNS]
+#: Their names for what a model predicts, and ours.
+PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+HALF = (torch.float16, torch.bfloat16)
+
+
+# --- a step as a formula
+
+
+class Form:
+    """A linear combination of the tensors of a step: coefficients by name, numbers or float64 [B]."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, **terms: Any):
+        self.terms = terms
+
+    def __getitem__(self, name: str) -> Any:
+        return self.terms.get(name, 0.0)
+
+    def __add__(self, other: Form | float) -> Form:
+        if not isinstance(other, Form):
+            if other != 0:
+                return NotImplemented
+            return self
+        names = {**self.terms, **other.terms}
+        return Form(**{name: self[name] + other[name] for name in names})
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: Any) -> Form:
+        return Form(**{name: value * factor for name, value in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> Form:
+        return Form(**{name: value / factor for name, value in self.terms.items()})
+
+    def __neg__(self) -> Form:
+        return self * -1.0
+
+    def __sub__(self, other: Form) -> Form:
+        return self + -other
+
+    def over(self, **replaced: Form) -> Form:
+        """With other formulas in the place of some tensors."""
+        return sum((replaced.get(name, Form(**{name: 1.0})) * value for name, value in self.terms.items()), Form())
+
+
+#: The state, the model's output, the clipped x0, an earlier state, the noise; earlier outputs, the newest first.
+X, M, X0, BASE, N = (Form(**{name: 1.0}) for name in ("x", "m", "x0", "base", "noise"))
+H = [Form(**{f"h{i}": 1.0}) for i in range(1, 5)]
+
+
+@dataclass
+class Step:
+    """A step's outputs: the next state, what later steps or the caller get besides, and x0.
+
+    Attributes:
+        prev: in any of the tensors. keep: in X, M, X0. x0: in X, M, before the clip.
+        clip: bound on x0, which X0 stands for; "dynamic" for a bound by each sample's quantile; None where X0 is not used.
+    """
+
+    prev: Form
+    keep: Form | None = None
+    x0: Form | None = None
+    clip: float | str | None = None
+
+
+def _absent(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and value == 0
+
+
+def _row(step: Step, show: bool) -> dict[str, Any]:
+    """Coefficients of the kernel: the model's output enters x' through x0 or u, whichever nothing else needs."""
+    prev = step.prev
+    row = {f"b{i}": prev[f"h{i}"] for i in range(1, 5)} | {"a_base": prev["base"], "a": prev["x"]}
+    if step.clip is not None or show:
+        row |= {"p": step.x0["x"], "q": step.x0["m"]}
+        if isinstance(step.clip, float):
+            row |= {"clip_min": -step.clip, "clip_max": step.clip}
+    if step.keep is None:
+        return row | {"s": 1.0, "c_u": prev["m"], "c_x0": prev["x0"]}
+    keep = step.keep
+    row |= {"r": keep["x"], "s": keep["m"], "t": keep["x0"], "c_x0": prev["x0"]}
+    if step.clip is None and not show:
+        return row | {"q": 1.0, "c_x0": prev["m"]}
+    if not _absent(prev["m"]):
+        if step.clip is None and not _absent(step.x0["m"]):
+            row["c_x0"] = prev["m"] / step.x0["m"]
+            row["a"] = prev["x"] - row["c_x0"] * step.x0["x"]
+        else:
+            row["c_u"] = prev["m"] / keep["m"]
+            row["a"] = prev["x"] - row["c_u"] * keep["x"]
+            row["c_x0"] = prev["x0"] - row["c_u"] * keep["x0"]
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]], samples: int, device: torch.device) -> torch.Tensor:
+    """float64 [rows, 25]; a row of tensors is one for each sample. Not finite stays so: their NaN is our NaN."""
+    if len(rows) == 1 and any(isinstance(value, torch.Tensor) for value in rows[0].values()):
+        table = torch.tensor(_EMPTY_ROW, dtype=torch.float64).to(device).repeat(samples, 1)
+        for name, value in rows[0].items():
+            table[:, _COLUMN[name]] = value
+        return table
+    table = [[float(row.get(name, empty)) for name, empty in zip(_COLUMN, _EMPTY_ROW, strict=True)] for row in rows]
+    return torch.tensor(table, dtype=torch.float64).to(device)
+
+
+# --- noise
+
+
+class Counted(NamedTuple):
+    """Noise that the kernel makes: a function of seed and step."""
+
+    seeds: torch.Tensor
+
+
+def seed_tensor(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
+    """int64 [samples]; one int is the first sample's, the others' follow it."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        return torch.arange(seeds, seeds + samples, device=device)
+    if isinstance(seeds, torch.Tensor):
+        valid = seeds.dim() == 1 and seeds.dtype == torch.int64
+    else:
+        valid = isinstance(seeds, (list, tuple)) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    if not valid:
+        raise TypeError(f"seeds must be an int, a list of ints or an int64 tensor [B], got {seeds!r}")
+    if len(seeds) != samples:
+        raise ValueError(f"seeds must be one for each of the {samples} samples, got {len(seeds)}")
+    return torch.as_tensor(seeds, dtype=torch.int64, device=device)
+
+
+# --- the scheduler
+
+
+def base(name: str, module: str = "") -> type:
+    """diffusers' class; ``module`` where they export it only beside packages that it does not use."""
+    return getattr(import_module(f"diffusers.schedulers.{module}") if module else theirs, name)
+
+
+_OUTPUTS = ("DDIMSchedulerOutput", "KarrasVeOutput", "SdeVeOutput", "SchedulerOutput")
+
+
+class Fused:
+    """Mixin before a scheduler of diffusers: what is below replaces its arithmetic, everything else stays.
+
+    Every ``step`` takes diffusers' arguments and ``seeds=``, an int or one for each sample: the noise is then made inside the
+    kernel, a function of seed and step alone, the same for every batch split and device. Else it is drawn by torch exactly as
+    diffusers draws it. ``timestep`` may be one for each sample where a step needs no history.
+    """
+
+    #: Tables on which the rows depend.
+    _tables: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Pickles and saved pipelines name the public module.
+        cls.__module__ = __package__
+        original = next((c for c in cls.__mro__ if c.__module__.startswith("diffusers.")), None)
+        if original is not None:
+            module = sys.modules[original.__module__]
+            names = (f"{cls.__name__}Output", *_OUTPUTS)
+            cls._output = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+    def set_seeds(self, seeds: int | Sequence[int] | torch.Tensor | None) -> None:
+        """Noise from seeds for all steps: one for each sample, or an int, from which the samples count. None ends it."""
+        if seeds is not None:
+            seed_tensor(seeds, 1 if isinstance(seeds, int) else len(seeds), torch.device("cpu"))
+        self._memory()["seeds"] = seeds
+        self._memory()["tick"] = 0
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
+        # A trajectory begins: the draws of those schedulers that count them do too.
+        self._memory()["tick"] = 0
+        return super().set_timesteps(*args, **kwargs)
+
+    # --- tables on the host, and rows on the device, both kept as long as diffusers' tables stay as they are
+
+    def _memory(self) -> dict[str, Any]:
+        memory = self.__dict__.get("_pyfold")
+        if memory is None:
+            memory = self.__dict__["_pyfold"] = {"host": {}, "rows": {}, "config": None, "seeds": None, "tick": 0}
+        return memory
+
+    def _host(self, name: str) -> np.ndarray:
+        """A table of diffusers' in float64."""
+        table = getattr(self, name)
+        memory = self._memory()
+        seen = memory["host"].get(name)
+        tensor = isinstance(table, torch.Tensor)
+        version = table._version if tensor and not table.is_inference() else -1
+        if seen is None or seen[0] is not table or seen[1] != version:
+            values = table.detach().cpu().double().numpy().copy() if tensor else np.asarray(table, dtype=np.float64)
+            if seen is None or not np.array_equal(seen[2], values):
+                memory["rows"].clear()
+            else:
+                values = seen[2]
+            seen = memory["host"][name] = table, version, values
+        return seen[2]
+
+    def _on(self, name: str, device: torch.device) -> torch.Tensor:
+        """The same table on a device, for coefficients that never leave it."""
+        values, rows = self._host(name), self._memory()["rows"]
+        if (name, device) not in rows:
+            rows[name, device] = torch.from_numpy(values).to(device)
+        return rows[name, device]
+
+    def _number(self, timestep: Any) -> float:
+        """A timestep on the host; one of ``self.timesteps`` is known by its place there, without a look at the device."""
+        if not isinstance(timestep, torch.Tensor):
+            return timestep
+        own = self.timesteps
+        if timestep.device.type != "cpu" and isinstance(own, torch.Tensor) and own.device == timestep.device:
+            if timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr() and timestep.dtype == own.dtype:
+                value = self._host("timesteps")[timestep.storage_offset() - own.storage_offset()]
+                return float(value) if own.is_floating_point() else int(value)
+        return timestep.item()
+
+    def _numbers(self, timestep: Any) -> Any:
+        """A number, or a list of one for each sample."""
+        return timestep.tolist() if isinstance(timestep, torch.Tensor) and timestep.numel() > 1 else self._number(timestep)
+
+    def _enter(self, timestep: Any) -> Any:
+        """The index of this step in the tables, or one for each sample."""
+        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+            return [self.index_for_timestep(t) for t in timestep]
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        return self._step_index
+
+    def _enter_together(self, timestep: Any) -> int:
+        """The index of this step, which all samples take together because it has a history."""
+        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+            raise ValueError(f"timestep must be one for all samples of {type(self).__name__}, got shape {tuple(timestep.shape)}")
+        return self._enter(timestep)
+
+    def _advance(self, i: Any) -> None:
+        if not isinstance(i, list):
+            self._step_index += 1
+
+    def _tick(self) -> int:
+        """Counts the draws of a trajectory, for schedulers that know no step."""
+        memory = self._memory()
+        memory["tick"] += 1
+        return memory["tick"] - 1
+
+    # --- noise
+
+    def _noise(
+        self,
+        like: torch.Tensor,
+        generator: Any,
+        seeds: Any,
+        *,
+        given: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor | Counted:
+        """The given noise, the kernel's, or torch's in the shape of ``like``."""
+        if given is not None:
+            if seeds is not None:
+                raise ValueError("seeds must not be given together with noise")
+            return given
+        if seeds is not None and generator is not None:
+            raise ValueError("seeds and generator must not be given together")
+        if seeds is None and generator is None:
+            seeds = self._memory()["seeds"]
+        if seeds is not None:
+            return Counted(seed_tensor(seeds, like.shape[0], like.device))
+        drawn = randn_tensor(like.shape, generator=generator, device=device or like.device, dtype=dtype or like.dtype)
+        return drawn.to(like.device)
+
+    # --- the step
+
+    def _fuse(
+        self,
+        i: Any,
+        rule: Callable[[Any], Step],
+        x: torch.Tensor,
+        model: torch.Tensor,
+        *,
+        tag: Any = None,
+        base: torch.Tensor | None = None,
+        history: Sequence[torch.Tensor] = (),
+        noise: torch.Tensor | Counted | None = None,
+        tick: int | None = None,
+        show: bool = False,
+        upcast: bool = False,
+        copies: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """(next state, kept, x0) of the step that ``rule(i)`` writes.
+
+        Args:
+            i: what the rule is called with; a list of them for one row each. None for a rule of tensors, made anew each time.
+            tag: what else the rule depends on, but for the tables.
+            base, history, noise: the tensors that BASE, H and N stand for.
+            tick: the step of the kernel's noise, i by default.
+            show: return x0.
+            upcast: make a half-precision state float32, as diffusers does.
+            copies: gets a copy of the next state, written in the same pass.
+        """
+        if upcast and x.dtype in HALF:
+            x = x.float()
+        if model.dtype != x.dtype and not (x.dtype == torch.float32 and model.dtype in HALF):
+            dtype = torch.promote_types(x.dtype, model.dtype)
+            x = x.to(dtype)
+            model = model if dtype == torch.float32 and model.dtype in HALF else model.to(dtype)
+        if model.shape != x.shape:
+            shape = torch.broadcast_shapes(x.shape, model.shape)
+            x, model = x.expand(shape), model.expand(shape)
+        history = [h.to(x.dtype) for h in history]
+        base = None if base is None else base.to(x.dtype)
+        slot = None
+        if isinstance(noise, torch.Tensor):
+            noise = noise.to(x.dtype)
+            if base is None:
+                slot, base = "base", noise
+            else:
+                history.append(noise)
+                slot = f"h{len(history)}"
+        counted = isinstance(noise, Counted)
+
+        with np.errstate(all="ignore"):
+            if i is None:
+                steps, table = self._compile([rule(None)], [tick], slot, counted, show, x)
+            else:
+                for name in self._tables:
+                    self._host(name)
+                memory = self._memory()
+                if memory["config"] is not self._internal_dict:
+                    memory["rows"].clear()
+                    memory["config"] = self._internal_dict
+                several = isinstance(i, list)
+                key = (tag, tuple(i) if several else i, tick, slot, counted, show, x.device)
+                if key not in memory["rows"]:
+                    each = i if several else [i]
+                    ticks = [j if tick is None else tick for j in each]
+                    memory["rows"][key] = self._compile([rule(j) for j in each], ticks, slot, counted, show, x)
+                steps, table = memory["rows"][key]
+        step = steps[0]
+        if step.clip == "dynamic":
+            change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
+            table = change(table.expand(x.shape[0], -1), x, (model,))
+        operands = {"base": base, "history": history}
+        if counted:
+            operands |= {"seeds": noise.seeds, "stream": SAMPLER_STREAM}
+        copy = None
+        if copies is not None:
+            copies.append(copy := torch.empty_like(x, requires_grad=False))
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, model, base, *history)):
+            return self._differentiable(steps, slot, counted, show, x, model, operands, table, copy)
+        kept = torch.empty_like(x) if step.keep is not None else None
+        x0 = torch.empty_like(x) if show and step.clip != "dynamic" else None
+        prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
+        if step.clip == "dynamic" and show:
+            kept, x0 = None, kept
+        return prev, kept, x0
+
+    def _compile(self, steps, ticks, slot, counted, show, x) -> tuple[list[Step], torch.Tensor]:
+        placed = []
+        rows = []
+        for step, tick in zip(steps, ticks, strict=True):
+            if step.clip == "dynamic" and show:
+                # x0 divided by its bound leaves the kernel as u.
+                step = replace(step, keep=X0)
+            if slot is not None:
+                step = replace(step, prev=step.prev.over(noise=Form(**{slot: 1.0})))
+            placed.append(step)
+            row = _row(step, show and step.clip != "dynamic")
+            if counted:
+                row |= {"d1": step.prev["noise"], "n1": tick}
+            rows.append(row)
+        return placed, _table(rows, x.shape[0], x.device)
+
+    def _differentiable(self, steps, slot, counted, show, x, model, operands, table, copy):
+        """Each output by a step of its own, in torch operations."""
+        step = steps[0]
+        prev = affine_step(x, model, table, **operands)
+        if copy is not None:
+            copy.copy_(prev.detach())
+        outputs = [prev, None, None]
+        for place, wanted in ((1, step.keep), (2, step.x0 if show and step.clip != "dynamic" else None)):
+            if wanted is None:
+                continue
+            if place == 2 and step.clip is not None:
+                wanted = X0
+            alone = []
+            for one in steps:
+                form = one.keep if place == 1 else (X0 if one.clip is not None else one.x0)
+                row = _row(Step(form, None, one.x0, one.clip), False)
+                alone.append(row)
+            other = _table(alone, x.shape[0], x.device)
+            if step.clip == "dynamic":
+                change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
+                other = change(other.expand(x.shape[0], -1), x, (model,))
+            outputs[place] = affine_step(x, model, other)
+        if step.clip == "dynamic" and show:
+            return outputs[0], None, outputs[1]
+        return tuple(outputs)
+
+    def _finish(self, return_dict: bool, *outputs: torch.Tensor) -> Any:
+        return self._output(*outputs) if return_dict else outputs
+
+    # --- what a model's output says about x0 and epsilon
+
+    def _bound(self) -> float | str | None:
+        """The clip that the configuration asks for."""
+        if self.config.get("thresholding"):
+            return "dynamic"
+        return float(self.config.get("clip_sample_range", 1.0)) if self.config.get("clip_sample") else None
+
+    def _known(self, wanted: str, alpha: Any, sigma: Any, scale: Any = 1.0) -> Form:
+        """x0 or epsilon from the state, which is the variance-preserving one over ``scale``, and the model's output."""
+        prediction = self.config.prediction_type
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}")
+        of_x, of_model = convert(PREDICTIONS[prediction], wanted, alpha, sigma)
+        return X * (of_x * scale) + M * of_model
+
+    # --- linear combinations with coefficients on the device
+
+    def _combine(self, x: torch.Tensor, of_x: Any, noise: torch.Tensor | None, of_noise: Any, seeds: Any) -> torch.Tensor:
+        """``of_x x + of_noise noise``, the coefficients numbers or tensors of one for each sample."""
+        samples = max(x.shape[0], *(c.numel() for c in (of_x, of_noise) if isinstance(c, torch.Tensor)), 1)
+        if noise is not None:
+            samples = max(samples, noise.shape[0])
+        x = x.expand(samples, *x.shape[1:])
+        if noise is None:
+            seeds = self._memory()["seeds"] if seeds is None else seeds
+            if seeds is None:
+                raise ValueError("noise must be given, or seeds, got neither")
+            return add_noise(x, of_x, of_noise, seed_tensor(seeds, samples, x.device))
+        if seeds is not None:
+            raise ValueError("seeds must not be given together with noise")
+        noise = noise.to(x.device)
+        if noise.shape != x.shape:
+            shape = torch.broadcast_shapes(x.shape, noise.shape)
+            x, noise = x.expand(shape), noise.expand(shape)
+        return self._fuse(None, lambda _: Step(X * of_x + M * of_noise), x, noise)[0]
+
+    def _scaled(self, sample: torch.Tensor, i: Any, factor: Callable[[Any], Any], tag: Any = None) -> torch.Tensor:
+        """The model's input: the state times a number."""
+        return self._fuse(i, lambda j: Step(X * factor(j)), sample, sample, tag=("input", tag))[0]
+
+    def _places(self, timesteps: torch.Tensor, device: torch.device, last_if_missing: bool = False) -> torch.Tensor:
+        """The index of each timestep in the tables: the second where it stands twice, as diffusers has it."""
+        own = self.timesteps.to(device)
+        timesteps = timesteps.to(device).reshape(-1)
+        if getattr(self, "begin_index", None) is not None:
+            start = self.step_index if self.step_index is not None else self.begin_index
+            return torch.full((len(timesteps),), start, device=device)
+        found = own[None] == timesteps[:, None]
+        count = found.cumsum(1)
+        total = count[:, -1:]
+        if not last_if_missing and device.type == "cpu" and not bool((total > 0).all()):
+            missing = timesteps[(total == 0).flatten()].tolist()
+            raise IndexError(f"timesteps must be from scheduler.timesteps, got {missing}")
+        place = (found & (count == total.clamp(max=2))).to(torch.uint8).argmax(1)
+        return torch.where(total[:, 0] > 0, place, len(own) - 1)
+
+
+def noise_tensor(noise: torch.Tensor | Counted, like: torch.Tensor, tick: int) -> torch.Tensor:
+    """The noise as a tensor, where a formula is not linear in it."""
+    if isinstance(noise, Counted):
+        return randn(noise.seeds, like.shape[1:], stream=SAMPLER_STREAM, step=tick, dtype=like.dtype)
+    return noise
+
+
+def refuse_integers(scheduler: Any, timestep: Any) -> None:
+    """Places in a list are not timesteps."""
+    if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+        raise ValueError(
+            f"timestep must be one of {type(scheduler).__name__}.timesteps, not its place in them, got the integer {timestep}"
+        )
