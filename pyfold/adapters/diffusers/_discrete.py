@@ -238,7 +238,7 @@ class CogVideoXDPMScheduler(Velocity, base("CogVideoXDPMScheduler")):
 class DDPM(OnBetas):
     """Ho et al. 2020, eq. 6 and 7, and the variances of Nichol and Dhariwal 2021, eq. 15."""
 
-    _tables = ("alphas_cumprod", "betas")
+    _tables = ("alphas_cumprod", "betas", "alphas")
 
     def _split(self, model_output, sample):
         """(output, its second half, which says the variance)."""
@@ -343,8 +343,9 @@ class UnCLIPScheduler(DDPM, Noising, base("UnCLIPScheduler")):
         def levels(j):
             last = j - 1 if earlier is None else earlier
             abar, before = self._abar(j), self._abar(last)
-            beta = self._host("betas")[int(j)] if last == j - 1 else 1 - abar / before
-            return abar, before, beta, 1 - beta
+            if last == j - 1:
+                return abar, before, self._host("betas")[int(j)], self._host("alphas")[int(j)]
+            return abar, before, 1 - abar / before, abar / before
 
         like = self._split(model_output, sample)[0]
         draws = any(j > 0 for j in (t if isinstance(t, list) else [t]))

@@ -142,7 +142,7 @@ class FlowMatchLCMScheduler(ScalesNoise, base("FlowMatchLCMScheduler")):
             size = [round(factors[place] * length) for length in self._init_size]
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=self._upscale_mode)
         like = sample if x0 is None else x0
-        noise = self._noise(like, generator, seeds, dtype=torch.float32)
+        noise = self._noise(like, generator, seeds, dtype=torch.promote_types(torch.float32, model_output.dtype))
 
         def rule(i):
             sigma, there = self._host("sigmas")[i : i + 2]

@@ -79,12 +79,14 @@ class Step:
     Attributes:
         prev: in any of the tensors. keep: in X, M, X0. x0: in X, M, before the clip.
         clip: bound on x0, which X0 stands for; "dynamic" for a bound by each sample's quantile; None where X0 is not used.
+        again: the model's output is also the last of the history, because u and x0 both leave it out.
     """
 
     prev: Form
     keep: Form | None = None
     x0: Form | None = None
     clip: float | str | None = None
+    again: bool = False
 
 
 def _absent(value: Any) -> bool:
@@ -343,7 +345,7 @@ class Fused:
 
         with np.errstate(all="ignore"):
             if i is None:
-                steps, table = self._compile([rule(None)], [tick], slot, counted, show, x)
+                steps, table = self._compile([rule(None)], [tick], slot, counted, show, x, len(history))
             else:
                 for name in self._tables:
                     self._host(name)
@@ -352,17 +354,17 @@ class Fused:
                     memory["rows"].clear()
                     memory["config"] = self._internal_dict
                 several = isinstance(i, list)
-                key = (tag, tuple(i) if several else i, tick, slot, counted, show, x.device)
+                key = (tag, tuple(i) if several else i, tick, slot, counted, show, len(history), x.device)
                 if key not in memory["rows"]:
                     each = i if several else [i]
                     ticks = [j if tick is None else tick for j in each]
-                    memory["rows"][key] = self._compile([rule(j) for j in each], ticks, slot, counted, show, x)
+                    memory["rows"][key] = self._compile([rule(j) for j in each], ticks, slot, counted, show, x, len(history))
                 steps, table = memory["rows"][key]
         step = steps[0]
         if step.clip == "dynamic":
             change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
             table = change(table.expand(x.shape[0], -1), x, (model,))
-        operands = {"base": base, "history": history}
+        operands = {"base": base, "history": [*history, model.to(x.dtype)] if step.again else history}
         if counted:
             operands |= {"seeds": noise.seeds, "stream": SAMPLER_STREAM}
         copy = None
@@ -377,7 +379,7 @@ class Fused:
             kept, x0 = None, kept
         return prev, kept, x0
 
-    def _compile(self, steps, ticks, slot, counted, show, x) -> tuple[list[Step], torch.Tensor]:
+    def _compile(self, steps, ticks, slot, counted, show, x, past) -> tuple[list[Step], torch.Tensor]:
         placed = []
         rows = []
         for step, tick in zip(steps, ticks, strict=True):
@@ -386,6 +388,8 @@ class Fused:
                 step = replace(step, keep=X0)
             if slot is not None:
                 step = replace(step, prev=step.prev.over(noise=Form(**{slot: 1.0})))
+            if step.clip is not None and step.keep is not None and _absent(step.keep["m"]) and not _absent(step.prev["m"]):
+                step = replace(step, prev=step.prev.over(m=H[past]), again=True)
             placed.append(step)
             row = _row(step, show and step.clip != "dynamic")
             if counted:
@@ -432,7 +436,7 @@ class Fused:
 
     def _known(self, wanted: str, alpha: Any, sigma: Any, scale: Any = 1.0) -> Form:
         """x0 or epsilon from the state, which is the variance-preserving one over ``scale``, and the model's output."""
-        prediction = self.config.prediction_type
+        prediction = self.config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}")
         of_x, of_model = convert(PREDICTIONS[prediction], wanted, alpha, sigma)

@@ -256,7 +256,7 @@ class CosineDPMSolverMultistepScheduler(Preconditioned, BrownianSteps, base("Cos
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
         self._ready()
         i = self._enter_together(timestep)
-        config, sigmas = self.config, self._host("sigmas")
+        config = self.config
         final = config.euler_at_final or config.final_sigmas_type == "zero"
         if generator is not None and seeds is not None:
             raise ValueError("seeds and generator must not be given together")
@@ -264,8 +264,7 @@ class CosineDPMSolverMultistepScheduler(Preconditioned, BrownianSteps, base("Cos
         if generator is not None:
             of_path = [g.initial_seed() for g in generator] if isinstance(generator, list) else generator.initial_seed()
         like = sample.to(torch.promote_types(model_output.dtype, sample.dtype))
-        levels = (float(s) for s in sigmas[i : i + 2])
-        noise = self._increment(like, config.sigma_min, config.sigma_max, of_path, *levels, seeds)
+        noise = self._increment(like, config.sigma_min, config.sigma_max, of_path, *self.sigmas[i : i + 2], seeds)
         prev = self._multistep(i, min(self._order(i, final), 2), model_output, sample, noise)
         return self._finish(return_dict, prev)
 

@@ -336,20 +336,20 @@ class KDPM2AncestralDiscreteScheduler(KDPM2, base("KDPM2AncestralDiscreteSchedul
 class BrownianSteps(Fused):
     """Noise that is the increment of a Brownian path in sigma: torchsde's as theirs, or one of seeds (``BrownianPath``)."""
 
-    def _increment(self, like: torch.Tensor, low: float, high: float, generator_seed: Any, start: Any, end: Any, seeds: Any):
+    def _increment(self, like: torch.Tensor, low: float, high: float, generator_seed: Any, start: torch.Tensor, end: torch.Tensor, seeds):
         """(W(start) - W(end)) / sqrt(start - end) of the path on [low, high]."""
         if seeds is None and generator_seed is None:
             seeds = self._memory()["seeds"]
         if seeds is not None:
             dtype = like.dtype if like.dtype == torch.float64 else torch.float32
             path = BrownianPath(seed_tensor(seeds, like.shape[0], like.device), like.shape[1:], low, high, dtype=dtype)
-            start, end = min(max(start, low), high), min(max(end, low), high)
+            start, end = (min(max(float(t), low), high) for t in (start, end))
             return (path(start) - path(end)) / math.sqrt(start - end) if start > end else torch.zeros_like(like)
         if self.noise_sampler is None:
             from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
             self.noise_sampler = BrownianTreeNoiseSampler(like, low, high, generator_seed)
-        return self.noise_sampler(torch.tensor(start), torch.tensor(end)).to(like.device)
+        return self.noise_sampler(start, end).to(like.device)
 
 
 class DPMSolverSDEScheduler(OnSigmas, BrownianSteps, base("DPMSolverSDEScheduler")):
@@ -378,7 +378,11 @@ class DPMSolverSDEScheduler(OnSigmas, BrownianSteps, base("DPMSolverSDEScheduler
         if there > 0:
             positive = sigmas[sigmas > 0]
             low, high = float(positive.min()), float(sigmas.max())
-            noise = self._increment(sample, low, high, self.noise_sampler_seed, sigma, to, seeds)
+            # torchsde's tree takes the last bit of a time for another time: through logarithms and back, as theirs.
+            start = place if first else place - 1
+            logs = self.sigmas[start : start + 2].log()
+            end = logs[0] + (logs[1] - logs[0]) * 0.5 if first else logs[1]
+            noise = self._increment(sample, low, high, self.noise_sampler_seed, logs[0].exp(), end.exp(), seeds)
             origin = None if first else self.sample
         tag = first, s_noise
         prev, _, x0 = self._fuse(place, rule, sample, model_output, tag=tag, base=origin, noise=noise, show=True)
