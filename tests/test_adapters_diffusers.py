@@ -314,20 +314,700 @@ def assert_equal_tables(reference, scheduler):
             assert np.array_equal(expected, result), table
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("value", CASES, ids=[label(c) for c in CASES])
-def test_trajectory(value):
-    reference, scheduler, options = pair(value)
-    expected, result = run(reference, **options), run(scheduler, **options)
-    assert_equal_tables(reference, scheduler)
+#: What diffusers computes with; their tables, indices and orders stay in use.
+ARITHMETIC = (
+    "step step_prk step_plms step_pred step_correct step_euler step_unipc undo_step batch_step_no_noise add_noise "
+    "add_noise_to_input scale_noise get_velocity convert_model_output convert_flow_pred_to_x0 dpm_solver_first_order_update "
+    "multistep_dpm_solver_second_order_update multistep_dpm_solver_third_order_update singlestep_dpm_solver_update "
+    "singlestep_dpm_solver_second_order_update singlestep_dpm_solver_third_order_update deis_first_order_update "
+    "multistep_deis_second_order_update multistep_deis_third_order_update multistep_uni_p_bh_update multistep_uni_c_bh_update "
+    "stochastic_adams_bashforth_update stochastic_adams_moulton_update get_coefficients_fn get_lms_coefficient "
+    "precondition_inputs precondition_outputs get_scalings_for_boundary_condition get_adjacent_sigma "
+    "get_scalings_for_boundary_condition_discrete _get_prev_sample _get_variance _batch_get_variance _threshold_sample _policy_step"
+).split()
+
+
+def forbid(name, monkeypatch):
+    """Makes diffusers' arithmetic of a class raise; scale_model_input too where it scales."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("diffusers' own arithmetic was entered")
+
+    for cls in {theirs(name), *theirs(name).__mro__}:
+        if not cls.__module__.startswith("diffusers.schedulers"):
+            continue
+        scales = "sigma" in inspect.getsource(cls.scale_model_input) if hasattr(cls, "scale_model_input") else False
+        for method in (*ARITHMETIC, *(["scale_model_input"] if scales else [])):
+            if method in vars(cls):
+                monkeypatch.setattr(cls, method, forbidden)
+
+
+def assert_equal_runs(expected, result, tolerance, nan=False):
     assert len(expected) == len(result) > 0
     scale = 1.0
     for i, (a, b) in enumerate(zip(expected, result, strict=True)):
         assert a.dtype == b.dtype, (i, a.dtype, b.dtype)
-        if options.get("nan"):
+        if nan:
             assert torch.equal(a.isnan(), b.isnan()), i
             continue
         assert torch.isfinite(a).all(), i
         # Rounding at high noise stays, at its size.
         scale = max(scale, a.abs().max().item())
-        torch.testing.assert_close(b, a, rtol=0, atol=2e-5 * scale, msg=lambda m, i=i: f"output {i}: {m}")
+        torch.testing.assert_close(b, a, rtol=0, atol=tolerance * scale, msg=lambda m, i=i: f"output {i}: {m}")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", CASES, ids=[label(c) for c in CASES])
+def test_trajectory(value, monkeypatch):
+    reference, scheduler, options = pair(value)
+    expected = run(reference, **options)
+    forbid(value[0], monkeypatch)
+    result = run(scheduler, **options)
+    assert_equal_tables(reference, scheduler)
+    assert_equal_runs(expected, result, 2e-5, options.get("nan", False))
+
+
+#: Their step rounds to float32 inside, in the state or in what it makes of the tables.
+ROUNDED = {
+    *("EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM", "DPMSolverSDE", "DPMSolverMultistep", "KarrasVe", "SCM"),
+    *("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "LTXEulerAncestralRF", "Piflow", "RFD4Proteina"),
+    *("ScoreSdeVe", "ScoreSdeVp"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", CASES, ids=[label(c) for c in CASES])
+def test_trajectory_in_float64(value):
+    """States and tables in float64: the formulas are the same to rounding."""
+    reference, scheduler, options = pair(value)
+    rounded = value[0].removesuffix("Scheduler") in ROUNDED or value[1].get("scheduler_type") == "euler"
+    options = {**options, "dtype": torch.float64, "double": True}
+    expected, result = run(reference, **options), run(scheduler, **options)
+    assert_equal_runs(expected, result, 3e-6 if rounded else 1e-12, options.get("nan", False))
+
+
+# --- every scheduler is here, and is diffusers'
+
+
+def exported():
+    names = {name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")}
+    return names | {"KarrasVeScheduler", "ScoreSdeVpScheduler"}
+
+
+def test_all_names_every_continuous_scheduler():
+    assert set(ours.__all__) == exported() - DISCRETE
+    assert {name for name, _, _ in CASES} == set(ours.__all__)
+
+
+PUBLIC = [m for m in ARITHMETIC if not m.startswith(("_", "convert", "precond", "get_s", "get_c", "get_l", "get_a")) and "update" not in m]
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_subclass_with_the_same_methods(name):
+    cls, original = getattr(ours, name), theirs(name)
+    assert cls.__name__ == original.__name__ and issubclass(cls, original) and cls is not original
+    assert cls._compatibles == original._compatibles
+    for method in (*PUBLIC, "scale_model_input"):
+        assert hasattr(cls, method) == hasattr(original, method), method
+        if hasattr(original, method):
+            expected = inspect.signature(getattr(original, method)).parameters
+            result = [p for p in inspect.signature(getattr(cls, method)).parameters.values() if p.name != "seeds"]
+            assert [p.name for p in result] == list(expected), method
+            # None for the noise asks for seeds'.
+            defaults = [(p.default, expected[p.name].default) for p in result if p.name != "noise"]
+            assert all(a == b for a, b in defaults), method
+
+
+ONE_EACH = {name: (name, config, options) for name, config, options in reversed(CASES)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ours.__all__)
+def test_config_round_trips(name, tmp_path):
+    _, config, options = ONE_EACH[name]
+    cls, original = getattr(ours, name), theirs(name)
+    scheduler = cls.from_config(original(**config).config)
+    assert type(scheduler) is cls
+    back = original.from_config(scheduler.config)
+    assert type(back) is original
+    assert {**scheduler.config} == {**back.config} == {**original(**config).config}
+    if name != "SASolverScheduler":
+        original(**config).save_pretrained(tmp_path / "theirs")
+        cls(**config).save_pretrained(tmp_path / "ours")
+        assert (tmp_path / "theirs/scheduler_config.json").read_text() == (tmp_path / "ours/scheduler_config.json").read_text()
+        assert type(cls.from_pretrained(tmp_path / "theirs")) is cls
+        assert type(original.from_pretrained(tmp_path / "ours")) is original
+
+
+def test_other_schedulers_configs_are_taken():
+    config = diffusers.PNDMScheduler(**VP, steps_offset=1, skip_prk_steps=True).config
+    for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler"):
+        reference, scheduler = theirs(name).from_config(config), getattr(ours, name).from_config(config)
+        assert {**reference.config} == {**scheduler.config}
+        assert reference.compatibles == scheduler.compatibles
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pickle_and_deepcopy():
+    import copy
+    import pickle
+
+    scheduler = ours.UniPCMultistepScheduler(**VP)
+    expected = run(scheduler)
+    for other in (pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler)):
+        assert type(other) is ours.UniPCMultistepScheduler
+        assert all(torch.equal(a, b) for a, b in zip(expected, run(other), strict=True))
+
+
+# --- noising
+
+
+NOISING = [n for n in ours.__all__ if hasattr(theirs(n), "add_noise") and n not in ("KarrasVeScheduler", "RePaintScheduler", "HeliosDMDScheduler")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("name", NOISING)
+def test_add_noise(name, prepared, monkeypatch):
+    reference, scheduler, options = pair(ONE_EACH[name])
+    shape = (3, 5, 3) if name == "RFD4ProteinaScheduler" else SHAPE
+    x, noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
+    if prepared or name in ("DDPMWuerstchenScheduler", "RFD4ProteinaScheduler"):
+        for s in (reference, scheduler):
+            prepare(s, **{k: options[k] for k in ("steps", "timesteps") if k in options})
+    if name in ("RFD4ProteinaScheduler", "DDPMWuerstchenScheduler"):
+        times = torch.tensor([0.1, 0.5, 0.9])
+    elif name in ("ScoreSdeVeScheduler",):
+        times = torch.tensor([0, 3, 7])
+    else:
+        times = reference.timesteps[[0, len(reference.timesteps) // 2, 1]]
+        if hasattr(reference, "alphas_cumprod") and reference.add_noise.__code__.co_names[0] == "alphas_cumprod":
+            times = times.long()
+    expected = reference.add_noise(x, noise, times)
+    forbid(name, monkeypatch)
+    result = scheduler.add_noise(x, noise, times)
+    assert result.dtype == expected.dtype
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-6 * max(1, expected.abs().max().item()))
+    # One timestep for all samples.
+    alone = scheduler.add_noise(x, noise, times[:1].expand(3))
+    torch.testing.assert_close(scheduler.add_noise(x, noise, times[:1]) if name != "RFD4ProteinaScheduler" else alone, alone)
+    # Noise from seeds is that of the kernel, whatever the split.
+    seeded = scheduler.add_noise(x, None, times, seeds=[4, 5, 6])
+    explicit = scheduler.add_noise(x, pyfold.randn(torch.tensor([4, 5, 6]), shape[1:], stream=2), times)
+    torch.testing.assert_close(seeded, explicit, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
+    assert torch.equal(scheduler.add_noise(x[1:2], None, times[1:2], seeds=[5]), seeded[1:2])
+    with pytest.raises(ValueError, match="noise must be given, or seeds"):
+        scheduler.add_noise(x, None, times)
+
+
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "add_noise") and hasattr(theirs(n), "set_begin_index")])
+@pytest.mark.filterwarnings("ignore")
+def test_add_noise_from_begin_index(name):
+    reference, scheduler, options = pair(ONE_EACH[name])
+    if name == "HeliosDMDScheduler":
+        pytest.skip("brings its own tables")
+    x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    results = []
+    for s in (reference, scheduler):
+        prepare(s, **{k: options[k] for k in ("steps", "timesteps") if k in options})
+        s.set_begin_index(2)
+        times = s.timesteps[2:3]
+        noisy = s.add_noise(x, noise, times.repeat(3))
+        inside = s.scale_model_input(noisy, times[0]) if hasattr(s, "scale_model_input") else noisy
+        kwargs = {"generator": torch.Generator().manual_seed(1)} if "generator" in inspect.signature(s.step).parameters else {}
+        results.append([noisy, inside, s.step(noise, times[0], noisy, **kwargs)[0]])
+    assert_equal_runs(*results, 2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "scale_noise")])
+def test_scale_noise(name):
+    reference, scheduler, options = pair(ONE_EACH[name])
+    x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    for s in (reference, scheduler):
+        prepare(s, steps=5)
+    times = reference.timesteps[:1] if name == "FlowMatchHeunDiscreteScheduler" else reference.timesteps[[0, 3, 1]]
+    expected = reference.scale_noise(x, times, noise)
+    torch.testing.assert_close(scheduler.scale_noise(x, times, noise), expected, rtol=0, atol=1e-6)
+    seeded = scheduler.scale_noise(x, times, None, seeds=11)
+    explicit = scheduler.scale_noise(x, times, pyfold.randn([11, 12, 13], SHAPE[1:], stream=2))
+    torch.testing.assert_close(seeded, explicit, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "get_velocity")])
+def test_get_velocity(name):
+    reference, scheduler, _ = pair(ONE_EACH[name])
+    x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    times = torch.tensor([999, 3, 500])
+    times = times.float() if name == "EulerDiscreteScheduler" else times
+    expected = reference.get_velocity(x, noise, times)
+    torch.testing.assert_close(scheduler.get_velocity(x, noise, times), expected, rtol=0, atol=2e-6)
+
+
+def test_half_precision_samples_do_not_round_the_schedule():
+    """In half precision theirs adds no noise at the first timesteps."""
+    x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3)).bfloat16()
+    times = torch.tensor([0, 0, 0])
+    exact = ours.DDPMScheduler().add_noise(x.double(), noise.double(), times)
+    result = ours.DDPMScheduler().add_noise(x, noise, times)
+    assert result.dtype == torch.bfloat16 and torch.equal(result, exact.bfloat16())
+    assert not torch.equal(diffusers.DDPMScheduler().add_noise(x, noise, times), result)
+
+
+# --- noise from seeds
+
+STOCHASTIC_CASES = [
+    ONE_EACH[name]
+    for name in ours.__all__
+    if any("seeds" in inspect.signature(getattr(getattr(ours, name), m)).parameters for m in ("step", "step_pred", "add_noise_to_input") if hasattr(getattr(ours, name), m))
+]
+#: A configuration and arguments with which each of them draws.
+DRAWS = {
+    "DDIMScheduler": ({}, {"step": {"eta": 1.0}}),
+    "DDIMParallelScheduler": ({}, {"step": {"eta": 0.5}}),
+    "EulerDiscreteScheduler": ({}, {"step": {"s_churn": 3.0}}),
+    "EDMEulerScheduler": ({}, {"step": {"s_churn": 3.0}}),
+    "FlowMatchHeunDiscreteScheduler": ({}, {"step": {"s_churn": 3.0}}),
+    "FlowMatchEulerDiscreteScheduler": ({"stochastic_sampling": True}, {}),
+    "DPMSolverMultistepScheduler": ({"algorithm_type": "sde-dpmsolver++"}, {}),
+    "DPMSolverSinglestepScheduler": ({"algorithm_type": "sde-dpmsolver++"}, {}),
+    "EDMDPMSolverMultistepScheduler": ({"algorithm_type": "sde-dpmsolver++"}, {}),
+    "DPMSolverSDEScheduler": ({}, {}),
+    "RePaintScheduler": ({"eta": 1.0}, {}),
+    "SASolverScheduler": ({"tau_func": lambda t: 0.7}, {}),
+    "SCMScheduler": ({}, {"steps": 4}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", STOCHASTIC_CASES, ids=[v[0] for v in STOCHASTIC_CASES])
+def test_seeds_are_the_same_for_every_split(value):
+    name, config, options = value
+    if name in DRAWS:
+        config, options = DRAWS[name]
+    if name == "DPMSolverMultistepInverseScheduler":
+        pytest.skip("its noise has a negative variance, here as in diffusers")
+    options = {k: v for k, v in options.items() if k != "dtype"}
+    make = lambda: getattr(ours, name)(**config)  # noqa: E731
+    whole = run(make(), seeds=[7, 8, 9], **options)
+    again, counted = run(make(), seeds=torch.tensor([7, 8, 9]), **options), run(make(), seeds=7, **options)
+    # Samples alone draw the same; theirs of the Langevin corrector is by the batch's norms and stays out.
+    batched = name != "ScoreSdeVeScheduler"
+    parts = [run(make(), seeds=[7 + k], samples=slice(k, k + 1), **options) for k in range(3)] if batched else []
+    for i, output in enumerate(whole):
+        assert torch.isfinite(output).all()
+        assert torch.equal(output, again[i]) and torch.equal(output, counted[i]), i
+        if batched:
+            assert torch.equal(output, torch.cat([part[i] for part in parts])), i
+    other = run(make(), seeds=[1, 2, 3], **options)
+    assert not torch.equal(whole[-1], other[-1])
+    scheduler = make()
+    scheduler.set_seeds([7, 8, 9])
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(scheduler, seeds=None, generator=False, **options), strict=True))
+
+
+@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "LTXEulerAncestralRFScheduler", "LCMScheduler"])
+@pytest.mark.filterwarnings("ignore")
+def test_seeds_have_the_variance_of_the_generator(name):
+    """The step's noise is standard normal times the same coefficient, within 5 standard errors."""
+    scheduler, timesteps = getattr(ours, name)(), {}
+    prepare(scheduler, timesteps={"sigmas": [1.0, 0.8, 0.3, 0.0]} if name.startswith("LTX") else None)
+    t, zero = scheduler.timesteps[1], torch.zeros(4, 50_000)
+    drawn = []
+    for noise in ({"generator": torch.Generator().manual_seed(0)}, {"seeds": 0}):
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = 1
+        drawn.append(scheduler.step(zero, t, zero, **noise)[0].double())
+    std = drawn[0].std()
+    assert std > 0.01
+    error = std / (2 * zero.numel()) ** 0.5
+    assert abs(drawn[1].std() - std) < 5 * 2**0.5 * error
+    assert abs(drawn[1].mean()) < 5 * std / zero.numel() ** 0.5
+    assert abs((drawn[0] * drawn[1]).mean()) < 5 * std**2 / zero.numel() ** 0.5
+
+
+def test_seeds_and_noise_exclude_each_other():
+    scheduler = ours.DDIMScheduler()
+    scheduler.set_timesteps(5)
+    x = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match="seeds and generator"):
+        scheduler.step(x, 800, x, eta=1.0, generator=torch.Generator(), seeds=1)
+    with pytest.raises(ValueError, match="seeds must not be given"):
+        scheduler.step(x, 800, x, eta=1.0, variance_noise=x, seeds=1)
+    with pytest.raises(ValueError, match="variance_noise and generator"):
+        scheduler.step(x, 800, x, eta=1.0, variance_noise=x, generator=torch.Generator())
+    with pytest.raises(ValueError, match="one for each of the 3 samples, got 2"):
+        scheduler.step(x, 800, x, eta=1.0, seeds=[1, 2])
+    with pytest.raises(TypeError, match="seeds must be an int"):
+        scheduler.set_seeds(1.5)
+
+
+# --- other ways to call a step
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "step")])
+def test_tuple_and_output(name):
+    if name in ("KarrasVeScheduler", "HeliosDMDScheduler", "RFD4ProteinaScheduler", "RePaintScheduler", "CogVideoXDPMScheduler", "PiflowScheduler"):
+        pytest.skip("takes more than a model's output; its trajectories cover both")
+    outputs = []
+    for cls in (theirs(name), getattr(ours, name)):
+        for return_dict in (True, False):
+            _, config, options = ONE_EACH[name]
+            scheduler = cls(**config)
+            prepare(scheduler, **{k: options[k] for k in ("steps", "timesteps") if k in options})
+            x, t = start(scheduler, torch.float32), scheduler.timesteps[0]
+            t = t.expand(3) if name == "DDPMWuerstchenScheduler" else t
+            outputs.append(scheduler.step(x, t, x, return_dict=return_dict))
+    assert type(outputs[0]) is type(outputs[2]) and outputs[0].keys() == outputs[2].keys()
+    assert type(outputs[1]) is type(outputs[3]) is tuple and len(outputs[1]) == len(outputs[3])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(("KarrasVe", "RFD4", "HeliosDMD"))])
+def test_half_precision(name, dtype):
+    """Output dtypes are theirs; against float32, the error is no larger than theirs."""
+    _, config, options = ONE_EACH[name]
+    options = {**options, "dtype": dtype}
+    exact = run(theirs(name)(**config), **{**options, "dtype": torch.float64})
+    expected, result = run(theirs(name)(**config), **options), run(getattr(ours, name)(**config), **options)
+    assert [a.dtype for a in expected] == [b.dtype for b in result]
+    scale = max(a.abs().max().item() for a in exact)
+    error = [max((a.double() - e).abs().max().item() for a, e in zip(outputs, exact, strict=True)) for outputs in (expected, result)]
+    # Noise drawn in half precision is another than float64's; then only the size is compared.
+    assert error[1] <= max(2 * error[0], scale * torch.finfo(dtype).eps * 4), (error, scale)
+
+
+def test_list_of_generators():
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for cls in (diffusers.DDPMScheduler, ours.DDPMScheduler):
+        scheduler = cls()
+        scheduler.set_timesteps(5)
+        generators = [torch.Generator().manual_seed(k) for k in range(3)]
+        outputs.append([scheduler.step(x, t, x, generator=generators).prev_sample for t in scheduler.timesteps])
+    assert_equal_runs(*outputs, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"])
+@pytest.mark.filterwarnings("ignore")
+def test_variance_noise(name):
+    config = {} if name == "DDIMScheduler" else {"algorithm_type": "sde-dpmsolver++"}
+    outputs = []
+    for cls in (theirs(name), getattr(ours, name)):
+        scheduler = cls(**config)
+        scheduler.set_timesteps(8)
+        x, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+        eta = {"eta": 1.0} if name == "DDIMScheduler" else {}
+        outputs.append([scheduler.step(x, scheduler.timesteps[0], x, variance_noise=noise, **eta)[0].nan_to_num()])
+    assert_equal_runs(*outputs, 2e-5)
+
+
+SINGLE = ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
+SINGLE += ["LCMScheduler", "TCDScheduler", "UnCLIPScheduler", "CogVideoXDDIMScheduler", "CMStochasticIterativeScheduler", "EDMEulerScheduler"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SINGLE)
+def test_each_sample_at_its_own_timestep(name):
+    scheduler = getattr(ours, name)()
+    scheduler.set_timesteps(8)
+    x, model = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    places = [1, 5, 3]
+    takes_seeds = "seeds" in inspect.signature(scheduler.step).parameters
+    together = scheduler.step(model, scheduler.timesteps[places], x, **({"seeds": [4, 5, 6]} if takes_seeds else {}))[0]
+    for row, place in enumerate(places):
+        one = slice(row, row + 1)
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = None
+        noise = {"seeds": [4 + row]} if takes_seeds else {}
+        alone = scheduler.step(model[one], scheduler.timesteps[place], x[one], **noise)[0]
+        assert torch.equal(together[one], alone), row
+
+
+def test_schedulers_with_a_history_take_one_timestep():
+    scheduler = ours.DPMSolverMultistepScheduler()
+    scheduler.set_timesteps(8)
+    x = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match="one for all samples of DPMSolverMultistepScheduler"):
+        scheduler.step(x, scheduler.timesteps[[0, 1, 2]], x)
+
+
+@pytest.mark.parametrize("name", ["DDIMParallelScheduler", "DDPMParallelScheduler"])
+@pytest.mark.parametrize("config", [{}, V, THRESHOLDING], ids=str)
+def test_batch_step_no_noise(name, config):
+    reference, scheduler = theirs(name)(**config), getattr(ours, name)(**config)
+    x, model = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    for s in (reference, scheduler):
+        s.set_timesteps(20)
+    times = torch.tensor([950, 500, 0])
+    expected = reference.batch_step_no_noise(model, times, x)
+    torch.testing.assert_close(scheduler.batch_step_no_noise(model, times, x), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_per_token_timesteps(stochastic):
+    x, model = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(3))
+    tokens = torch.rand(3, 7, generator=torch.Generator().manual_seed(4)) * 1000
+    outputs = []
+    for cls in (diffusers.FlowMatchEulerDiscreteScheduler, ours.FlowMatchEulerDiscreteScheduler):
+        scheduler = cls(shift=2.0, stochastic_sampling=stochastic)
+        scheduler.set_timesteps(6)
+        draws = torch.Generator().manual_seed(2)
+        t = scheduler.timesteps[0]
+        outputs.append([scheduler.step(model, t, x, per_token_timesteps=tokens, generator=draws).prev_sample])
+    assert_equal_runs(*outputs, 2e-6)
+
+
+def test_edm_euler_with_a_given_x0():
+    x, model, x0 = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(3))
+    outputs = []
+    for cls in (diffusers.EDMEulerScheduler, ours.EDMEulerScheduler):
+        scheduler = cls()
+        scheduler.set_timesteps(6)
+        outputs.append(list(scheduler.step(model, scheduler.timesteps[2], x, pred_original_sample=x0, return_dict=False)))
+    assert_equal_runs(*outputs, 2e-6)
+
+
+def test_flow_map_off_the_schedule():
+    x, model = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    outputs = []
+    for cls in (diffusers.FlowMapEulerDiscreteScheduler, ours.FlowMapEulerDiscreteScheduler):
+        scheduler = cls()
+        scheduler.set_timesteps(4)
+        given = [(torch.tensor(987.6), torch.tensor(123.4)), (torch.tensor([987.6, 800.1, 3.3]), torch.tensor([400.3, 1.2, 0.5]))]
+        outputs.append([scheduler.step(model, t, x, r_timestep=r).prev_sample for t, r in given])
+    assert_equal_runs(*outputs, 2e-6)
+
+
+def test_helios_with_the_callers_history():
+    """The caller keeps outputs, orders and the last sample, and says the levels."""
+    outputs = []
+    for cls in (diffusers.HeliosScheduler, ours.HeliosScheduler):
+        scheduler = cls()
+        scheduler.set_timesteps(6, stage_index=1)
+        draws = torch.Generator().manual_seed(3)
+        x, last, kept = torch.randn(SHAPE, generator=draws), None, []
+        history, times = [None, None], [None, None]
+        order = None
+        for i, t in enumerate(scheduler.timesteps):
+            levels = [torch.tensor(s, dtype=torch.float64) for s in (0.95 - 0.1 * (i - 1), 0.95 - 0.1 * i, 0.95 - 0.1 * (i + 1))]
+            x, history, last, order = scheduler.step_unipc(
+                torch.randn(SHAPE, generator=draws), t, x, False, history, times,
+                sigma_before=levels[0], sigma=levels[1], sigma_next=levels[2], cus_step_index=i,
+                cus_lower_order_num=min(i, 2), cus_this_order=order, cus_last_sample=last,
+            )  # fmt: skip
+            history = [*scheduler.model_outputs, None][-2:] if len(scheduler.model_outputs) < 2 else list(scheduler.model_outputs)
+            history, times = [*history[-1:], None], [*times[1:], t]
+            history = [None, None] if i == 0 else history
+            kept += [x, last]
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-5)
+
+
+def test_unipc_with_another_predictor():
+    outputs = []
+    for module in (diffusers, ours):
+        predictor = module.DDIMScheduler(**VP, clip_sample=False)
+        scheduler = module.UniPCMultistepScheduler(**VP)
+        scheduler.set_timesteps(8)
+        predictor.set_timesteps(8)
+        scheduler.solver_p = predictor
+        network, x = Network(torch.float32), start(scheduler, torch.float32)
+        kept = []
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x), t.long(), x).prev_sample
+            kept.append(x)
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "SASolverScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+@pytest.mark.filterwarnings("ignore")
+def test_states_that_the_caller_changes(name):
+    """Inpainting pipelines replace a part of the state between steps, some of them in place."""
+    outputs = []
+    for cls in (theirs(name), getattr(ours, name)):
+        scheduler = cls(**VP)
+        scheduler.set_timesteps(8)
+        network, x, draws = Network(torch.float32), start(scheduler, torch.float32), torch.Generator().manual_seed(2)
+        kept = []
+        noise = {"generator": draws} if name == "SASolverScheduler" else {}
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x), t, x, **noise).prev_sample
+            kept.append(x.clone())
+            x[:, :2] = 0.5
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(("KarrasVe", "ScoreSde", "RFD4", "HeliosDMD", "RePaint", "Piflow", "CogVideoXDPM"))])
+def test_gradients_flow_through_a_step(name):
+    gradients = []
+    for cls in (theirs(name), getattr(ours, name)):
+        _, config, options = ONE_EACH[name]
+        scheduler = cls(**config)
+        prepare(scheduler, **{k: options[k] for k in ("steps", "timesteps") if k in options})
+        x = start(scheduler, torch.float32)
+        model = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+        channels = 2 if config.get("variance_type") in ("learned", "learned_range") else 1
+        model = model.repeat(1, channels, 1, 1).requires_grad_()
+        x.requires_grad_()
+        noise = {"generator": torch.Generator().manual_seed(1)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        t = scheduler.timesteps[1]
+        result = scheduler.step(model, t.expand(3) if name == "DDPMWuerstchenScheduler" else t, x, return_dict=False, **noise)
+        total = sum((k + 1) * (r * torch.linspace(-1, 1, r.numel()).view_as(r)).sum() for k, r in enumerate(result) if isinstance(r, torch.Tensor))
+        grads = torch.autograd.grad(total, (x, model), allow_unused=True)
+        gradients.append([torch.zeros(1) if g is None else g for g in grads])
+    assert_equal_runs(*gradients, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tables_may_be_changed():
+    """Rows are kept for a table's values; another table, or other values in it, are noticed."""
+    outputs = []
+    for cls in (diffusers.EulerDiscreteScheduler, ours.EulerDiscreteScheduler):
+        scheduler, kept = cls(), []
+        x = torch.ones(SHAPE)
+        for change in (lambda s: None, lambda s: s.sigmas.mul_(1.5), lambda s: setattr(s, "sigmas", s.sigmas * 0.5)):
+            scheduler.set_timesteps(4)
+            scheduler.step(x, scheduler.timesteps[0], x)
+            scheduler._step_index = 0
+            change(scheduler)
+            kept.append(scheduler.step(x * 0.3, scheduler.timesteps[0], x).prev_sample)
+        scheduler.set_timesteps(4)
+        scheduler.register_to_config(prediction_type="v_prediction")
+        kept.append(scheduler.step(x * 0.3, scheduler.timesteps[0], x).prev_sample)
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-6)
+
+
+def test_rows_are_computed_once(monkeypatch):
+    from pyfold.adapters.diffusers import _fused
+
+    calls = []
+    table = _fused._table
+    monkeypatch.setattr(_fused, "_table", lambda *args: calls.append(1) or table(*args))
+    scheduler = ours.DPMSolverMultistepScheduler()
+    for _ in range(3):
+        run(scheduler)
+    assert len(calls) == 10
+
+
+def test_integers_are_no_timesteps():
+    scheduler = ours.EulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.zeros(SHAPE)
+    for t in (3, torch.tensor(3)):
+        with pytest.raises(ValueError, match="timestep must be one of EulerDiscreteScheduler.timesteps"):
+            scheduler.step(x, t, x)
+
+
+def test_what_diffusers_gets_wrong():
+    x = torch.ones(SHAPE)
+    # A logarithm's root.
+    scheduler = ours.DDPMScheduler(variance_type="fixed_large_log")
+    scheduler.set_timesteps(5)
+    assert torch.isfinite(scheduler.step(x, 800, x, seeds=1).prev_sample).all()
+    # The last step to zero noise with B(h) = h.
+    scheduler = ours.UniPCMultistepScheduler(solver_type="bh1")
+    assert all(torch.isfinite(t).all() for t in run(scheduler))
+    # No formula.
+    for config in ({"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3}, {"prediction_type": "score"}):
+        with pytest.raises(ValueError, match="solver_order 3|prediction_type must be"):
+            run(ours.DPMSolverMultistepScheduler(**config))
+
+
+# --- pipelines
+
+
+def tiny_unet(**options):
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), **options,
+    )  # fmt: skip
+
+
+def images_of(pipeline, **arguments):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(batch_size=2, generator=generator, num_inference_steps=4, output_type="np", **arguments).images
+
+
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_unconditional_pipeline(kind):
+    pipeline, unet = getattr(diffusers, f"{kind}Pipeline"), tiny_unet()
+    arguments = {"eta": 0.5} if kind == "DDIM" else {}
+    expected = images_of(pipeline(unet, getattr(diffusers, f"{kind}Scheduler")()), **arguments)
+    scheduler = getattr(ours, f"{kind}Scheduler").from_config(getattr(diffusers, f"{kind}Scheduler")().config)
+    result = images_of(pipeline(unet, scheduler), **arguments)
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_consistency_pipeline():
+    unet = tiny_unet(num_class_embeds=4)
+    config = {"num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0}
+    images = []
+    for module in (diffusers, ours):
+        pipeline = diffusers.ConsistencyModelPipeline(unet, module.CMStochasticIterativeScheduler(**config))
+        pipeline.set_progress_bar_config(disable=True)
+        draws = torch.Generator().manual_seed(0)
+        images.append(pipeline(batch_size=2, num_inference_steps=None, timesteps=[22, 0], generator=draws, class_labels=[1, 2], output_type="np").images)
+    np.testing.assert_allclose(images[1], images[0], atol=2e-5)
+
+
+def dit(scheduler):
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        sample_size=4, num_layers=1, patch_size=2, attention_head_dim=4, num_attention_heads=2, in_channels=4, out_channels=8,
+        attention_bias=True, activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    return diffusers.DiTPipeline(transformer.eval(), vae.eval(), scheduler)
+
+
+LATENT = ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DDIMScheduler", "DEISMultistepScheduler", "PNDMScheduler"]
+LATENT += ["UniPCMultistepScheduler"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_pipeline_with_guidance(name):
+    images = []
+    for module in (diffusers, ours):
+        pipeline = dit(getattr(module, name)(**({"skip_prk_steps": True} if name == "PNDMScheduler" else {})))
+        pipeline.set_progress_bar_config(disable=True)
+        draws = torch.Generator().manual_seed(0)
+        images.append(pipeline(class_labels=[1, 2], generator=draws, num_inference_steps=5, output_type="np").images)
+    np.testing.assert_allclose(images[1], images[0], atol=5e-5)
+
+
+def test_pipeline_with_seeds_is_the_same_for_every_split():
+    """The model's own sums depend on the batch, so equality is to rounding."""
+    scheduler, unet = ours.DDPMScheduler(), tiny_unet()
+    pipeline = diffusers.DDPMPipeline(unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    images = {}
+    for seeds in ([5, 6], [5], [6]):
+        scheduler.set_seeds(seeds)
+        # The initial noise is the pipeline's own: a generator for each.
+        draws = [torch.Generator().manual_seed(s) for s in seeds]
+        scheduler_step = scheduler.step
+        scheduler.step = lambda *a, generator=None, **k: scheduler_step(*a, **k)  # noqa: B023
+        result = pipeline(batch_size=len(seeds), generator=draws, num_inference_steps=4, output_type="np").images
+        scheduler.step = scheduler_step
+        images[tuple(seeds)] = result
+    np.testing.assert_allclose(images[5, 6], np.concatenate([images[5,], images[6,]]), atol=1e-5)
+
+
+def test_saved_pipeline_loads(tmp_path):
+    """With pyfold's schedulers in it."""
+    pipeline = diffusers.DDIMPipeline(tiny_unet(), ours.DDIMScheduler())
+    assert type(pipeline.scheduler) is ours.DDIMScheduler
+    pipeline.save_pretrained(tmp_path)
+    loaded = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is ours.DDIMScheduler
+    np.testing.assert_array_equal(images_of(loaded, eta=0.5), images_of(pipeline, eta=0.5))
