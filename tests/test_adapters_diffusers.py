@@ -18,7 +18,13 @@ SHAPE = (3, 4, 6, 6)
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 EPS, X0, V, FLOW = ({"prediction_type": p} for p in ("epsilon", "sample", "v_prediction", "flow_prediction"))
 #: Of tokens and masks, where nothing is added to anything.
-DISCRETE = {"AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler", "VQDiffusionScheduler"}
+DISCRETE = {
+    "AmusedScheduler",
+    "BlockRefinementScheduler",
+    "DiscreteDDIMScheduler",
+    "EntropyBoundScheduler",
+    "VQDiffusionScheduler",
+}
 
 
 def theirs(name):
@@ -75,7 +81,10 @@ case("IPNDMScheduler", {})
 
 case("EulerDiscreteScheduler", *grid([EPS, X0, V], [{}, {"use_karras_sigmas": True}], [{}, {"final_sigmas_type": "sigma_min"}]))
 case("EulerDiscreteScheduler", *SIGMAS, *SPACINGS, {"interpolation_type": "log_linear"}, {"rescale_betas_zero_snr": True})
-case("EulerDiscreteScheduler", {**V, "timestep_type": "continuous", "sigma_min": 0.01, "sigma_max": 20.0, "use_karras_sigmas": True})
+case(
+    "EulerDiscreteScheduler",
+    {**V, "timestep_type": "continuous", "sigma_min": 0.01, "sigma_max": 20.0, "use_karras_sigmas": True},
+)
 case("EulerDiscreteScheduler", EPS, X0, V, step={"s_churn": 3.0, "s_noise": 1.1, "s_tmin": 0.2, "s_tmax": 10.0})
 case("EulerDiscreteScheduler", {}, timesteps={"sigmas": [12.0, 5.0, 1.0, 0.3, 0.0]})
 case("EulerDiscreteScheduler", {}, timesteps={"timesteps": [900, 600, 400, 100]})
@@ -104,7 +113,11 @@ for steps in (10, 16):
 case("DPMSolverMultistepScheduler", *grid([X0, V], DETERMINISTIC), *SIGMAS, *SPACINGS, {"use_lu_lambdas": True})
 case("DPMSolverMultistepScheduler", THRESHOLDING, {**THRESHOLDING, **DETERMINISTIC[1]}, {"euler_at_final": True})
 case("DPMSolverMultistepScheduler", {**FLOW, "use_flow_sigmas": True, "flow_shift": 3.0}, {"variance_type": "learned_range"})
-case("DPMSolverMultistepScheduler", {"lower_order_final": False}, {**V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+case(
+    "DPMSolverMultistepScheduler",
+    {"lower_order_final": False},
+    {**V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+)
 INVERSE = [{"algorithm_type": a} for a in ("dpmsolver++", "dpmsolver")]
 case("DPMSolverMultistepInverseScheduler", *grid([VP], INVERSE, ORDERS, SOLVERS), X0, V, *SIGMAS[1:3], *SPACINGS)
 case("DPMSolverMultistepInverseScheduler", SIGMAS[3], double=True)
@@ -123,13 +136,24 @@ BH = [{"solver_type": "bh2"}, {"solver_type": "bh1", "final_sigmas_type": "sigma
 case("UniPCMultistepScheduler", *grid([VP], [EPS, X0, V], ORDERS, BH), *SIGMAS[1:], *SPACINGS, THRESHOLDING)
 case("UniPCMultistepScheduler", *grid([{"predict_x0": False, "final_sigmas_type": "sigma_min"}], [EPS, X0, V], ORDERS))
 case("UniPCMultistepScheduler", {"disable_corrector": [0, 3]}, {"lower_order_final": False, "final_sigmas_type": "sigma_min"})
-case("UniPCMultistepScheduler", {**FLOW, "use_flow_sigmas": True, "flow_shift": 3.0}, {**FLOW, "use_flow_sigmas": True, "solver_order": 3})
+case(
+    "UniPCMultistepScheduler",
+    {**FLOW, "use_flow_sigmas": True, "flow_shift": 3.0},
+    {**FLOW, "use_flow_sigmas": True, "solver_order": 3},
+)
 ADAMS = [{"predictor_order": p, "corrector_order": c} for p, c in ((1, 1), (2, 2), (3, 3), (3, 4), (2, 1), (1, 3))]
 case("SASolverScheduler", *grid([VP], ADAMS, [{}, {"algorithm_type": "noise_prediction"}]))
 case("SASolverScheduler", X0, V, THRESHOLDING, *SIGMAS[1:], *SPACINGS)
 case("SASolverScheduler", {**FLOW, "use_flow_sigmas": True}, {"lower_order_final": False})
 
-case("FlowMatchEulerDiscreteScheduler", {}, {"shift": 3.0}, {"stochastic_sampling": True}, {"invert_sigmas": True}, {"shift_terminal": 0.1})
+case(
+    "FlowMatchEulerDiscreteScheduler",
+    {},
+    {"shift": 3.0},
+    {"stochastic_sampling": True},
+    {"invert_sigmas": True},
+    {"shift_terminal": 0.1},
+)
 case("FlowMatchEulerDiscreteScheduler", *SIGMAS[1:])
 case("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, timesteps={"mu": 0.9})
 case("FlowMatchEulerDiscreteScheduler", {}, timesteps={"sigmas": [1.0, 0.8, 0.3, 0.1]})
@@ -138,14 +162,33 @@ case("FlowMatchHeunDiscreteScheduler", {}, step={"s_churn": 2.0})
 case("FlowMatchLCMScheduler", {}, {"shift": 2.0})
 case("FlowMatchLCMScheduler", {"scale_factors": [1.0, 1.0, 1.5, 2.0]}, steps=5)
 case("FlowMapEulerDiscreteScheduler", {}, {"shift": 3.0})
-case("LTXEulerAncestralRFScheduler", {}, {"eta": 0.5}, {"eta": 0.0}, {"s_noise": 0.9}, timesteps={"sigmas": [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]})
+case(
+    "LTXEulerAncestralRFScheduler",
+    {},
+    {"eta": 0.5},
+    {"eta": 0.0},
+    {"s_noise": 0.9},
+    timesteps={"sigmas": [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]},
+)
 case("MiniMaxH3Scheduler", {}, {"shift": 3.0})
 case("HeliosScheduler", *grid([{"stages": 1}], [{"scheduler_type": "euler"}, {}]))
 # From pure noise theirs is NaN with bh1 or order 3.
-case("HeliosScheduler", *grid([{}, {"solver_type": "bh1", "lower_order_final": False}], [{}, {"solver_order": 3}]), timesteps={"stage_index": 1})
+case(
+    "HeliosScheduler",
+    *grid([{}, {"solver_type": "bh1", "lower_order_final": False}], [{}, {"solver_order": 3}]),
+    timesteps={"stage_index": 1},
+)
 case("HeliosDMDScheduler", {})
 case("PiflowScheduler", {}, {"shift": 1.0, "n_grid": 4, "num_policy_substeps": 30}, {"n_grid": 14})
-case("RFD4ProteinaScheduler", *grid([{"tsr_k": 1.3, "tsr_sigma": 0.7}], [{"schedule_mode": m} for m in ("log", "power")], [{"noise_mode": m} for m in ("1/t", "tan")]), steps=30)
+case(
+    "RFD4ProteinaScheduler",
+    *grid(
+        [{"tsr_k": 1.3, "tsr_sigma": 0.7}],
+        [{"schedule_mode": m} for m in ("log", "power")],
+        [{"noise_mode": m} for m in ("1/t", "tan")],
+    ),
+    steps=30,
+)
 case("SCMScheduler", {}, steps=4)
 case("SCMScheduler", {}, steps=1)
 case("ScoreSdeVeScheduler", {}, {"snr": 0.3, "sigma_max": 20.0})
@@ -262,7 +305,14 @@ def run(scheduler, dtype=torch.float32, samples=slice(None), seeds=None, generat
             z = start(scheduler, dtype, shape)[samples] * (i + 1) / 2
             x = keep(
                 scheduler.step(
-                    model(x), t, x, cur_sampling_step=i, dmd_noisy_tensor=z, dmd_sigmas=table, dmd_timesteps=times, all_timesteps=sampling
+                    model(x),
+                    t,
+                    x,
+                    cur_sampling_step=i,
+                    dmd_noisy_tensor=z,
+                    dmd_sigmas=table,
+                    dmd_timesteps=times,
+                    all_timesteps=sampling,
                 )
             )
         return outputs
@@ -285,13 +335,15 @@ def run(scheduler, dtype=torch.float32, samples=slice(None), seeds=None, generat
         elif name == "RePaintScheduler":
             x = call(scheduler.step, said, t, x, original, mask)
             if i == 2:
-                x = scheduler.undo_step(x, t - scheduler.config.num_train_timesteps // 10, **({"generator": draws} if seeds is None else noise))
+                x = scheduler.undo_step(
+                    x, t - scheduler.config.num_train_timesteps // 10, **({"generator": draws} if seeds is None else noise)
+                )
                 outputs.append(x)
         elif name == "RFD4ProteinaScheduler":
             own = [torch.Generator().manual_seed(100 * i + k) for k in range(x.shape[0])]
             emitted = torch.ones(x.shape[:2], dtype=dtype)
             emitted[:, 2] = 0
-            x = keep(scheduler.step(said, t, x, emitted, **({"generator": own} if seeds is None else noise)))
+            x = keep(scheduler.step(said, t, x, emitted, **({"generator": own} if generator and seeds is None else noise)))
         elif name == "PiflowScheduler":
             parts = [model(x) for _ in range(grid_size)]
             x = call(scheduler.step, torch.cat(parts, -1), t, x)
@@ -399,7 +451,11 @@ def test_all_names_every_continuous_scheduler():
     assert {name for name, _, _ in CASES} == set(ours.__all__)
 
 
-PUBLIC = [m for m in ARITHMETIC if not m.startswith(("_", "convert", "precond", "get_s", "get_c", "get_l", "get_a")) and "update" not in m]
+PUBLIC = [
+    m
+    for m in ARITHMETIC
+    if not m.startswith(("_", "convert", "precond", "get_s", "get_c", "get_l", "get_a")) and "update" not in m
+]
 
 
 @pytest.mark.parametrize("name", ours.__all__)
@@ -462,7 +518,11 @@ def test_pickle_and_deepcopy():
 # --- noising
 
 
-NOISING = [n for n in ours.__all__ if hasattr(theirs(n), "add_noise") and n not in ("KarrasVeScheduler", "RePaintScheduler", "HeliosDMDScheduler")]
+NOISING = [
+    n
+    for n in ours.__all__
+    if hasattr(theirs(n), "add_noise") and n not in ("KarrasVeScheduler", "RePaintScheduler", "HeliosDMDScheduler")
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -477,7 +537,7 @@ def test_add_noise(name, prepared, monkeypatch):
             prepare(s, **{k: options[k] for k in ("steps", "timesteps") if k in options})
     if name in ("RFD4ProteinaScheduler", "DDPMWuerstchenScheduler"):
         times = torch.tensor([0.1, 0.5, 0.9])
-    elif name in ("ScoreSdeVeScheduler",):
+    elif name in ("ScoreSdeVeScheduler", "PNDMScheduler"):
         times = torch.tensor([0, 3, 7])
     else:
         times = reference.timesteps[[0, len(reference.timesteps) // 2, 1]]
@@ -496,11 +556,15 @@ def test_add_noise(name, prepared, monkeypatch):
     explicit = scheduler.add_noise(x, pyfold.randn(torch.tensor([4, 5, 6]), shape[1:], stream=2), times)
     torch.testing.assert_close(seeded, explicit, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
     assert torch.equal(scheduler.add_noise(x[1:2], None, times[1:2], seeds=[5]), seeded[1:2])
-    with pytest.raises(ValueError, match="noise must be given, or seeds"):
-        scheduler.add_noise(x, None, times)
+    if name != "ScoreSdeVeScheduler":
+        # That one draws then, as diffusers' does.
+        with pytest.raises(ValueError, match="noise must be given, or seeds"):
+            scheduler.add_noise(x, None, times)
 
 
-@pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "add_noise") and hasattr(theirs(n), "set_begin_index")])
+@pytest.mark.parametrize(
+    "name", [n for n in ours.__all__ if hasattr(theirs(n), "add_noise") and hasattr(theirs(n), "set_begin_index")]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_add_noise_from_begin_index(name):
     reference, scheduler, options = pair(ONE_EACH[name])
@@ -558,7 +622,11 @@ def test_half_precision_samples_do_not_round_the_schedule():
 STOCHASTIC_CASES = [
     ONE_EACH[name]
     for name in ours.__all__
-    if any("seeds" in inspect.signature(getattr(getattr(ours, name), m)).parameters for m in ("step", "step_pred", "add_noise_to_input") if hasattr(getattr(ours, name), m))
+    if any(
+        "seeds" in inspect.signature(getattr(getattr(ours, name), m)).parameters
+        for m in ("step", "step_pred", "add_noise_to_input")
+        if hasattr(getattr(ours, name), m)
+    )
 ]
 #: A configuration and arguments with which each of them draws.
 DRAWS = {
@@ -605,7 +673,9 @@ def test_seeds_are_the_same_for_every_split(value):
     assert all(torch.equal(a, b) for a, b in zip(whole, run(scheduler, seeds=None, generator=False, **options), strict=True))
 
 
-@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "LTXEulerAncestralRFScheduler", "LCMScheduler"])
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "LTXEulerAncestralRFScheduler", "LCMScheduler"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_seeds_have_the_variance_of_the_generator(name):
     """The step's noise is standard normal times the same coefficient, within 5 standard errors."""
@@ -647,7 +717,14 @@ def test_seeds_and_noise_exclude_each_other():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [n for n in ours.__all__ if hasattr(theirs(n), "step")])
 def test_tuple_and_output(name):
-    if name in ("KarrasVeScheduler", "HeliosDMDScheduler", "RFD4ProteinaScheduler", "RePaintScheduler", "CogVideoXDPMScheduler", "PiflowScheduler"):
+    if name in (
+        "KarrasVeScheduler",
+        "HeliosDMDScheduler",
+        "RFD4ProteinaScheduler",
+        "RePaintScheduler",
+        "CogVideoXDPMScheduler",
+        "PiflowScheduler",
+    ):
         pytest.skip("takes more than a model's output; its trajectories cover both")
     outputs = []
     for cls in (theirs(name), getattr(ours, name)):
@@ -673,7 +750,9 @@ def test_half_precision(name, dtype):
     expected, result = run(theirs(name)(**config), **options), run(getattr(ours, name)(**config), **options)
     assert [a.dtype for a in expected] == [b.dtype for b in result]
     scale = max(a.abs().max().item() for a in exact)
-    error = [max((a.double() - e).abs().max().item() for a, e in zip(outputs, exact, strict=True)) for outputs in (expected, result)]
+    error = [
+        max((a.double() - e).abs().max().item() for a, e in zip(outputs, exact, strict=True)) for outputs in (expected, result)
+    ]
     # Noise drawn in half precision is another than float64's; then only the size is compared.
     assert error[1] <= max(2 * error[0], scale * torch.finfo(dtype).eps * 4), (error, scale)
 
@@ -703,8 +782,21 @@ def test_variance_noise(name):
     assert_equal_runs(*outputs, 2e-5)
 
 
-SINGLE = ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
-SINGLE += ["LCMScheduler", "TCDScheduler", "UnCLIPScheduler", "CogVideoXDDIMScheduler", "CMStochasticIterativeScheduler", "EDMEulerScheduler"]
+SINGLE = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+]
+SINGLE += [
+    "LCMScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "CogVideoXDDIMScheduler",
+    "CMStochasticIterativeScheduler",
+    "EDMEulerScheduler",
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -775,7 +867,10 @@ def test_flow_map_off_the_schedule():
     for cls in (diffusers.FlowMapEulerDiscreteScheduler, ours.FlowMapEulerDiscreteScheduler):
         scheduler = cls()
         scheduler.set_timesteps(4)
-        given = [(torch.tensor(987.6), torch.tensor(123.4)), (torch.tensor([987.6, 800.1, 3.3]), torch.tensor([400.3, 1.2, 0.5]))]
+        given = [
+            (torch.tensor(987.6), torch.tensor(123.4)),
+            (torch.tensor([987.6, 800.1, 3.3]), torch.tensor([400.3, 1.2, 0.5])),
+        ]
         outputs.append([scheduler.step(model, t, x, r_timestep=r).prev_sample for t, r in given])
     assert_equal_runs(*outputs, 2e-6)
 
@@ -788,18 +883,14 @@ def test_helios_with_the_callers_history():
         scheduler.set_timesteps(6, stage_index=1)
         draws = torch.Generator().manual_seed(3)
         x, last, kept = torch.randn(SHAPE, generator=draws), None, []
-        history, times = [None, None], [None, None]
-        order = None
+        # One place more than the order, the last for the step to fill.
+        history, times, order = [None] * 3, [None] * 3, None
         for i, t in enumerate(scheduler.timesteps):
-            levels = [torch.tensor(s, dtype=torch.float64) for s in (0.95 - 0.1 * (i - 1), 0.95 - 0.1 * i, 0.95 - 0.1 * (i + 1))]
+            before, here, there = (torch.tensor(0.95 - 0.1 * (i + k), dtype=torch.float64) for k in (-1, 0, 1))
             x, history, last, order = scheduler.step_unipc(
-                torch.randn(SHAPE, generator=draws), t, x, False, history, times,
-                sigma_before=levels[0], sigma=levels[1], sigma_next=levels[2], cus_step_index=i,
-                cus_lower_order_num=min(i, 2), cus_this_order=order, cus_last_sample=last,
-            )  # fmt: skip
-            history = [*scheduler.model_outputs, None][-2:] if len(scheduler.model_outputs) < 2 else list(scheduler.model_outputs)
-            history, times = [*history[-1:], None], [*times[1:], t]
-            history = [None, None] if i == 0 else history
+                torch.randn(SHAPE, generator=draws), t, x, False, history, times, before, here, there, i, min(i, 2), order, last
+            )
+            history, times = [*history[1:], None], [*times[1:-1], t, None]
             kept += [x, last]
         outputs.append(kept)
     assert_equal_runs(*outputs, 2e-5)
@@ -822,7 +913,9 @@ def test_unipc_with_another_predictor():
     assert_equal_runs(*outputs, 2e-5)
 
 
-@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "SASolverScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize(
+    "name", ["UniPCMultistepScheduler", "SASolverScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_states_that_the_caller_changes(name):
     """Inpainting pipelines replace a part of the state between steps, some of them in place."""
@@ -842,7 +935,14 @@ def test_states_that_the_caller_changes(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(("KarrasVe", "ScoreSde", "RFD4", "HeliosDMD", "RePaint", "Piflow", "CogVideoXDPM"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in ours.__all__
+        if not n.startswith(("KarrasVe", "ScoreSde", "RFD4", "HeliosDMD", "RePaint", "Piflow", "CogVideoXDPM"))
+    ],
+)
 def test_gradients_flow_through_a_step(name):
     gradients = []
     for cls in (theirs(name), getattr(ours, name)):
@@ -854,10 +954,18 @@ def test_gradients_flow_through_a_step(name):
         channels = 2 if config.get("variance_type") in ("learned", "learned_range") else 1
         model = model.repeat(1, channels, 1, 1).requires_grad_()
         x.requires_grad_()
-        noise = {"generator": torch.Generator().manual_seed(1)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        noise = (
+            {"generator": torch.Generator().manual_seed(1)}
+            if "generator" in inspect.signature(scheduler.step).parameters
+            else {}
+        )
         t = scheduler.timesteps[1]
         result = scheduler.step(model, t.expand(3) if name == "DDPMWuerstchenScheduler" else t, x, return_dict=False, **noise)
-        total = sum((k + 1) * (r * torch.linspace(-1, 1, r.numel()).view_as(r)).sum() for k, r in enumerate(result) if isinstance(r, torch.Tensor))
+        total = sum(
+            (k + 1) * (r * torch.linspace(-1, 1, r.numel()).view_as(r)).sum()
+            for k, r in enumerate(result)
+            if isinstance(r, torch.Tensor)
+        )
         grads = torch.autograd.grad(total, (x, model), allow_unused=True)
         gradients.append([torch.zeros(1) if g is None else g for g in grads])
     assert_equal_runs(*gradients, 1e-5)
@@ -914,7 +1022,10 @@ def test_what_diffusers_gets_wrong():
     scheduler = ours.UniPCMultistepScheduler(solver_type="bh1")
     assert all(torch.isfinite(t).all() for t in run(scheduler))
     # No formula.
-    for config in ({"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3}, {"prediction_type": "score"}):
+    for config in (
+        {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3},
+        {"prediction_type": "score"},
+    ):
         with pytest.raises(ValueError, match="solver_order 3|prediction_type must be"):
             run(ours.DPMSolverMultistepScheduler(**config))
 
@@ -937,13 +1048,14 @@ def images_of(pipeline, **arguments):
 
 
 @pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
-def test_unconditional_pipeline(kind):
-    pipeline, unet = getattr(diffusers, f"{kind}Pipeline"), tiny_unet()
+def test_unconditional_pipeline(kind, monkeypatch):
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(tiny_unet(), getattr(diffusers, f"{kind}Scheduler")())
     arguments = {"eta": 0.5} if kind == "DDIM" else {}
-    expected = images_of(pipeline(unet, getattr(diffusers, f"{kind}Scheduler")()), **arguments)
-    scheduler = getattr(ours, f"{kind}Scheduler").from_config(getattr(diffusers, f"{kind}Scheduler")().config)
-    result = images_of(pipeline(unet, scheduler), **arguments)
-    np.testing.assert_allclose(result, expected, atol=2e-5)
+    expected = images_of(pipeline, **arguments)
+    # Given to the constructor, DDIMPipeline would make its own from it.
+    pipeline.scheduler = getattr(ours, f"{kind}Scheduler").from_config(pipeline.scheduler.config)
+    forbid(f"{kind}Scheduler", monkeypatch)
+    np.testing.assert_allclose(images_of(pipeline, **arguments), expected, atol=2e-5)
 
 
 def test_consistency_pipeline():
@@ -952,9 +1064,19 @@ def test_consistency_pipeline():
     images = []
     for module in (diffusers, ours):
         pipeline = diffusers.ConsistencyModelPipeline(unet, module.CMStochasticIterativeScheduler(**config))
+        assert type(pipeline.scheduler) is module.CMStochasticIterativeScheduler
         pipeline.set_progress_bar_config(disable=True)
         draws = torch.Generator().manual_seed(0)
-        images.append(pipeline(batch_size=2, num_inference_steps=None, timesteps=[22, 0], generator=draws, class_labels=[1, 2], output_type="np").images)
+        images.append(
+            pipeline(
+                batch_size=2,
+                num_inference_steps=None,
+                timesteps=[22, 0],
+                generator=draws,
+                class_labels=[1, 2],
+                output_type="np",
+            ).images
+        )
     np.testing.assert_allclose(images[1], images[0], atol=2e-5)
 
 
@@ -969,16 +1091,25 @@ def dit(scheduler):
     return diffusers.DiTPipeline(transformer.eval(), vae.eval(), scheduler)
 
 
-LATENT = ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DDIMScheduler", "DEISMultistepScheduler", "PNDMScheduler"]
+LATENT = [
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DDIMScheduler",
+    "DEISMultistepScheduler",
+    "PNDMScheduler",
+]
 LATENT += ["UniPCMultistepScheduler"]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LATENT)
-def test_latent_pipeline_with_guidance(name):
+def test_latent_pipeline_with_guidance(name, monkeypatch):
     images = []
     for module in (diffusers, ours):
         pipeline = dit(getattr(module, name)(**({"skip_prk_steps": True} if name == "PNDMScheduler" else {})))
+        if module is ours:
+            assert type(pipeline.scheduler) is getattr(ours, name)
+            forbid(name, monkeypatch)
         pipeline.set_progress_bar_config(disable=True)
         draws = torch.Generator().manual_seed(0)
         images.append(pipeline(class_labels=[1, 2], generator=draws, num_inference_steps=5, output_type="np").images)
@@ -1005,9 +1136,8 @@ def test_pipeline_with_seeds_is_the_same_for_every_split():
 
 def test_saved_pipeline_loads(tmp_path):
     """With pyfold's schedulers in it."""
-    pipeline = diffusers.DDIMPipeline(tiny_unet(), ours.DDIMScheduler())
-    assert type(pipeline.scheduler) is ours.DDIMScheduler
+    pipeline = diffusers.DDPMPipeline(tiny_unet(), ours.DDPMScheduler())
     pipeline.save_pretrained(tmp_path)
-    loaded = diffusers.DDIMPipeline.from_pretrained(tmp_path)
-    assert type(loaded.scheduler) is ours.DDIMScheduler
-    np.testing.assert_array_equal(images_of(loaded, eta=0.5), images_of(pipeline, eta=0.5))
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert type(pipeline.scheduler) is type(loaded.scheduler) is ours.DDPMScheduler
+    np.testing.assert_array_equal(images_of(loaded), images_of(pipeline))

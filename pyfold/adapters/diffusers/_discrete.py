@@ -225,9 +225,7 @@ class CogVideoXDPMScheduler(Velocity, base("CogVideoXDPMScheduler")):
             return Step(prev + N * ((1 - before) * -np.expm1(-2 * h)) ** 0.5, x0=x0)
 
         history = [old_pred_original_sample] if second else []
-        prev, _, x0 = self._fuse(
-            t, rule, sample, model_output, tag=(stride, back), history=history, noise=noise, show=True
-        )
+        prev, _, x0 = self._fuse(t, rule, sample, model_output, tag=(stride, back), history=history, noise=noise, show=True)
         # Theirs returns a tuple from first-order steps always.
         return self._finish(return_dict and second, prev, x0)
 
@@ -287,9 +285,7 @@ class DDPM(OnBetas):
                 part = (said + 1) / 2
                 std = (0.5 * (part * high + (1 - part) * low)).exp()
             noise = std * noise_tensor(noise, model_output, t)
-        prev, _, x0 = self._fuse(
-            t, rule, sample, model_output, tag=(tag, self.variance_type, learned), noise=noise, show=True
-        )
+        prev, _, x0 = self._fuse(t, rule, sample, model_output, tag=(tag, self.variance_type, learned), noise=noise, show=True)
         return self._finish(return_dict, prev, x0)
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
@@ -334,9 +330,7 @@ class DDPMParallelScheduler(DDPM, Velocity, base("DDPMParallelScheduler")):
 
 
 class UnCLIPScheduler(DDPM, Noising, base("UnCLIPScheduler")):
-    def step(
-        self, model_output, timestep, sample, prev_timestep=None, generator=None, return_dict=True, *, seeds=None
-    ):
+    def step(self, model_output, timestep, sample, prev_timestep=None, generator=None, return_dict=True, *, seeds=None):
         t = self._numbers(timestep)
         earlier = None if prev_timestep is None else self._number(prev_timestep)
 
@@ -393,9 +387,7 @@ class RePaintScheduler(OnBetas, base("RePaintScheduler")):
     def add_noise(self, original_samples, noise, timesteps):
         raise NotImplementedError("RePaint is trained with DDPMScheduler.add_noise")
 
-    def step(
-        self, model_output, timestep, sample, original_image, mask, generator=None, return_dict=True, *, seeds=None
-    ):
+    def step(self, model_output, timestep, sample, original_image, mask, generator=None, return_dict=True, *, seeds=None):
         t, stride = self._number(timestep), self._stride()
         noise, tick = self._noise(model_output, generator, seeds), self._tick()
         before = self._abar(t - stride)
@@ -408,9 +400,7 @@ class RePaintScheduler(OnBetas, base("RePaintScheduler")):
             return Step(prev + N * std if t > 0 and self.eta > 0 else prev, x0=x0, clip=self._bound())
 
         tick = None if isinstance(noise, torch.Tensor) else tick
-        unknown, _, x0 = self._fuse(
-            t, rule, sample, model_output, tag=(stride, self.eta), noise=noise, tick=tick, show=True
-        )
+        unknown, _, x0 = self._fuse(t, rule, sample, model_output, tag=(stride, self.eta), noise=noise, tick=tick, show=True)
         alpha, sigma = float(before**0.5), float((1 - before) ** 0.5)
         if isinstance(noise, torch.Tensor):
             known = self._combine(original_image, alpha, noise, sigma, None)
@@ -483,11 +473,13 @@ class Consistency(Velocity):
         places = place if isinstance(place, list) else [place]
         at = dict(zip(places, times if isinstance(times, list) else [times], strict=True))
         stochastic = stochastic and any(j != self.num_inference_steps - 1 for j in places)
-        noise = self._noise(model_output, generator, seeds, dtype=torch.promote_types(sample.dtype, model_output.dtype)) if stochastic else None
-        tag = tag, tuple(at.values()), self.num_inference_steps
-        prev, shown, _ = self._fuse(
-            place, lambda j: rule(at[j], j), sample, model_output, tag=tag, noise=noise
+        noise = (
+            self._noise(model_output, generator, seeds, dtype=torch.promote_types(sample.dtype, model_output.dtype))
+            if stochastic
+            else None
         )
+        tag = tag, tuple(at.values()), self.num_inference_steps
+        prev, shown, _ = self._fuse(place, lambda j: rule(at[j], j), sample, model_output, tag=tag, noise=noise)
         self._advance(place)
         return self._finish(return_dict, prev, shown)
 
@@ -557,6 +549,10 @@ class PNDMScheduler(Noising, base("PNDMScheduler")):
             raise ValueError(f"prediction_type must be epsilon or v_prediction, got {self.config.prediction_type!r}")
         scale = abar * (1 - before) ** 0.5 + (abar * (1 - abar) * before) ** 0.5
         return Step(start * (before / abar) ** 0.5 - mixed * ((before - abar) / scale))
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        first = self.counter < len(self.prk_timesteps) and not self.config.skip_prk_steps
+        return (self.step_prk if first else self.step_plms)(model_output, timestep, sample, return_dict)
 
     def step_prk(self, model_output, timestep, sample, return_dict=True):
         """A stage of Runge-Kutta, whose four make a step."""

@@ -115,9 +115,7 @@ class FlowMatchHeunDiscreteScheduler(OnFlow, base("FlowMatchHeunDiscreteSchedule
 
         tag = first, gamma, None if first else float(self.dt)
         origin, history = (None, []) if first else (self.sample, [self.prev_derivative])
-        prev, slope, _ = self._fuse(
-            start, rule, sample, model_output, tag=tag, base=origin, history=history, upcast=True
-        )
+        prev, slope, _ = self._fuse(start, rule, sample, model_output, tag=tag, base=origin, history=history, upcast=True)
         sigma, there = self._host("sigmas")[start : start + 2]
         self.prev_derivative = slope
         self.dt = there - sigma * (gamma + 1) if first else None
@@ -549,11 +547,9 @@ class SCMScheduler(Fused, base("SCMScheduler")):
             return Step(prev, x0=x0)
 
         # Their noise is float32, and so is what they add it to.
-        prev, _, x0 = self._fuse(
-            place, rule, sample, model_output, tag=stochastic, noise=noise, show=True, upcast=stochastic
-        )
+        prev, _, x0 = self._fuse(place, rule, sample, model_output, tag=stochastic, noise=noise, show=True, upcast=stochastic)
         self._advance(place)
-        return self._finish(return_dict, prev, x0)
+        return self._finish(return_dict, prev, x0.to(torch.promote_types(sample.dtype, model_output.dtype)))
 
 
 __all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

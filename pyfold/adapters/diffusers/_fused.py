@@ -138,16 +138,20 @@ class Counted(NamedTuple):
     seeds: torch.Tensor
 
 
-def seed_tensor(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
-    """int64 [samples]; one int is the first sample's, the others' follow it."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        return torch.arange(seeds, seeds + samples, device=device)
+def check_several(seeds: Any) -> None:
     if isinstance(seeds, torch.Tensor):
         valid = seeds.dim() == 1 and seeds.dtype == torch.int64
     else:
         valid = isinstance(seeds, (list, tuple)) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
     if not valid:
         raise TypeError(f"seeds must be an int, a list of ints or an int64 tensor [B], got {seeds!r}")
+
+
+def seed_tensor(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
+    """int64 [samples]; one int is the first sample's, the others' follow it."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        return torch.arange(seeds, seeds + samples, device=device)
+    check_several(seeds)
     if len(seeds) != samples:
         raise ValueError(f"seeds must be one for each of the {samples} samples, got {len(seeds)}")
     return torch.as_tensor(seeds, dtype=torch.int64, device=device)
@@ -187,8 +191,8 @@ class Fused:
 
     def set_seeds(self, seeds: int | Sequence[int] | torch.Tensor | None) -> None:
         """Noise from seeds for all steps: one for each sample, or an int, from which the samples count. None ends it."""
-        if seeds is not None:
-            seed_tensor(seeds, 1 if isinstance(seeds, int) else len(seeds), torch.device("cpu"))
+        if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int)):
+            check_several(seeds)
         self._memory()["seeds"] = seeds
         self._memory()["tick"] = 0
 
@@ -254,7 +258,9 @@ class Fused:
     def _enter_together(self, timestep: Any) -> int:
         """The index of this step, which all samples take together because it has a history."""
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            raise ValueError(f"timestep must be one for all samples of {type(self).__name__}, got shape {tuple(timestep.shape)}")
+            raise ValueError(
+                f"timestep must be one for all samples of {type(self).__name__}, got shape {tuple(timestep.shape)}"
+            )
         return self._enter(timestep)
 
     def _advance(self, i: Any) -> None:
@@ -438,7 +444,9 @@ class Fused:
         """x0 or epsilon from the state, which is the variance-preserving one over ``scale``, and the model's output."""
         prediction = self.config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}")
+            raise ValueError(
+                f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}"
+            )
         of_x, of_model = convert(PREDICTIONS[prediction], wanted, alpha, sigma)
         return X * (of_x * scale) + M * of_model
 

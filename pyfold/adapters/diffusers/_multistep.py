@@ -170,9 +170,7 @@ class Multistep(OnLevels):
             told = self._told(i, self._of_x0())
             return Step(self._update(i, order, [told["keep"], *H[: order - 1]]), **told)
 
-        prev, newest, _ = self._fuse(
-            i, rule, sample, model_output, tag=order, history=past, noise=noise, **options
-        )
+        prev, newest, _ = self._fuse(i, rule, sample, model_output, tag=order, history=past, noise=noise, **options)
         self._remember(newest)
         if self.lower_order_nums < self.config.solver_order:
             self.lower_order_nums += 1
@@ -353,7 +351,9 @@ class DEISMultistepScheduler(NoisingLevels, Multistep, base("DEISMultistepSchedu
 # --- UniPC
 
 
-def unipc(levels: list[Level], order: int, variant: str, of_x0: bool, x: Form, told: list[Form], new: Form | None = None) -> Form:
+def unipc(
+    levels: list[Level], order: int, variant: str, of_x0: bool, x: Form, told: list[Form], new: Form | None = None
+) -> Form:
     """Predictor, or with what the model says at the step's end, corrector (Zhao et al. 2023, algorithms 5 to 8).
 
     Args:
@@ -409,7 +409,9 @@ class PredictorCorrector(OnLevels):
         nothing = Form()
         return BASE + self._correct(i - 1, orders[1], nothing, H, keep) - self._predict(i - 1, orders[0], nothing, H)
 
-    def _both(self, i: int, order: int, orders: tuple[int, int] | None, tag: Any, model_output, sample, noise=None, of_noise=0.0):
+    def _both(
+        self, i: int, order: int, orders: tuple[int, int] | None, tag: Any, model_output, sample, noise=None, of_noise=0.0
+    ):
         """Corrector with ``orders`` of the last step, then predictor of ``order``."""
         past = [said for said in self.model_outputs[::-1] if said is not None][:4]
 

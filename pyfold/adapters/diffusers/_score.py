@@ -32,7 +32,7 @@ class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
             mean = X + M * variance
             return Step(mean + N * variance**0.5, keep=mean)
 
-        return self._finish(return_dict, *self._fuse(None, rule, sample, model_output, noise=noise, tick=tick)[:2])
+        return self._finish(return_dict, *self._fuse(None, rule, sample, model_output, noise=noise, tick=tick, upcast=True)[:2])
 
     def step_correct(self, model_output, sample, generator=None, return_dict=True, *, seeds=None):
         """A Langevin step; its length is by the batch's mean norms, so it is not the same for every batch split."""
@@ -44,7 +44,7 @@ class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
         of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in (model_output, noise))
         size = (self.config.snr * of_noise / of_score) ** 2 * 2
         rule = lambda _: Step(X + M * size + N * (size * 2) ** 0.5)  # noqa: E731
-        prev = self._fuse(None, rule, sample, model_output, noise=noise)[0]
+        prev = self._fuse(None, rule, sample, model_output, noise=noise, upcast=True)[0]
         if not return_dict:
             return (prev,)
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -69,7 +69,7 @@ class ScoreSdeVpScheduler(Fused, base("ScoreSdeVpScheduler", "deprecated.schedul
             mean = X * (1 - 0.5 * beta * dt) + M * (beta / std * dt)
             return Step(mean + N * (beta**0.5 * math.sqrt(-dt)), keep=mean)
 
-        return self._fuse(None, rule, x, score, noise=noise, tick=tick)[:2]
+        return self._fuse(None, rule, x, score, noise=noise, tick=tick, upcast=True)[:2]
 
 
 __all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

@@ -45,7 +45,16 @@ class OnSigmas(Fused):
             raise NotImplementedError(f"{type(self).__name__} has no prediction_type 'sample'")
 
     def _churn(
-        self, sample: Any, place: Any, model_output: Any, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float, generator, seeds
+        self,
+        sample: Any,
+        place: Any,
+        model_output: Any,
+        s_churn: float,
+        s_tmin: float,
+        s_tmax: float,
+        s_noise: float,
+        generator,
+        seeds,
     ) -> tuple[torch.Tensor, float]:
         """(state with more noise, by how much its sigma is larger), Karras et al. 2022, algorithm 2."""
         if s_churn <= 0:
@@ -291,9 +300,7 @@ class KDPM2(OnSigmas):
             return Step(prev if first or noise is None else prev + N * up, x0=x0)
 
         origin = None if first else self.sample
-        prev, _, x0 = self._fuse(
-            place, rule, sample, model_output, tag=first, base=origin, noise=noise, show=True
-        )
+        prev, _, x0 = self._fuse(place, rule, sample, model_output, tag=first, base=origin, noise=noise, show=True)
         self.sample = sample if first else None
         self._advance(place)
         return self._finish(return_dict, prev, x0)
@@ -336,7 +343,9 @@ class KDPM2AncestralDiscreteScheduler(KDPM2, base("KDPM2AncestralDiscreteSchedul
 class BrownianSteps(Fused):
     """Noise that is the increment of a Brownian path in sigma: torchsde's as theirs, or one of seeds (``BrownianPath``)."""
 
-    def _increment(self, like: torch.Tensor, low: float, high: float, generator_seed: Any, start: torch.Tensor, end: torch.Tensor, seeds):
+    def _increment(
+        self, like: torch.Tensor, low: float, high: float, generator_seed: Any, start: torch.Tensor, end: torch.Tensor, seeds
+    ):
         """(W(start) - W(end)) / sqrt(start - end) of the path on [low, high]."""
         if seeds is None and generator_seed is None:
             seeds = self._memory()["seeds"]
@@ -412,9 +421,7 @@ class KarrasVeScheduler(Fused, base("KarrasVeScheduler", "deprecated.scheduling_
         outputs = self._fuse((sigma, there), rule, sample_hat, model_output, tag="step", show=True)
         return self._finish(True, *outputs) if return_dict else outputs[:2]
 
-    def step_correct(
-        self, model_output, sigma_hat, sigma_prev, sample_hat, sample_prev, derivative, return_dict=True
-    ):
+    def step_correct(self, model_output, sigma_hat, sigma_prev, sample_hat, sample_prev, derivative, return_dict=True):
         sigma, there = self._number(sigma_hat), self._number(sigma_prev)
         rule = lambda _: Step(BASE + (H[0] - M) * ((there - sigma) / 2), x0=X + M * there)  # noqa: E731
         prev, _, x0 = self._fuse(
