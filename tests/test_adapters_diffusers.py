@@ -73,6 +73,8 @@ case("RePaintScheduler", {}, {"clip_sample": False}, {"eta": 0.7})
 case("ConsistencyDecoderScheduler", {}, steps=2)
 case("LCMScheduler", *grid([EPS, X0, V], [{}, {"clip_sample": True}, THRESHOLDING]), {"set_alpha_to_one": False})
 case("TCDScheduler", EPS, X0, V)
+for name in ("LCMScheduler", "TCDScheduler"):
+    case(name, {}, timesteps={"timesteps": [999, 759, 499, 259]})
 case("TCDScheduler", {}, step={"eta": 0.0})
 case("TCDScheduler", {}, step={"eta": 0.77})
 case("PNDMScheduler", *grid([EPS, V], [{}, {"skip_prk_steps": True}], [{}, {"set_alpha_to_one": True}]))
@@ -111,6 +113,7 @@ for steps in (10, 16):
     case("DPMSolverMultistepScheduler", *grid([VP], STOCHASTIC, ORDERS[:2], SOLVERS), steps=steps)
     case("DPMSolverMultistepScheduler", {**VP, **STOCHASTIC[0], "solver_order": 3}, steps=steps)
 case("DPMSolverMultistepScheduler", *grid([X0, V], DETERMINISTIC), *SIGMAS, *SPACINGS, {"use_lu_lambdas": True})
+case("DPMSolverMultistepScheduler", {}, timesteps={"timesteps": [990, 700, 420, 333, 100, 20]})
 case("DPMSolverMultistepScheduler", THRESHOLDING, {**THRESHOLDING, **DETERMINISTIC[1]}, {"euler_at_final": True})
 case("DPMSolverMultistepScheduler", {**FLOW, "use_flow_sigmas": True, "flow_shift": 3.0}, {"variance_type": "learned_range"})
 case(
@@ -141,7 +144,7 @@ case(
     {**FLOW, "use_flow_sigmas": True, "flow_shift": 3.0},
     {**FLOW, "use_flow_sigmas": True, "solver_order": 3},
 )
-ADAMS = [{"predictor_order": p, "corrector_order": c} for p, c in ((1, 1), (2, 2), (3, 3), (3, 4), (2, 1), (1, 3))]
+ADAMS = [{"predictor_order": p, "corrector_order": c} for p, c in ((1, 1), (2, 2), (3, 3), (3, 4), (2, 1), (1, 3), (4, 4))]
 case("SASolverScheduler", *grid([VP], ADAMS, [{}, {"algorithm_type": "noise_prediction"}]))
 case("SASolverScheduler", X0, V, THRESHOLDING, *SIGMAS[1:], *SPACINGS)
 case("SASolverScheduler", {**FLOW, "use_flow_sigmas": True}, {"lower_order_final": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -118,15 +119,61 @@ def _row(step: Step, show: bool) -> dict[str, Any]:
     return row
 
 
+@lru_cache
+def _empty_row(device: torch.device) -> torch.Tensor:
+    """Copied to a device once, so that per-sample rows are made there without a wait."""
+    return torch.tensor([_EMPTY_ROW], dtype=torch.float64).to(device)
+
+
 def _table(rows: Sequence[dict[str, Any]], samples: int, device: torch.device) -> torch.Tensor:
     """float64 [rows, 25]; a row of tensors is one for each sample. Not finite stays so: their NaN is our NaN."""
     if len(rows) == 1 and any(isinstance(value, torch.Tensor) for value in rows[0].values()):
-        table = torch.tensor(_EMPTY_ROW, dtype=torch.float64).to(device).repeat(samples, 1)
+        table = _empty_row(device).repeat(samples, 1)
         for name, value in rows[0].items():
             table[:, _COLUMN[name]] = value
         return table
     table = [[float(row.get(name, empty)) for name, empty in zip(_COLUMN, _EMPTY_ROW, strict=True)] for row in rows]
     return torch.tensor(table, dtype=torch.float64).to(device)
+
+
+class Written(NamedTuple):
+    """Steps with a place for their noise, their rows, and rows that add the noise where the step has no place left."""
+
+    steps: list[Step]
+    table: torch.Tensor
+    later: torch.Tensor | None
+
+
+def _write(
+    steps: list[Step], ticks: list[Any], slot: str | None, counted: bool, show: bool, past: int, x: torch.Tensor
+) -> Written:
+    """``slot``: the tensor that the noise is given as; ``past``: how many tensors of history are."""
+    placed, rows, later = [], [], []
+    for step, tick in zip(steps, ticks, strict=True):
+        of_noise = step.prev["noise"]
+        if step.clip == "dynamic" and show:
+            # x0 divided by its bound leaves the kernel as u.
+            step = replace(step, keep=X0)
+        if slot not in (None, "later"):
+            step = replace(step, prev=step.prev.over(noise=Form(**{slot: 1.0})))
+        if step.clip is not None and step.keep is not None and _absent(step.keep["m"]) and not _absent(step.prev["m"]):
+            step = replace(step, prev=step.prev.over(m=H[past]), again=True)
+        row = _row(step, show and step.clip != "dynamic")
+        if counted:
+            row |= {"d1": of_noise, "n1": tick}
+        placed.append(step)
+        rows.append(row)
+        later.append({"a": 1.0, "s": 1.0, "c_u": of_noise})
+    samples, device = x.shape[0], x.device
+    return Written(placed, _table(rows, samples, device), _table(later, samples, device) if slot == "later" else None)
+
+
+def _together(x: torch.Tensor, model: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one shape, and of one dtype, but for a half-precision model beside a float32 state."""
+    shape = torch.broadcast_shapes(x.shape, model.shape)
+    dtype = torch.promote_types(x.dtype, model.dtype)
+    x, model = x.expand(shape).to(dtype), model.expand(shape)
+    return x, model if dtype == torch.float32 and model.dtype in HALF else model.to(dtype)
 
 
 # --- noise
@@ -330,104 +377,78 @@ class Fused:
         """
         if upcast and x.dtype in HALF:
             x = x.float()
-        if model.dtype != x.dtype and not (x.dtype == torch.float32 and model.dtype in HALF):
-            dtype = torch.promote_types(x.dtype, model.dtype)
-            x = x.to(dtype)
-            model = model if dtype == torch.float32 and model.dtype in HALF else model.to(dtype)
-        if model.shape != x.shape:
-            shape = torch.broadcast_shapes(x.shape, model.shape)
-            x, model = x.expand(shape), model.expand(shape)
+        if model.dtype != x.dtype or model.shape != x.shape:
+            x, model = _together(x, model)
         history = [h.to(x.dtype) for h in history]
         base = None if base is None else base.to(x.dtype)
-        slot = None
-        if isinstance(noise, torch.Tensor):
-            noise = noise.to(x.dtype)
-            if base is None:
-                slot, base = "base", noise
-            else:
-                history.append(noise)
-                slot = f"h{len(history)}"
         counted = isinstance(noise, Counted)
+        slot = None
+        if noise is None or counted:
+            tick = tick if counted else None
+        elif base is None:
+            slot, base = "base", noise.to(x.dtype)
+        elif len(history) < len(H):
+            history.append(noise.to(x.dtype))
+            slot = f"h{len(history)}"
+        else:
+            slot = "later"
 
-        with np.errstate(all="ignore"):
-            if i is None:
-                steps, table = self._compile([rule(None)], [tick], slot, counted, show, x, len(history))
-            else:
-                for name in self._tables:
-                    self._host(name)
-                memory = self._memory()
-                if memory["config"] is not self._internal_dict:
-                    memory["rows"].clear()
-                    memory["config"] = self._internal_dict
-                several = isinstance(i, list)
-                key = (tag, tuple(i) if several else i, tick, slot, counted, show, len(history), x.device)
-                if key not in memory["rows"]:
-                    each = i if several else [i]
-                    ticks = [j if tick is None else tick for j in each]
-                    memory["rows"][key] = self._compile([rule(j) for j in each], ticks, slot, counted, show, x, len(history))
-                steps, table = memory["rows"][key]
-        step = steps[0]
-        if step.clip == "dynamic":
-            change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
-            table = change(table.expand(x.shape[0], -1), x, (model,))
-        operands = {"base": base, "history": [*history, model.to(x.dtype)] if step.again else history}
-        if counted:
-            operands |= {"seeds": noise.seeds, "stream": SAMPLER_STREAM}
-        copy = None
-        if copies is not None:
-            copies.append(copy := torch.empty_like(x, requires_grad=False))
+        key = (tag, tuple(i) if isinstance(i, list) else i, tick, slot, counted, show, len(history), x.device)
+        rows = self._current_rows()
+        written = None if i is None else rows.get(key)
+        if written is None:
+            each = i if isinstance(i, list) else [i]
+            ticks = each if tick is None else [tick] * len(each)
+            with np.errstate(all="ignore"):
+                written = _write([rule(j) for j in each], ticks, slot, counted, show, len(history), x)
+            if i is not None:
+                rows[key] = written
+        step, table = written.steps[0], self._bounded(written, written.table, x, model)
+        if step.again:
+            history.append(model.to(x.dtype))
+        operands = {"base": base, "history": history, "seeds": noise.seeds if counted else None, "stream": SAMPLER_STREAM}
+        shows = show and step.clip != "dynamic"
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, model, base, *history)):
-            return self._differentiable(steps, slot, counted, show, x, model, operands, table, copy)
-        kept = torch.empty_like(x) if step.keep is not None else None
-        x0 = torch.empty_like(x) if show and step.clip != "dynamic" else None
-        prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
-        if step.clip == "dynamic" and show:
-            kept, x0 = None, kept
-        return prev, kept, x0
+            # One output a pass, in torch operations.
+            prev = affine_step(x, model, table, **operands)
+            kept = self._alone(written, [one.keep for one in written.steps], x, model)
+            x0 = self._alone(written, [one.x0 if one.clip is None else X0 for one in written.steps], x, model) if shows else None
+            copy = None if copies is None else prev.detach().clone()
+        else:
+            kept = torch.empty_like(x) if step.keep is not None else None
+            x0 = torch.empty_like(x) if shows else None
+            copy = torch.empty_like(x) if copies is not None else None
+            prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
+        if slot == "later":
+            prev = affine_step(prev, noise.to(x.dtype), written.later)
+            copy = None if copies is None else prev.detach().clone()
+        if copies is not None:
+            copies.append(copy)
+        return (prev, kept, x0) if shows or not show else (prev, None, kept)
 
-    def _compile(self, steps, ticks, slot, counted, show, x, past) -> tuple[list[Step], torch.Tensor]:
-        placed = []
-        rows = []
-        for step, tick in zip(steps, ticks, strict=True):
-            if step.clip == "dynamic" and show:
-                # x0 divided by its bound leaves the kernel as u.
-                step = replace(step, keep=X0)
-            if slot is not None:
-                step = replace(step, prev=step.prev.over(noise=Form(**{slot: 1.0})))
-            if step.clip is not None and step.keep is not None and _absent(step.keep["m"]) and not _absent(step.prev["m"]):
-                step = replace(step, prev=step.prev.over(m=H[past]), again=True)
-            placed.append(step)
-            row = _row(step, show and step.clip != "dynamic")
-            if counted:
-                row |= {"d1": step.prev["noise"], "n1": tick}
-            rows.append(row)
-        return placed, _table(rows, x.shape[0], x.device)
+    def _current_rows(self) -> dict[Any, Any]:
+        """The rows, if tables and configuration are those that they were computed from; else none."""
+        for name in self._tables:
+            self._host(name)
+        memory = self._memory()
+        if memory["config"] is not self._internal_dict or len(memory["rows"]) > 4096:
+            memory["rows"].clear()
+            memory["config"] = self._internal_dict
+        return memory["rows"]
 
-    def _differentiable(self, steps, slot, counted, show, x, model, operands, table, copy):
-        """Each output by a step of its own, in torch operations."""
-        step = steps[0]
-        prev = affine_step(x, model, table, **operands)
-        if copy is not None:
-            copy.copy_(prev.detach())
-        outputs = [prev, None, None]
-        for place, wanted in ((1, step.keep), (2, step.x0 if show and step.clip != "dynamic" else None)):
-            if wanted is None:
-                continue
-            if place == 2 and step.clip is not None:
-                wanted = X0
-            alone = []
-            for one in steps:
-                form = one.keep if place == 1 else (X0 if one.clip is not None else one.x0)
-                row = _row(Step(form, None, one.x0, one.clip), False)
-                alone.append(row)
-            other = _table(alone, x.shape[0], x.device)
-            if step.clip == "dynamic":
-                change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
-                other = change(other.expand(x.shape[0], -1), x, (model,))
-            outputs[place] = affine_step(x, model, other)
-        if step.clip == "dynamic" and show:
-            return outputs[0], None, outputs[1]
-        return tuple(outputs)
+    def _bounded(self, written: Written, table: torch.Tensor, x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+        """Rows with the bound of each sample's x0, where it is dynamic."""
+        if written.steps[0].clip != "dynamic":
+            return table
+        change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
+        return change(table.expand(x.shape[0], -1), x, (model,))
+
+    def _alone(self, written: Written, wanted: list[Form | None], x: torch.Tensor, model: torch.Tensor) -> torch.Tensor | None:
+        """A form of x, model and x0 by a pass of its own."""
+        if wanted[0] is None:
+            return None
+        rows = [_row(Step(form, None, one.x0, one.clip), False) for form, one in zip(wanted, written.steps, strict=True)]
+        return affine_step(x, model, self._bounded(written, _table(rows, x.shape[0], x.device), x, model))
 
     def _finish(self, return_dict: bool, *outputs: torch.Tensor) -> Any:
         return self._output(*outputs) if return_dict else outputs
