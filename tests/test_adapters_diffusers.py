@@ -1,6 +1,8 @@
-"""Every continuous scheduler of diffusers beside pyfold's of the same name: same tables, same numbers, diffusers' arithmetic unused."""
+"""Every continuous scheduler of diffusers beside pyfold's of the same name: same tables and numbers, its arithmetic unused."""
 
 import inspect
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ import torch
 import pyfold
 
 diffusers = pytest.importorskip("diffusers")
-
-import diffusers.schedulers  # noqa: E402
+pytest.importorskip("torchsde", reason="two schedulers are placeholders without it")
+pytest.importorskip("scipy", reason="one scheduler is a placeholder without it")
 
 from pyfold.adapters import diffusers as ours  # noqa: E402
 
@@ -283,7 +285,7 @@ def run(scheduler, dtype=torch.float32, samples=slice(None), seeds=None, generat
         return keep(method(*args, **kwargs))
 
     if name == "KarrasVeScheduler":
-        for i, t in enumerate(scheduler.timesteps):
+        for t in scheduler.timesteps:
             sigma, there = scheduler.schedule[t], scheduler.schedule[t - 1] if t > 0 else torch.tensor(0.0)
             hat_x, hat = scheduler.add_noise_to_input(x, sigma, **({"generator": draws} if seeds is None else noise))
             outputs.append(hat_x)
@@ -370,16 +372,48 @@ def assert_equal_tables(reference, scheduler):
 
 
 #: What diffusers computes with; their tables, indices and orders stay in use.
-ARITHMETIC = (
-    "step step_prk step_plms step_pred step_correct step_euler step_unipc undo_step batch_step_no_noise add_noise "
-    "add_noise_to_input scale_noise get_velocity convert_model_output convert_flow_pred_to_x0 dpm_solver_first_order_update "
-    "multistep_dpm_solver_second_order_update multistep_dpm_solver_third_order_update singlestep_dpm_solver_update "
-    "singlestep_dpm_solver_second_order_update singlestep_dpm_solver_third_order_update deis_first_order_update "
-    "multistep_deis_second_order_update multistep_deis_third_order_update multistep_uni_p_bh_update multistep_uni_c_bh_update "
-    "stochastic_adams_bashforth_update stochastic_adams_moulton_update get_coefficients_fn get_lms_coefficient "
-    "precondition_inputs precondition_outputs get_scalings_for_boundary_condition get_adjacent_sigma "
-    "get_scalings_for_boundary_condition_discrete _get_prev_sample _get_variance _batch_get_variance _threshold_sample _policy_step"
-).split()
+ARITHMETIC = [
+    "step",
+    "step_prk",
+    "step_plms",
+    "step_pred",
+    "step_correct",
+    "step_euler",
+    "step_unipc",
+    "undo_step",
+    "batch_step_no_noise",
+    "add_noise",
+    "add_noise_to_input",
+    "scale_noise",
+    "get_velocity",
+    "convert_model_output",
+    "convert_flow_pred_to_x0",
+    "dpm_solver_first_order_update",
+    "multistep_dpm_solver_second_order_update",
+    "multistep_dpm_solver_third_order_update",
+    "singlestep_dpm_solver_update",
+    "singlestep_dpm_solver_second_order_update",
+    "singlestep_dpm_solver_third_order_update",
+    "deis_first_order_update",
+    "multistep_deis_second_order_update",
+    "multistep_deis_third_order_update",
+    "multistep_uni_p_bh_update",
+    "multistep_uni_c_bh_update",
+    "stochastic_adams_bashforth_update",
+    "stochastic_adams_moulton_update",
+    "get_coefficients_fn",
+    "get_lms_coefficient",
+    "precondition_inputs",
+    "precondition_outputs",
+    "get_scalings_for_boundary_condition",
+    "get_adjacent_sigma",
+    "get_scalings_for_boundary_condition_discrete",
+    "_get_prev_sample",
+    "_get_variance",
+    "_batch_get_variance",
+    "_threshold_sample",
+    "_policy_step",
+]
 
 
 def forbid(name, monkeypatch):
@@ -682,7 +716,7 @@ def test_seeds_are_the_same_for_every_split(value):
 @pytest.mark.filterwarnings("ignore")
 def test_seeds_have_the_variance_of_the_generator(name):
     """The step's noise is standard normal times the same coefficient, within 5 standard errors."""
-    scheduler, timesteps = getattr(ours, name)(), {}
+    scheduler = getattr(ours, name)()
     prepare(scheduler, timesteps={"sigmas": [1.0, 0.8, 0.3, 0.0]} if name.startswith("LTX") else None)
     t, zero = scheduler.timesteps[1], torch.zeros(4, 50_000)
     drawn = []
@@ -1006,6 +1040,71 @@ def test_rows_are_computed_once(monkeypatch):
     assert len(calls) == 10
 
 
+class NoReads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Raises where a value is read that is not in a scheduler's tables."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.tables = {t.untyped_storage().data_ptr() for t in vars(scheduler).values() if isinstance(t, torch.Tensor)}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"):
+            for tensor in args:
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.tables:
+                    raise AssertionError(f"{func.name()} of {tensor}")
+        return func(*args, **(kwargs or {}))
+
+
+#: Brownian paths are made on the host; the others' indices are diffusers' own look at the timesteps.
+READS = (
+    "DPMSolverSDE",
+    "CosineDPM",
+    "DDPMWuerstchen",
+    "KarrasVe",
+    "HeliosDMD",
+    "RFD4",
+    "RePaint",
+    "CogVideoXDPM",
+    "Piflow",
+    "ScoreSde",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(READS)])
+def test_no_step_reads_a_tensor(name):
+    """But timesteps of its own tables, which are known on the host."""
+    _, config, options = ONE_EACH[name]
+    scheduler = getattr(ours, name)(**config)
+    prepare(scheduler, **{k: options[k] for k in ("steps", "timesteps") if k in options})
+    channels = 2 if config.get("variance_type") in ("learned", "learned_range") else 1
+    x, model = start(scheduler, torch.float32), torch.randn(SHAPE).repeat(1, channels, 1, 1)
+    noise = {"seeds": torch.tensor([1, 2, 3])} if "seeds" in inspect.signature(scheduler.step).parameters else {}
+    times = list(scheduler.timesteps)[: -1 if name == "SCMScheduler" else None]
+    scheduler.step(model, times[0], x, **noise)
+    with NoReads(scheduler):
+        for t in times[1:]:
+            x = scheduler.step(model, t, x, **noise)[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "UniPCMultistepScheduler", "SASolverScheduler"]
+)
+def test_seeds_give_the_same_bits_on_a_gpu(name):
+    results = []
+    for device in ("cpu", "cuda"):
+        scheduler = getattr(ours, name)()
+        scheduler.set_timesteps(8)
+        x, draws = start(scheduler, torch.float32).to(device), torch.Generator().manual_seed(5)
+        scheduler.set_seeds([1, 2, 3])
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.randn(SHAPE, generator=draws).to(device), t.to(device), x).prev_sample
+        results.append(x.cpu())
+    assert torch.equal(*results)
+
+
 def test_integers_are_no_timesteps():
     scheduler = ours.EulerDiscreteScheduler()
     scheduler.set_timesteps(4)
@@ -1031,6 +1130,32 @@ def test_what_diffusers_gets_wrong():
     ):
         with pytest.raises(ValueError, match="solver_order 3|prediction_type must be"):
             run(ours.DPMSolverMultistepScheduler(**config))
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_without_diffusers():
+    """pyfold has no need of it, and says what brings it."""
+    result = python("import sys; sys.modules['diffusers'] = None; import pyfold; import pyfold.adapters.diffusers")
+    assert "ImportError: diffusers is needed here; install it with: pip install 'pyfold[diffusers]'" in result.stderr
+
+
+def test_without_torchsde():
+    """Its two schedulers are diffusers' placeholders then, which say so."""
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "torchsde" else find(name, *rest)
+from pyfold.adapters import diffusers
+diffusers.EulerDiscreteScheduler()
+print(len(diffusers.__all__))
+diffusers.DPMSolverSDEScheduler()
+"""
+    result = python(code)
+    assert result.stdout.strip() == str(len(ours.__all__))
+    assert "requires the torchsde library" in result.stderr
 
 
 # --- pipelines
@@ -1130,7 +1255,7 @@ def test_pipeline_with_seeds_is_the_same_for_every_split():
         # The initial noise is the pipeline's own: a generator for each.
         draws = [torch.Generator().manual_seed(s) for s in seeds]
         scheduler_step = scheduler.step
-        scheduler.step = lambda *a, generator=None, **k: scheduler_step(*a, **k)  # noqa: B023
+        scheduler.step = lambda *a, generator=None, **k: scheduler_step(*a, **k)
         result = pipeline(batch_size=len(seeds), generator=draws, num_inference_steps=4, output_type="np").images
         scheduler.step = scheduler_step
         images[tuple(seeds)] = result

@@ -20,14 +20,117 @@ stochastic formula raise; a step to zero noise of UniPC's bh1 and of DEIS is the
 schedule. The discrete schedulers of diffusers (tokens, masks) are not here.
 """
 
+from pyfold.train.requirements import need
+
+need("diffusers", "diffusers")
+
+# ruff: noqa: E402
+
 # What diffusers' loader looks for beside a class of another package.
-from diffusers import SchedulerMixin
+from diffusers import SchedulerMixin as SchedulerMixin
 
-from pyfold.adapters.diffusers import _discrete, _flow, _multistep, _score, _sigmas
-from pyfold.adapters.diffusers._discrete import *
-from pyfold.adapters.diffusers._flow import *
-from pyfold.adapters.diffusers._multistep import *
-from pyfold.adapters.diffusers._score import *
-from pyfold.adapters.diffusers._sigmas import *
+from pyfold.adapters.diffusers._discrete import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    ConsistencyDecoderScheduler,
+    DDIMInverseScheduler,
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    DDPMWuerstchenScheduler,
+    IPNDMScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    RePaintScheduler,
+    TCDScheduler,
+    UnCLIPScheduler,
+)
+from pyfold.adapters.diffusers._flow import (
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    HeliosDMDScheduler,
+    HeliosScheduler,
+    LTXEulerAncestralRFScheduler,
+    MiniMaxH3Scheduler,
+    PiflowScheduler,
+    RFD4ProteinaScheduler,
+    SCMScheduler,
+)
+from pyfold.adapters.diffusers._multistep import (
+    CosineDPMSolverMultistepScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
+from pyfold.adapters.diffusers._score import (
+    ScoreSdeVeScheduler,
+    ScoreSdeVpScheduler,
+)
+from pyfold.adapters.diffusers._sigmas import (
+    CMStochasticIterativeScheduler,
+    DPMSolverSDEScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KarrasVeScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
 
-__all__ = sorted(name for module in (_discrete, _flow, _multistep, _score, _sigmas) for name in module.__all__)
+__all__ = [
+    "CMStochasticIterativeScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "ConsistencyDecoderScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DDPMWuerstchenScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeliosDMDScheduler",
+    "HeliosScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KarrasVeScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler",
+    "MiniMaxH3Scheduler",
+    "PNDMScheduler",
+    "PiflowScheduler",
+    "RFD4ProteinaScheduler",
+    "RePaintScheduler",
+    "SASolverScheduler",
+    "SCMScheduler",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
+]

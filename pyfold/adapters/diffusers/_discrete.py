@@ -54,7 +54,7 @@ class OnBetas(Fused):
 
 class Noising(OnBetas):
     def add_noise(self, original_samples, noise, timesteps, *, seeds=None):
-        """diffusers' ``add_noise``, without rounding the schedule to the samples' dtype; ``noise`` None for noise from seeds."""
+        """diffusers' ``add_noise``, the schedule not rounded to the samples' dtype; ``noise`` None for noise from seeds."""
         alpha, sigma = self._levels(timesteps, original_samples.device)
         return self._combine(original_samples, alpha, noise, sigma, seeds)
 
@@ -517,7 +517,7 @@ class TCDScheduler(Consistency, base("TCDScheduler")):
             times = self._host("timesteps")
             there = int(times[place + 1]) if place + 1 < len(times) else 0
             # In float32, as theirs: a product just below a whole number is the next one.
-            middle = int(torch.floor((1 - eta) * torch.tensor(there)))
+            middle = int(np.float32(1 - eta) * np.float32(there))
             abar, before, between = self._abar(t), self._abar(there), self._abar(middle)
             x0, epsilon = (self._known(wanted, abar**0.5, (1 - abar) ** 0.5) for wanted in ("x0", "epsilon"))
             noised = x0 * between**0.5 + epsilon * (1 - between) ** 0.5
@@ -536,7 +536,7 @@ ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 
 class PNDMScheduler(Noising, base("PNDMScheduler")):
-    """Liu et al. 2022, algorithms 1 and 2. Models' outputs are mixed as they are, then taken for epsilon at the step's start."""
+    """Liu et al. 2022, algorithms 1 and 2. Outputs are mixed as they are, then taken for epsilon at the step's start."""
 
     _end = "final_alpha_cumprod"
 
@@ -628,6 +628,3 @@ class IPNDMScheduler(Fused, base("IPNDMScheduler")):
         self.ets = [*self.ets[-3:], newest]
         self._advance(place)
         return self._finish(return_dict, prev)
-
-
-__all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

@@ -160,8 +160,14 @@ class FlowMapEulerDiscreteScheduler(OnFlow, base("FlowMapEulerDiscreteScheduler"
         sigma = timestep.to(sample.device).double().reshape(-1) / self.config.num_train_timesteps
         return self._combine(sample, 1 - sigma, noise, sigma, seeds)
 
+    def _place(self, timestep):
+        """The nearest of the table, by the first sample's timestep; None for one between them."""
+        t = float(self._number(timestep.reshape(-1)[0] if isinstance(timestep, torch.Tensor) else timestep))
+        far = np.abs(self._host("timesteps") - t)
+        return int(far.argmin()) if far.min() <= 1e-3 else None
+
     def _sigma(self, timestep, device):
-        place = self.index_for_timestep(timestep)
+        place = self._place(timestep)
         if place is not None:
             return float(self._host("sigmas")[place])
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
@@ -175,7 +181,7 @@ class FlowMapEulerDiscreteScheduler(OnFlow, base("FlowMapEulerDiscreteScheduler"
             self._init_step_index(timestep)
         sigma = self._sigma(timestep, sample.device)
         if r_timestep is None:
-            place = self.index_for_timestep(timestep)
+            place = self._place(timestep)
             if place is None:
                 raise ValueError("r_timestep must be given for a timestep that is not one of scheduler.timesteps")
             there = float(self._host("sigmas")[place + 1])
@@ -550,6 +556,3 @@ class SCMScheduler(Fused, base("SCMScheduler")):
         prev, _, x0 = self._fuse(place, rule, sample, model_output, tag=stochastic, noise=noise, show=True, upcast=stochastic)
         self._advance(place)
         return self._finish(return_dict, prev, x0.to(torch.promote_types(sample.dtype, model_output.dtype)))
-
-
-__all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

@@ -412,7 +412,8 @@ class Fused:
             # One output a pass, in torch operations.
             prev = affine_step(x, model, table, **operands)
             kept = self._alone(written, [one.keep for one in written.steps], x, model)
-            x0 = self._alone(written, [one.x0 if one.clip is None else X0 for one in written.steps], x, model) if shows else None
+            shown = [one.x0 if one.clip is None else X0 for one in written.steps] if shows else [None]
+            x0 = self._alone(written, shown, x, model)
             copy = None if copies is None else prev.detach().clone()
         else:
             kept = torch.empty_like(x) if step.keep is not None else None

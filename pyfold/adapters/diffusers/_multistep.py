@@ -553,6 +553,3 @@ class SASolverScheduler(Noising, PredictorCorrector, base("SASolverScheduler")):
             self.lower_order_nums += 1
         self._step_index += 1
         return self._finish(return_dict, prev.to(sample.dtype))
-
-
-__all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

@@ -70,6 +70,3 @@ class ScoreSdeVpScheduler(Fused, base("ScoreSdeVpScheduler", "deprecated.schedul
             return Step(mean + N * (beta**0.5 * math.sqrt(-dt)), keep=mean)
 
         return self._fuse(None, rule, x, score, noise=noise, tick=tick, upcast=True)[:2]
-
-
-__all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]

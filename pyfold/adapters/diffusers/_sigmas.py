@@ -428,6 +428,3 @@ class KarrasVeScheduler(Fused, base("KarrasVeScheduler", "deprecated.scheduling_
             (sigma, there), rule, sample_prev, model_output, tag="correct", base=sample_hat, history=[derivative], show=True
         )
         return self._finish(True, prev, derivative, x0) if return_dict else (prev, derivative)
-
-
-__all__ = [name for name, value in globals().items() if name.endswith("Scheduler") and isinstance(value, type)]
