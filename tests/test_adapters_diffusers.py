@@ -705,9 +705,12 @@ def test_seeds_are_the_same_for_every_split(value):
             assert torch.equal(output, torch.cat([part[i] for part in parts])), i
     other = run(make(), seeds=[1, 2, 3], **options)
     assert not torch.equal(whole[-1], other[-1])
+    # Set, they hold whatever generator a pipeline passes.
     scheduler = make()
     scheduler.set_seeds([7, 8, 9])
-    assert all(torch.equal(a, b) for a, b in zip(whole, run(scheduler, seeds=None, generator=False, **options), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(scheduler, **options), strict=True))
+    scheduler.set_seeds(None)
+    assert not torch.equal(whole[-1], run(scheduler, **options)[-1])
 
 
 @pytest.mark.parametrize(
@@ -1008,6 +1011,18 @@ def test_gradients_flow_through_a_step(name):
     assert_equal_runs(*gradients, 1e-5)
 
 
+def test_rows_of_inference_mode_serve_gradients():
+    scheduler, x = ours.DPMSolverMultistepScheduler(), torch.randn(SHAPE)
+    for requires_grad in (False, True):
+        scheduler.set_timesteps(5)
+        model = torch.randn(SHAPE, requires_grad=requires_grad)
+        with torch.inference_mode(not requires_grad):
+            result = scheduler.step(model, scheduler.timesteps[0], x).prev_sample
+            scheduler.add_noise(x, x, scheduler.timesteps[:1])
+    result.sum().backward()
+    assert torch.isfinite(model.grad).all() and model.grad.abs().max() > 0
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_tables_may_be_changed():
     """Rows are kept for a table's values; another table, or other values in it, are noticed."""
@@ -1252,13 +1267,9 @@ def test_pipeline_with_seeds_is_the_same_for_every_split():
     images = {}
     for seeds in ([5, 6], [5], [6]):
         scheduler.set_seeds(seeds)
-        # The initial noise is the pipeline's own: a generator for each.
+        # The initial noise is the pipeline's own: a generator for each, which the steps are given too.
         draws = [torch.Generator().manual_seed(s) for s in seeds]
-        scheduler_step = scheduler.step
-        scheduler.step = lambda *a, generator=None, **k: scheduler_step(*a, **k)
-        result = pipeline(batch_size=len(seeds), generator=draws, num_inference_steps=4, output_type="np").images
-        scheduler.step = scheduler_step
-        images[tuple(seeds)] = result
+        images[tuple(seeds)] = pipeline(batch_size=len(seeds), generator=draws, num_inference_steps=4, output_type="np").images
     np.testing.assert_allclose(images[5, 6], np.concatenate([images[5,], images[6,]]), atol=1e-5)
 
 

@@ -122,7 +122,8 @@ def _row(step: Step, show: bool) -> dict[str, Any]:
 @lru_cache
 def _empty_row(device: torch.device) -> torch.Tensor:
     """Copied to a device once, so that per-sample rows are made there without a wait."""
-    return torch.tensor([_EMPTY_ROW], dtype=torch.float64).to(device)
+    with torch.inference_mode(False):
+        return torch.tensor([_EMPTY_ROW], dtype=torch.float64).to(device)
 
 
 def _table(rows: Sequence[dict[str, Any]], samples: int, device: torch.device) -> torch.Tensor:
@@ -237,7 +238,11 @@ class Fused:
             cls._output = next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
     def set_seeds(self, seeds: int | Sequence[int] | torch.Tensor | None) -> None:
-        """Noise from seeds for all steps: one for each sample, or an int, from which the samples count. None ends it."""
+        """Noise from seeds for all steps, whatever generator they are given; None ends it.
+
+        Args:
+            seeds: one for each sample, or an int, from which the samples count.
+        """
         if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int)):
             check_several(seeds)
         self._memory()["seeds"] = seeds
@@ -276,7 +281,8 @@ class Fused:
         """The same table on a device, for coefficients that never leave it."""
         values, rows = self._host(name), self._memory()["rows"]
         if (name, device) not in rows:
-            rows[name, device] = torch.from_numpy(values).to(device)
+            with torch.inference_mode(False):
+                rows[name, device] = torch.from_numpy(values).to(device)
         return rows[name, device]
 
     def _number(self, timestep: Any) -> float:
@@ -339,8 +345,8 @@ class Fused:
             return given
         if seeds is not None and generator is not None:
             raise ValueError("seeds and generator must not be given together")
-        if seeds is None and generator is None:
-            seeds = self._memory()["seeds"]
+        # A pipeline passes the generator of its initial noise to every step; set_seeds is said to this scheduler alone.
+        seeds = self._memory()["seeds"] if seeds is None else seeds
         if seeds is not None:
             return Counted(seed_tensor(seeds, like.shape[0], like.device))
         drawn = randn_tensor(like.shape, generator=generator, device=device or like.device, dtype=dtype or like.dtype)
@@ -386,9 +392,9 @@ class Fused:
         if noise is None or counted:
             tick = tick if counted else None
         elif base is None:
-            slot, base = "base", noise.to(x.dtype)
+            slot, base = "base", noise.to(x)
         elif len(history) < len(H):
-            history.append(noise.to(x.dtype))
+            history.append(noise.to(x))
             slot = f"h{len(history)}"
         else:
             slot = "later"
@@ -399,7 +405,8 @@ class Fused:
         if written is None:
             each = i if isinstance(i, list) else [i]
             ticks = each if tick is None else [tick] * len(each)
-            with np.errstate(all="ignore"):
+            # Made under inference mode, they could never serve a step with gradients.
+            with np.errstate(all="ignore"), torch.inference_mode(False):
                 written = _write([rule(j) for j in each], ticks, slot, counted, show, len(history), x)
             if i is not None:
                 rows[key] = written
@@ -421,7 +428,7 @@ class Fused:
             copy = torch.empty_like(x) if copies is not None else None
             prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
         if slot == "later":
-            prev = affine_step(prev, noise.to(x.dtype), written.later)
+            prev = affine_step(prev, noise.to(x), written.later)
             copy = None if copies is None else prev.detach().clone()
         if copies is not None:
             copies.append(copy)
@@ -497,11 +504,18 @@ class Fused:
         """The model's input: the state times a number."""
         return self._fuse(i, lambda j: Step(X * factor(j)), sample, sample, tag=("input", tag))[0]
 
-    def _places(self, timesteps: torch.Tensor, device: torch.device, last_if_missing: bool = False) -> torch.Tensor:
-        """The index of each timestep in the tables: the second where it stands twice, as diffusers has it."""
+    def _places(
+        self, timesteps: torch.Tensor, device: torch.device, last_if_missing: bool = False, from_begin: bool = True
+    ) -> torch.Tensor:
+        """The index of each timestep in the tables: the second where it stands twice, as diffusers has it.
+
+        Args:
+            last_if_missing: of a timestep that is not in them, instead of an error.
+            from_begin: where a pipeline has set the first index, that one or the present.
+        """
         own = self.timesteps.to(device)
         timesteps = timesteps.to(device).reshape(-1)
-        if getattr(self, "begin_index", None) is not None:
+        if from_begin and getattr(self, "begin_index", None) is not None:
             start = self.step_index if self.step_index is not None else self.begin_index
             return torch.full((len(timesteps),), start, device=device)
         found = own[None] == timesteps[:, None]

@@ -5,7 +5,6 @@ Each remembers what the model said of x0 or of epsilon, the newest last, where d
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from pyfold.adapters.diffusers._discrete import Noising
 from pyfold.adapters.diffusers._fused import BASE, X0, Form, Fused, H, M, N, Step, X, base
 from pyfold.adapters.diffusers._sigmas import BrownianSteps, OnSigmas, preconditioned
 from pyfold.diffusion.integrals import lagrange_integrals
+from pyfold.diffusion.samplers.correctors import _adams, _adjustment
 
 
 class Level:
@@ -492,19 +492,22 @@ class SASolverScheduler(Noising, PredictorCorrector, base("SASolverScheduler")):
 
     _tables = ("sigmas", "alphas_cumprod")
 
-    def _adams(self, there: Level, here: Level, nodes: list[Level], tau: float) -> list[float]:
-        """Weights of what the model said at the nodes (eq. 14 and 17)."""
-        rate = 1 + tau**2
+    def _weights(self, i: int, nodes: list[Level]) -> list[float]:
+        """Of what the model said at the nodes, in the step from place i (eq. 14 and 17)."""
+        there, here, tau = self._at(i + 1), self._at(i), self._taus[i]
+        lams = [node.lam for node in nodes]
         if self.predict_x0:
-            weight = lambda lam: rate * there.alpha * np.exp(rate * (lam - there.lam))  # noqa: E731
-        else:
-            weight = lambda lam: -rate * there.alpha * np.exp(-lam)  # noqa: E731
-        return lagrange_integrals([node.lam for node in nodes], here.lam, there.lam, weight)
+            return list(_adams(here, there, tau**2, lams))
+        damping = lambda lam: -(1 + tau**2) * there.alpha * np.exp(-lam)  # noqa: E731
+        return lagrange_integrals(lams, here.lam, there.lam, damping)
 
-    def _change(self, there: Level, here: Level, tau: float) -> float:
-        """h times what order 2 on x0 adds to the weight of the newest and takes from the other's."""
-        rate, h = 1 + tau**2, there.lam - here.lam
-        return rate * there.alpha * (h**2 / 2 - (rate * h + math.expm1(-rate * h)) / rate**2)
+    def _adjusted(self, i: int, weights: list[float], over: float) -> list[float]:
+        """Order 2 on x0 with the authors' change, divided by ``over`` steps."""
+        there, here = self._at(i + 1), self._at(i)
+        if not self.predict_x0 or len(weights) != 2 or there.lam == here.lam:
+            return weights
+        change = _adjustment(here, there, self._taus[i] ** 2) / over
+        return [weights[0] + change, weights[1] - change]
 
     def _kept(self, i: int) -> tuple[Any, Any]:
         """(of x, of noise) of the step from i."""
@@ -517,19 +520,14 @@ class SASolverScheduler(Noising, PredictorCorrector, base("SASolverScheduler")):
 
     def _predict(self, i, order, x, told):
         there, *nodes = (self._at(j) for j in range(i + 1, i - order, -1))
-        weights = self._adams(there, nodes[0], nodes, self._taus[i])
-        if self.predict_x0 and order == 2:
-            change = self._change(there, nodes[0], self._taus[i]) / (nodes[0].lam - nodes[1].lam)
-            weights = weights[0] + change, weights[1] - change
+        weights, here = self._weights(i, nodes), nodes[0]
+        if order == 2:
+            weights = self._adjusted(i, weights, (here.lam - nodes[1].lam) / (there.lam - here.lam))
         return x * self._kept(i)[0] + sum(form * w for form, w in zip(told, weights, strict=False))
 
     def _correct(self, i, order, x, told, new):
         nodes = [self._at(j) for j in range(i + 1, i + 1 - order, -1)]
-        there, here = nodes[0], self._at(i)
-        weights = self._adams(there, here, nodes, self._taus[i])
-        if self.predict_x0 and order == 2:
-            change = self._change(there, here, self._taus[i]) / (there.lam - here.lam)
-            weights = weights[0] + change, weights[1] - change
+        weights = self._adjusted(i, self._weights(i, nodes), 1.0)
         return x * self._kept(i)[0] + sum(form * w for form, w in zip([new, *told], weights, strict=False))
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):

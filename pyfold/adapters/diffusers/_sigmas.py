@@ -114,10 +114,7 @@ class EulerDiscreteScheduler(OnSigmas, base("EulerDiscreteScheduler")):
         """Of the level at the timestep's place, counted from the first, as theirs."""
         if not torch.is_floating_point(timesteps):
             refuse_integers(self, timesteps)
-        own, times = self.timesteps.to(sample.device), timesteps.to(sample.device).reshape(-1)
-        start, self._begin_index = self._begin_index, None
-        places = self._places(times, own.device)
-        self._begin_index = start
+        places = self._places(timesteps, sample.device, from_begin=False)
         abar = self._on("alphas_cumprod", sample.device)[places]
         return self._combine(sample, -((1 - abar).sqrt()), noise, abar.sqrt(), None)
 
@@ -347,8 +344,7 @@ class BrownianSteps(Fused):
         self, like: torch.Tensor, low: float, high: float, generator_seed: Any, start: torch.Tensor, end: torch.Tensor, seeds
     ):
         """(W(start) - W(end)) / sqrt(start - end) of the path on [low, high]."""
-        if seeds is None and generator_seed is None:
-            seeds = self._memory()["seeds"]
+        seeds = self._memory()["seeds"] if seeds is None else seeds
         if seeds is not None:
             dtype = like.dtype if like.dtype == torch.float64 else torch.float32
             path = BrownianPath(seed_tensor(seeds, like.shape[0], like.device), like.shape[1:], low, high, dtype=dtype)
