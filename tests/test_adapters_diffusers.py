@@ -500,7 +500,8 @@ def test_subclass_with_the_same_methods(name):
     cls, original = getattr(ours, name), theirs(name)
     assert cls.__name__ == original.__name__ and issubclass(cls, original) and cls is not original
     assert cls._compatibles == original._compatibles
-    for method in (*PUBLIC, "scale_model_input"):
+    # Pipelines look for arguments such as timesteps, sigmas and eta in them.
+    for method in (*PUBLIC, "scale_model_input", "set_timesteps", "__init__"):
         assert hasattr(cls, method) == hasattr(original, method), method
         if hasattr(original, method):
             expected = inspect.signature(getattr(original, method)).parameters
@@ -915,6 +916,7 @@ def test_flow_map_off_the_schedule():
     assert_equal_runs(*outputs, 2e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_helios_with_the_callers_history():
     """The caller keeps outputs, orders and the last sample, and says the levels."""
     outputs = []
@@ -1129,6 +1131,7 @@ def test_integers_are_no_timesteps():
             scheduler.step(x, t, x)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_diffusers_gets_wrong():
     x = torch.ones(SHAPE)
     # A logarithm's root.
@@ -1138,6 +1141,10 @@ def test_what_diffusers_gets_wrong():
     # The last step to zero noise with B(h) = h.
     scheduler = ours.UniPCMultistepScheduler(solver_type="bh1")
     assert all(torch.isfinite(t).all() for t in run(scheduler))
+    # No signal left, of which epsilon says nothing.
+    scheduler = ours.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="epsilon does not determine x0"):
+        run(scheduler)
     # No formula.
     for config in (
         {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3},
@@ -1221,6 +1228,14 @@ def test_consistency_pipeline():
             ).images
         )
     np.testing.assert_allclose(images[1], images[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_pipelines_find_custom_timesteps_and_sigmas(name):
+    """By the signature, as retrieve_timesteps does."""
+    if hasattr(theirs(name), "set_timesteps"):
+        expected, result = (inspect.signature(cls.set_timesteps) for cls in (theirs(name), getattr(ours, name)))
+        assert expected == result
 
 
 def dit(scheduler):

@@ -15,9 +15,14 @@ With ``generator=`` the noise is torch's, drawn as diffusers draws it. After ``p
 ``seeds=`` given to a step, it is made inside the kernel: a function of the sample's seed and the step, the same for every
 batch split and device. An int means that the samples count from it.
 
-Differences, all where theirs is an error or not a number: ``fixed_large_log`` of DDPM is what its name says; orders without a
-stochastic formula raise; a step to zero noise of UniPC's bh1 and of DEIS is the limit; half-precision samples do not round the
-schedule. The discrete schedulers of diffusers (tokens, masks) are not here.
+Differences, all where theirs is an error, or not a number, or rounding:
+
+- ``fixed_large_log`` of DDPM is what its name says; a step to zero noise of UniPC's bh1 and of DEIS is the limit.
+- Orders without a stochastic formula raise a ValueError, and so does a prediction that says nothing about x0 at its level, such
+  as epsilon's where zero terminal SNR has left no signal.
+- Half-precision samples do not round the schedule.
+
+The discrete schedulers of diffusers (tokens, masks) are not here.
 """
 
 from pyfold.train.requirements import need

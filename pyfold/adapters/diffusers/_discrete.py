@@ -103,7 +103,7 @@ class DDIM(OnBetas):
         self._ready()
         if variance_noise is not None and generator is not None and eta > 0:
             raise ValueError("variance_noise and generator must not be given together")
-        noise = self._noise(model_output, generator, seeds, given=variance_noise) if eta > 0 else None
+        noise = self._draw(model_output, generator, seeds, given=variance_noise) if eta > 0 else None
         stride = self._stride()
 
         def rule(t):
@@ -206,10 +206,10 @@ class CogVideoXDPMScheduler(Velocity, base("CogVideoXDPMScheduler")):
         stride, t = self._stride(), self._number(timestep)
         second = old_pred_original_sample is not None and t - stride >= 0
         back = self._number(timestep_back) if second else None
-        noise = self._noise(sample, generator, seeds)
+        noise = self._draw(sample, generator, seeds)
         if second and isinstance(noise, torch.Tensor):
             # Theirs draws for a first-order step, which it throws away.
-            noise = self._noise(sample, generator, seeds)
+            noise = self._draw(sample, generator, seeds)
 
         def rule(t):
             abar, before = self._abar(t), self._abar(t - stride)
@@ -298,7 +298,7 @@ class DDPM(OnBetas):
             return abar, earlier, 1 - abar / earlier, abar / earlier
 
         like = self._split(model_output, sample)[0]
-        noise = self._noise(like, generator, seeds) if any(j > 0 for j in times) else None
+        noise = self._draw(like, generator, seeds) if any(j > 0 for j in times) else None
         return self._ancestral(t, levels, tuple(before.values()), model_output, sample, noise, return_dict)
 
     def _previous(self, t):
@@ -343,7 +343,7 @@ class UnCLIPScheduler(DDPM, Noising, base("UnCLIPScheduler")):
 
         like = self._split(model_output, sample)[0]
         draws = any(j > 0 for j in (t if isinstance(t, list) else [t]))
-        noise = self._noise(like, generator, seeds) if draws else None
+        noise = self._draw(like, generator, seeds) if draws else None
         return self._ancestral(t, levels, earlier, model_output, sample, noise, return_dict)
 
 
@@ -355,7 +355,7 @@ class DDPMWuerstchenScheduler(Fused, base("DDPMWuerstchenScheduler")):
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
         before = self.previous_timestep(timestep)
-        noise = self._noise(model_output, generator, seeds)
+        noise = self._draw(model_output, generator, seeds)
 
         def rule(_):
             abar, earlier = (self._levels_at(t, sample.device) for t in (timestep, before))
@@ -389,7 +389,7 @@ class RePaintScheduler(OnBetas, base("RePaintScheduler")):
 
     def step(self, model_output, timestep, sample, original_image, mask, generator=None, return_dict=True, *, seeds=None):
         t, stride = self._number(timestep), self._stride()
-        noise, tick = self._noise(model_output, generator, seeds), self._tick()
+        noise, tick = self._draw(model_output, generator, seeds), self._tick()
         before = self._abar(t - stride)
 
         def rule(t):
@@ -413,7 +413,7 @@ class RePaintScheduler(OnBetas, base("RePaintScheduler")):
         start = self._number(timestep)
         for i in range(self._stride()):
             beta = self._host("betas")[int(start) + i]
-            noise, tick = self._noise(sample, generator, seeds), self._tick()
+            noise, tick = self._draw(sample, generator, seeds), self._tick()
             kept, new = float((1 - beta) ** 0.5), float(beta**0.5)
             if isinstance(noise, torch.Tensor):
                 sample = self._combine(sample, kept, noise, new, None)
@@ -436,7 +436,7 @@ class ConsistencyDecoderScheduler(Fused, base("ConsistencyDecoderScheduler")):
         t, times = int(self._number(timestep)), self._host("timesteps")
         place = int(np.flatnonzero(times == t)[0])
         last = place == len(times) - 1
-        noise = None if last else self._noise(sample, generator, seeds)
+        noise = None if last else self._draw(sample, generator, seeds)
 
         def rule(t):
             x0 = M * self._host("c_out")[t] + X * self._host("c_skip")[t]
@@ -474,7 +474,7 @@ class Consistency(Velocity):
         at = dict(zip(places, times if isinstance(times, list) else [times], strict=True))
         stochastic = stochastic and any(j != self.num_inference_steps - 1 for j in places)
         noise = (
-            self._noise(model_output, generator, seeds, dtype=torch.promote_types(sample.dtype, model_output.dtype))
+            self._draw(model_output, generator, seeds, dtype=torch.promote_types(sample.dtype, model_output.dtype))
             if stochastic
             else None
         )

@@ -44,7 +44,7 @@ class FlowMatchEulerDiscreteScheduler(ScalesNoise, base("FlowMatchEulerDiscreteS
         refuse_integers(self, timestep)
         place = self._enter(timestep)
         stochastic = self.config.stochastic_sampling
-        noise = self._noise(sample, generator, seeds, dtype=torch.float32) if stochastic else None
+        noise = self._draw(sample, generator, seeds, dtype=torch.float32) if stochastic else None
         if per_token_timesteps is not None:
             prev = self._per_token(model_output, sample, per_token_timesteps, noise, place)
             self._advance(place)
@@ -140,7 +140,7 @@ class FlowMatchLCMScheduler(ScalesNoise, base("FlowMatchLCMScheduler")):
             size = [round(factors[place] * length) for length in self._init_size]
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=self._upscale_mode)
         like = sample if x0 is None else x0
-        noise = self._noise(like, generator, seeds, dtype=torch.promote_types(torch.float32, model_output.dtype))
+        noise = self._draw(like, generator, seeds, dtype=torch.promote_types(torch.float32, model_output.dtype))
 
         def rule(i):
             sigma, there = self._host("sigmas")[i : i + 2]
@@ -208,7 +208,7 @@ class LTXEulerAncestralRFScheduler(OnFlow, base("LTXEulerAncestralRFScheduler"))
         eta, s_noise = float(self.config.eta), float(self.config.s_noise)
         there = self._host("sigmas")[place + 1]
         noisy = abs(there) >= 1e-8 and eta > 0 and s_noise > 0
-        noise = self._noise(sample, generator, seeds, dtype=torch.float32) if noisy else None
+        noise = self._draw(sample, generator, seeds, dtype=torch.float32) if noisy else None
 
         def rule(i):
             sigma, there = self._host("sigmas")[i : i + 2]
@@ -486,11 +486,7 @@ class PiflowScheduler(OnFlow, base("PiflowScheduler")):
 class RFD4ProteinaScheduler(Fused, base("RFD4ProteinaScheduler")):
     """A flow from noise at 0 to data at 1, as ODE at its ends and as SDE between, of the atoms that the mask keeps."""
 
-    _tables = ("_times", "_noise_levels")
-
-    @property
-    def _noise_levels(self):
-        return self.__dict__["_noise"]
+    _tables = ("_times", "_noise")
 
     def add_noise(self, original_samples, noise, timesteps, *, seeds=None):
         samples = original_samples.shape[0]
@@ -512,13 +508,13 @@ class RFD4ProteinaScheduler(Fused, base("RFD4ProteinaScheduler")):
         generators = self._generators(generator, sample.shape[0])
         config = self.config
         ode = t == 0 or t > config.t_lim_ode or t < config.t_lim_ode_below
-        noise = None if ode else Fused._noise(self, sample, list(generators) if generators else None, seeds)
+        noise = None if ode else self._draw(sample, list(generators) if generators else None, seeds)
 
         def rule(i):
             if t == 0:
                 return Step(X * 1.0)
             times = self._host("_times")
-            dt, strength = times[i + 1] - times[i], self._host("_noise_levels")[i]
+            dt, strength = times[i + 1] - times[i], self._host("_noise")[i]
             snr = t**2 / (1 - t) ** 2
             ratio = (snr * config.tsr_sigma**2 + 1) / (snr * config.tsr_sigma**2 / config.tsr_k + 1)
             score = (M * t - X) / (1 - t) * ratio
@@ -544,7 +540,7 @@ class SCMScheduler(Fused, base("SCMScheduler")):
             raise ValueError(f"prediction_type must be 'trigflow', got {self.config.prediction_type!r}")
         place = self._enter(timestep)
         stochastic = len(self.timesteps) > 1
-        noise = self._noise(model_output, generator, seeds, dtype=torch.get_default_dtype()) if stochastic else None
+        noise = self._draw(model_output, generator, seeds, dtype=torch.get_default_dtype()) if stochastic else None
 
         def rule(i):
             here, there = self._host("timesteps")[i : i + 2]

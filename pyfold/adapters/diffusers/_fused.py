@@ -248,17 +248,19 @@ class Fused:
         self._memory()["seeds"] = seeds
         self._memory()["tick"] = 0
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
-        # A trajectory begins: the draws of those schedulers that count them do too.
-        self._memory()["tick"] = 0
-        return super().set_timesteps(*args, **kwargs)
-
     # --- tables on the host, and rows on the device, both kept as long as diffusers' tables stay as they are
 
     def _memory(self) -> dict[str, Any]:
         memory = self.__dict__.get("_pyfold")
         if memory is None:
-            memory = self.__dict__["_pyfold"] = {"host": {}, "rows": {}, "config": None, "seeds": None, "tick": 0}
+            memory = self.__dict__["_pyfold"] = {
+                "host": {},
+                "rows": {},
+                "config": None,
+                "seeds": None,
+                "tick": 0,
+                "times": None,
+            }
         return memory
 
     def _host(self, name: str) -> np.ndarray:
@@ -321,14 +323,16 @@ class Fused:
             self._step_index += 1
 
     def _tick(self) -> int:
-        """Counts the draws of a trajectory, for schedulers that know no step."""
+        """Counts the draws of a trajectory, for schedulers that know no step; set_timesteps begins one."""
         memory = self._memory()
+        if memory["times"] is not self.timesteps:
+            memory["times"], memory["tick"] = self.timesteps, 0
         memory["tick"] += 1
         return memory["tick"] - 1
 
     # --- noise
 
-    def _noise(
+    def _draw(
         self,
         like: torch.Tensor,
         generator: Any,

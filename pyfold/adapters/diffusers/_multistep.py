@@ -202,7 +202,7 @@ class DPMMultistep(NoisingLevels, Multistep):
         noise = None
         if config.algorithm_type.startswith("sde"):
             drawn = torch.float32 if self._single_precision_noise else dtype
-            noise = self._noise(model_output, generator, seeds, given=variance_noise, dtype=drawn)
+            noise = self._draw(model_output, generator, seeds, given=variance_noise, dtype=drawn)
         upcast = self._single_precision_noise
         prev = self._multistep(i, self._order(i, final), model_output, sample, noise, upcast=upcast)
         return self._finish(return_dict, prev.to(dtype))
@@ -243,7 +243,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned, base("EDMDPMSolverMultistep
         final = self.config.euler_at_final or self.config.final_sigmas_type == "zero"
         stochastic = self.config.algorithm_type.startswith("sde")
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        noise = self._noise(model_output, generator, seeds, dtype=dtype) if stochastic else None
+        noise = self._draw(model_output, generator, seeds, dtype=dtype) if stochastic else None
         prev = self._multistep(i, self._order(i, final), model_output, sample, noise)
         return self._finish(return_dict, prev)
 
@@ -276,7 +276,7 @@ class DPMSolverSinglestepScheduler(NoisingLevels, base("DPMSolverSinglestepSched
         model_output = self._output_of(model_output)
         dtype = torch.promote_types(model_output.dtype, sample.dtype)
         stochastic = config.algorithm_type.startswith("sde")
-        noise = self._noise(model_output, generator, seeds, dtype=dtype) if stochastic else None
+        noise = self._draw(model_output, generator, seeds, dtype=dtype) if stochastic else None
         order = self.order_list[i]
         past = self.model_outputs[:0:-1]
         while order > 1 and past[order - 2] is None:
@@ -535,7 +535,7 @@ class SASolverScheduler(Noising, PredictorCorrector, base("SASolverScheduler")):
         i, config = self._enter_together(timestep), self.config
         if config.thresholding and not self.predict_x0:
             raise ValueError("thresholding needs algorithm_type 'data_prediction'")
-        noise = self._noise(model_output, generator, seeds)
+        noise = self._draw(model_output, generator, seeds)
         model_output = self._output_of(model_output)
         orders = (self.this_predictor_order, self.this_corrector_order) if i > 0 and self.last_sample is not None else None
         left = len(self.timesteps) - i if config.lower_order_final else 4

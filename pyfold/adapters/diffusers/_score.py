@@ -21,7 +21,7 @@ class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
     def step_pred(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
-        noise, tick = self._noise(sample, generator, seeds), self._tick()
+        noise, tick = self._draw(sample, generator, seeds), self._tick()
         # In their precision, which says the place in the table.
         timestep = timestep * torch.ones(sample.shape[0], device=sample.device)
         place = (timestep * (len(self.timesteps) - 1)).long()
@@ -39,7 +39,7 @@ class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_correct, timesteps is None")
         dtype, cpu = torch.get_default_dtype(), torch.device("cpu")
-        noise = self._noise(sample, generator, seeds, dtype=dtype, device=cpu)
+        noise = self._draw(sample, generator, seeds, dtype=dtype, device=cpu)
         noise = noise_tensor(noise, sample, self._tick())
         of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in (model_output, noise))
         size = (self.config.snr * of_noise / of_score) ** 2 * 2
@@ -59,7 +59,7 @@ class ScoreSdeVpScheduler(Fused, base("ScoreSdeVpScheduler", "deprecated.schedul
         """(next state, its mean)."""
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
-        noise, tick = self._noise(x, generator, seeds), self._tick()
+        noise, tick = self._draw(x, generator, seeds), self._tick()
         t, dt = t.to(x.device).double().reshape(-1), -1.0 / len(self.timesteps)
         low, high = self.config.beta_min, self.config.beta_max
 

@@ -62,7 +62,7 @@ class OnSigmas(Fused):
         sigma = self._host("sigmas")[place]
         gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
         if gamma > 0:
-            noise = self._noise(model_output, generator, seeds)
+            noise = self._draw(model_output, generator, seeds)
             rule = lambda i: Step(X + N * (s_noise * sigma * ((gamma + 1) ** 2 - 1) ** 0.5))  # noqa: E731
             # Its counter is beyond those of the steps.
             sample = self._fuse(
@@ -124,7 +124,7 @@ class EulerAncestralDiscreteScheduler(OnSigmas, base("EulerAncestralDiscreteSche
         refuse_integers(self, timestep)
         self._refuse_sample()
         place = self._enter(timestep)
-        noise = self._noise(model_output, generator, seeds)
+        noise = self._draw(model_output, generator, seeds)
 
         def rule(i):
             sigma, there = self._host("sigmas")[i : i + 2]
@@ -226,7 +226,7 @@ class CMStochasticIterativeScheduler(OnSigmas, base("CMStochasticIterativeSchedu
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
         refuse_integers(self, timestep)
         place = self._enter(timestep)
-        noise = self._noise(model_output, generator, seeds) if len(self.timesteps) > 1 else None
+        noise = self._draw(model_output, generator, seeds) if len(self.timesteps) > 1 else None
 
         def rule(i):
             config, sigmas = self.config, self._host("sigmas")
@@ -328,7 +328,7 @@ class KDPM2AncestralDiscreteScheduler(KDPM2, base("KDPM2AncestralDiscreteSchedul
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
         first = self.state_in_first_order
-        noise = None if first else self._noise(model_output, generator, seeds)
+        noise = None if first else self._draw(model_output, generator, seeds)
 
         def between(i):
             names = ("sigmas", "sigmas_interpol", "sigmas_down", "sigmas_up")
@@ -405,7 +405,7 @@ class KarrasVeScheduler(Fused, base("KarrasVeScheduler", "deprecated.scheduling_
         """The state at a higher level, and that level."""
         config, given, sigma = self.config, sigma, self._number(sigma)
         gamma = min(config.s_churn / self.num_inference_steps, 2**0.5 - 1) if config.s_min <= sigma <= config.s_max else 0
-        noise = self._noise(sample, generator, seeds, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
+        noise = self._draw(sample, generator, seeds, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
         hat = sigma + gamma * sigma
         rule = lambda _: Step(X + N * (config.s_noise * (hat**2 - sigma**2) ** 0.5))  # noqa: E731
         tick = self._tick()
