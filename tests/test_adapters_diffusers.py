@@ -249,8 +249,22 @@ def start(scheduler, dtype, shape=SHAPE):
     return (x * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
 
 
-def run(scheduler, dtype=torch.float32, samples=slice(None), seeds=None, generator=True, step=None, positive=False, **options):
-    """All outputs of a trajectory, in order. ``samples``: of the batch, which of them; ``generator``: draw from torch's."""
+def run(
+    scheduler,
+    dtype=torch.float32,
+    said=None,
+    samples=slice(None),
+    seeds=None,
+    generator=True,
+    step=None,
+    positive=False,
+    **options,
+):
+    """All outputs of a trajectory, in order.
+
+    ``dtype`` of the state, ``said`` of the model's output; ``samples`` of the batch; ``generator``: draw from torch's;
+    ``positive``: the second half of the model's channels.
+    """
     prepare(scheduler, **{k: options[k] for k in ("steps", "timesteps") if k in options})
     if options.get("double"):
         # It spares them their rounding.
@@ -264,7 +278,7 @@ def run(scheduler, dtype=torch.float32, samples=slice(None), seeds=None, generat
     if name.startswith("DPMSolver") and channels == 2:
         shape = (3, 3, 6, 6)
     x = start(scheduler, dtype, shape)[samples]
-    network = Network(dtype, channels, positive, shape)
+    network = Network(said or dtype, channels, positive, shape)
     full = network.__call__
     model = lambda x: full(x)[samples]  # noqa: E731
     draws = torch.Generator().manual_seed(9) if generator else None
@@ -796,6 +810,86 @@ def test_half_precision(name, dtype):
     ]
     # Noise drawn in half precision is another than float64's; then only the size is compared.
     assert error[1] <= max(2 * error[0], scale * torch.finfo(dtype).eps * 4), (error, scale)
+
+
+#: Without those in which theirs multiplies matrices of two dtypes.
+MIXED = [c for c in CASES if not (c[0] == "UniPCMultistepScheduler" and c[1].get("solver_order") == 3)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", MIXED, ids=[label(c) for c in MIXED])
+def test_dtypes_of_a_float32_state_and_a_half_precision_model(value):
+    reference, scheduler, options = pair(value)
+    options = {**options, "dtype": torch.float32, "said": torch.bfloat16}
+    expected, result = run(reference, **options), run(scheduler, **options)
+    assert [a.dtype for a in expected] == [b.dtype for b in result]
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (3, 5, 6), (2, 4, 3, 6, 6)])
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler"]
+)
+def test_any_shape(name, shape):
+    if name == "UniPCMultistepScheduler" and len(shape) == 2:
+        shape = (3, 7, 1)
+    outputs = []
+    for cls in (theirs(name), getattr(ours, name)):
+        scheduler, draws = cls(), torch.Generator().manual_seed(3)
+        scheduler.set_timesteps(6)
+        x, kept = torch.randn(shape, generator=draws), []
+        noise = {"generator": draws} if name == "DDPMScheduler" else {}
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.randn(shape, generator=draws), t, x, **noise).prev_sample
+            kept.append(x)
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"])
+@pytest.mark.filterwarnings("ignore")
+def test_any_layout(name):
+    """A state in channels-last order stays so; slices of a larger tensor are read in place."""
+    both = torch.randn(2 * SHAPE[0], *SHAPE[1:], generator=torch.Generator().manual_seed(3))
+    outputs = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        scheduler = getattr(ours, name)()
+        scheduler.set_timesteps(6)
+        scheduler.set_seeds(4)
+        x = start(scheduler, torch.float32).to(memory_format=layout)
+        model = both[::2] if layout is torch.channels_last else both[::2].contiguous()
+        for t in scheduler.timesteps:
+            x = scheduler.step(model, t, x).prev_sample
+            assert x.is_contiguous(memory_format=layout)
+        outputs.append(x)
+    assert torch.equal(*outputs)
+
+
+#: A corrected state that is an output; a known and an unknown part; more outputs than a pass takes.
+PASSES = {"HeliosScheduler": 2, "RePaintScheduler": 2, "PiflowScheduler": 2}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(("KarrasVe", "ScoreSde", "HeliosDMD"))])
+def test_a_step_is_one_pass(name, monkeypatch):
+    from pyfold.adapters.diffusers import _fused
+
+    calls, steps = [], []
+    step, affine_step = getattr(ours, name).step, _fused.affine_step
+    monkeypatch.setattr(_fused, "affine_step", lambda *a, **k: calls.append(len(steps)) or affine_step(*a, **k))
+
+    def counted(self, *args, **kwargs):
+        steps.append(1)
+        try:
+            return step(self, *args, **kwargs)
+        finally:
+            steps.append(0)
+
+    counted.__signature__ = inspect.signature(step)
+    monkeypatch.setattr(getattr(ours, name), "step", counted)
+    _, config, options = ONE_EACH[name]
+    run(getattr(ours, name)(**config), **options)
+    inside = [calls.count(k) for k in range(1, len(steps), 2)]
+    assert 1 <= max(inside) <= PASSES.get(name, 1), inside
 
 
 def test_list_of_generators():

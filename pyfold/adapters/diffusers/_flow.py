@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyfold.adapters.diffusers._fused import BASE, Fused, H, M, N, Step, X, base, noise_tensor, refuse_integers
+from pyfold.adapters.diffusers._fused import BASE, HALF, Fused, H, M, N, Step, X, base, noise_tensor, refuse_integers
 from pyfold.adapters.diffusers._multistep import Level, UniPC, unipc
 from pyfold.adapters.diffusers._sigmas import OnSigmas
 
@@ -523,7 +523,7 @@ class RFD4ProteinaScheduler(Fused, base("RFD4ProteinaScheduler")):
                 return Step(X + velocity * dt)
             return Step(X + (velocity + score * strength) * dt + N * (2 * strength * dt) ** 0.5)
 
-        prev = self._fuse(place, rule, sample, model_output, noise=noise)[0]
+        prev = self._fuse(place, rule, sample, model_output, noise=noise, upcast=t != 0)[0]
         self._step_index += 1
         return self._finish(return_dict, prev * emit_mask[..., None])
 
@@ -549,6 +549,15 @@ class SCMScheduler(Fused, base("SCMScheduler")):
             return Step(prev, x0=x0)
 
         # Their noise is float32, and so is what they add it to.
-        prev, _, x0 = self._fuse(place, rule, sample, model_output, tag=stochastic, noise=noise, show=True, upcast=stochastic)
+        prev, _, x0 = self._fuse(
+            place,
+            rule,
+            sample,
+            model_output,
+            tag=stochastic,
+            noise=noise,
+            show=True,
+            upcast=stochastic and sample.dtype in HALF,
+        )
         self._advance(place)
         return self._finish(return_dict, prev, x0.to(torch.promote_types(sample.dtype, model_output.dtype)))

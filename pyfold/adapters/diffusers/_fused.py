@@ -382,11 +382,13 @@ class Fused:
             base, history, noise: the tensors that BASE, H and N stand for.
             tick: the step of the kernel's noise, i by default.
             show: return x0.
-            upcast: make a half-precision state float32, as diffusers does.
+            upcast: make a half-precision state float32, as diffusers does, so that x0 has the model's dtype or float32.
             copies: gets a copy of the next state, written in the same pass.
         """
+        said = torch.promote_types(torch.float32, model.dtype) if upcast else None
         if upcast and x.dtype in HALF:
             x = x.float()
+        itself = model.dtype
         if model.dtype != x.dtype or model.shape != x.shape:
             x, model = _together(x, model)
         history = [h.to(x.dtype) for h in history]
@@ -436,7 +438,12 @@ class Fused:
             copy = None if copies is None else prev.detach().clone()
         if copies is not None:
             copies.append(copy)
-        return (prev, kept, x0) if shows or not show else (prev, None, kept)
+        if not show:
+            return prev, kept, None
+        kept, x0 = (kept, x0) if shows else (None, kept)
+        # A model that says x0 itself says it in its own dtype.
+        said = itself if self.config.get("prediction_type") in ("sample", "original_sample") else said
+        return prev, kept, x0 if said is None else x0.to(said)
 
     def _current_rows(self) -> dict[Any, Any]:
         """The rows, if tables and configuration are those that they were computed from; else none."""

@@ -66,6 +66,11 @@ class OnLevels(Fused):
         learns = self.config.get("variance_type") in ("learned", "learned_range")
         return model_output[:, :3] if learns and self.config.prediction_type == "epsilon" else model_output
 
+    def _said_dtype(self, model_output: torch.Tensor, sample: torch.Tensor, of_x0: bool) -> torch.dtype:
+        """Of what is remembered: the model's own, where it is what the model said."""
+        itself = self.config.prediction_type == ("sample" if of_x0 else "epsilon") and (of_x0 or self._bound() is None)
+        return model_output.dtype if itself else torch.promote_types(model_output.dtype, sample.dtype)
+
     def _ready(self) -> None:
         if self.num_inference_steps is None:
             raise ValueError("set_timesteps must be called before step, num_inference_steps is None")
@@ -198,14 +203,14 @@ class DPMMultistep(NoisingLevels, Multistep):
         config = self.config
         final = config.euler_at_final or (self._final_zero and config.final_sigmas_type == "zero")
         model_output = self._output_of(model_output)
-        dtype = torch.promote_types(model_output.dtype, sample.dtype)
+        dtype = self._said_dtype(model_output, sample, self._of_x0())
         noise = None
         if config.algorithm_type.startswith("sde"):
             drawn = torch.float32 if self._single_precision_noise else dtype
             noise = self._draw(model_output, generator, seeds, given=variance_noise, dtype=drawn)
         upcast = self._single_precision_noise
         prev = self._multistep(i, self._order(i, final), model_output, sample, noise, upcast=upcast)
-        return self._finish(return_dict, prev.to(dtype))
+        return self._finish(return_dict, prev.to(dtype) if upcast else prev)
 
 
 class DPMSolverMultistepScheduler(DPMMultistep, base("DPMSolverMultistepScheduler")):
@@ -274,7 +279,7 @@ class DPMSolverSinglestepScheduler(NoisingLevels, base("DPMSolverSinglestepSched
         self._ready()
         i, config = self._enter_together(timestep), self.config
         model_output = self._output_of(model_output)
-        dtype = torch.promote_types(model_output.dtype, sample.dtype)
+        dtype = self._said_dtype(model_output, sample, config.algorithm_type.endswith("++"))
         stochastic = config.algorithm_type.startswith("sde")
         noise = self._draw(model_output, generator, seeds, dtype=dtype) if stochastic else None
         order = self.order_list[i]

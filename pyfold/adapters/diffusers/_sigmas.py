@@ -409,7 +409,9 @@ class KarrasVeScheduler(Fused, base("KarrasVeScheduler", "deprecated.scheduling_
         hat = sigma + gamma * sigma
         rule = lambda _: Step(X + N * (config.s_noise * (hat**2 - sigma**2) ** 0.5))  # noqa: E731
         tick = self._tick()
-        return self._fuse((sigma, gamma), rule, sample, sample, tag="input", noise=noise, tick=tick)[0], given + gamma * given
+        return self._fuse((sigma, gamma), rule, sample, sample, tag="input", noise=noise, tick=tick, upcast=True)[
+            0
+        ], given + gamma * given
 
     def step(self, model_output, sigma_hat, sigma_prev, sample_hat, return_dict=True):
         sigma, there = self._number(sigma_hat), self._number(sigma_prev)
