@@ -812,8 +812,12 @@ def test_half_precision(name, dtype):
     assert error[1] <= max(2 * error[0], scale * torch.finfo(dtype).eps * 4), (error, scale)
 
 
-#: Without those in which theirs multiplies matrices of two dtypes.
-MIXED = [c for c in CASES if not (c[0] == "UniPCMultistepScheduler" and c[1].get("solver_order") == 3)]
+#: One of each kind of prediction and algorithm, without those in which theirs multiplies matrices of two dtypes.
+MIXED = {
+    (c[0], *(c[1].get(k) for k in ("prediction_type", "algorithm_type", "thresholding", "predict_x0"))): c
+    for c in CASES
+    if not (c[0] == "UniPCMultistepScheduler" and c[1].get("solver_order") == 3)
+}.values()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -950,6 +954,22 @@ def test_each_sample_at_its_own_timestep(name):
         noise = {"seeds": [4 + row]} if takes_seeds else {}
         alone = scheduler.step(model[one], scheduler.timesteps[place], x[one], **noise)[0]
         assert torch.equal(together[one], alone), row
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_one_timestep_written_for_each_sample(name):
+    """Pipelines that have set a begin_index may pass it so; diffusers does not look at it then."""
+    outputs = []
+    for cls in (theirs(name), getattr(ours, name)):
+        scheduler, draws = cls(), torch.Generator().manual_seed(3)
+        scheduler.set_timesteps(6)
+        scheduler.set_begin_index(0)
+        x, kept = torch.randn(SHAPE, generator=draws), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.randn(SHAPE, generator=draws), t.expand(3), x).prev_sample
+            kept.append(x)
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-5)
 
 
 def test_schedulers_with_a_history_take_one_timestep():
@@ -1135,6 +1155,18 @@ def test_tables_may_be_changed():
         scheduler.set_timesteps(4)
         scheduler.register_to_config(prediction_type="v_prediction")
         kept.append(scheduler.step(x * 0.3, scheduler.timesteps[0], x).prev_sample)
+        outputs.append(kept)
+    assert_equal_runs(*outputs, 2e-6)
+
+
+def test_the_last_level_may_be_changed():
+    outputs = []
+    for cls in (diffusers.DDIMScheduler, ours.DDIMScheduler):
+        scheduler, x, kept = cls(), torch.ones(SHAPE), []
+        scheduler.set_timesteps(4)
+        for last in (1.0, 0.99995):
+            scheduler.final_alpha_cumprod = torch.tensor(last)
+            kept.append(scheduler.step(x * 0.3, 0, x).prev_sample)
         outputs.append(kept)
     assert_equal_runs(*outputs, 2e-6)
 

@@ -27,8 +27,6 @@ class OnBetas(Fused):
     """What all of them share: ``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps``."""
 
     _tables = ("alphas_cumprod",)
-    #: abar before the first timestep.
-    _end: str | None = None
 
     def _abar(self, t: Any) -> Any:
         """abar of a timestep; before the first, what the configuration says."""

@@ -224,8 +224,9 @@ class Fused:
     diffusers draws it. ``timestep`` may be one for each sample where a step needs no history.
     """
 
-    #: Tables on which the rows depend.
+    #: Tables on which the rows depend, and the number before the first of one.
     _tables: tuple[str, ...] = ()
+    _end: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -233,6 +234,7 @@ class Fused:
         cls.__module__ = __package__
         original = next((c for c in cls.__mro__ if c.__module__.startswith("diffusers.")), None)
         if original is not None:
+            cls._tables = cls._tables if cls._end is None else (*cls._tables, cls._end)
             module = sys.modules[original.__module__]
             names = (f"{cls.__name__}Output", *_OUTPUTS)
             cls._output = next((getattr(module, name) for name in names if hasattr(module, name)), None)
@@ -305,18 +307,21 @@ class Fused:
     def _enter(self, timestep: Any) -> Any:
         """The index of this step in the tables, or one for each sample."""
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            return [self.index_for_timestep(t) for t in timestep]
+            # An expanded one needs no look at the device.
+            if any(timestep.stride()) and len(set(timestep.flatten().tolist())) > 1:
+                return [self.index_for_timestep(t) for t in timestep]
+            # One for all after all; a scheduler that is under way does not look at it.
+            timestep = timestep.flatten()[0]
         if self.step_index is None:
             self._init_step_index(timestep)
         return self._step_index
 
     def _enter_together(self, timestep: Any) -> int:
         """The index of this step, which all samples take together because it has a history."""
-        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            raise ValueError(
-                f"timestep must be one for all samples of {type(self).__name__}, got shape {tuple(timestep.shape)}"
-            )
-        return self._enter(timestep)
+        place = self._enter(timestep)
+        if isinstance(place, list):
+            raise ValueError(f"timestep must be one for all samples of {type(self).__name__}, got {timestep.tolist()}")
+        return place
 
     def _advance(self, i: Any) -> None:
         if not isinstance(i, list):
