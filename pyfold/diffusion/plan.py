@@ -37,6 +37,7 @@ class Plan:
         start_std: standard deviation of the noise that sampling starts from.
         start_scale: c_in of the first stage.
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
+        begins: the stages at which the sampler's steps begin; the stages between are inside a step.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
     """
@@ -50,6 +51,7 @@ class Plan:
     start_std: float = 1.0
     start_scale: float = 1.0
     start_churn: tuple[float, float] | None = None
+    begins: tuple[int, ...] = ()
     learned: tuple[tuple[float, float] | None, ...] = ()
     log_variance: bool = False
     _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -180,6 +182,7 @@ class Builder:
         self.raw = raw or clip is None
         self.rows: list[dict[str, float]] = []
         self.points: list[Point] = []
+        self.begins: list[int] = []
 
     def _predicted(self, here: Point, x0: bool, u: bool) -> dict[str, float]:
         """p, q, r, s, t and the clip: x0 and u from the state and the model."""
@@ -220,6 +223,7 @@ class Builder:
         row |= {f"b{i + 1}": value for i, value in enumerate(b) if value}
         for k, (d, n) in enumerate(noises):
             row |= {f"d{k + 1}": d, f"n{k + 1}": n}
+        self.begins.append(len(self.rows))
         self.rows.append(row)
         self.points.append(here)
 
@@ -244,6 +248,7 @@ class Builder:
             noises = [(d, first + n) for n, d in terms.items() if d] or 0.0
             self.stage(point, a=a, c_u=c_u, b=[*past[::-1], *last], noise=noises)
             point, of_x, of_u, noise = new
+        del self.begins[1 - len(stages) or len(self.begins) :]
 
     def rescale(self, factor: float) -> None:
         """The last stage's result times a factor."""
@@ -268,6 +273,7 @@ class Builder:
             start_std=self.schedule.start_std(start or self.points[0]),
             start_scale=scales[0],
             start_churn=churn,
+            begins=tuple(self.begins),
         )
 
 
@@ -297,6 +303,26 @@ def _learned_noise(plan: Plan, stage: int, said: torch.Tensor, seeds: torch.Tens
     log_variance = said if plan.log_variance else low + (said + 1) / 2 * (high - low)
     z = randn(seeds, said.shape[1:], stream=SAMPLER_STREAM, step=stage, dtype=said.dtype) if noise is None else noise(stage)
     return (log_variance / 2).exp() * z
+
+
+def initial_noise(
+    shape: Sequence[int],
+    seeds: torch.Tensor | Sequence[int],
+    std: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    x: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
+    if not isinstance(seeds, torch.Tensor):
+        seeds = torch.tensor(list(seeds), dtype=torch.int64)
+    seeds = seeds.to(device)
+    if x is None:
+        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
+        return x if std == 1 else x.mul_(std), seeds
+    if tuple(x.shape) != (len(seeds), *shape):
+        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
+    return x.to(device, dtype, copy=True), seeds
 
 
 @torch.no_grad()
@@ -335,18 +361,9 @@ def sample(
         float32 [B, *shape], or float64.
     """
     device = torch.device(device)
-    if not isinstance(seeds, torch.Tensor):
-        seeds = torch.tensor(list(seeds), dtype=torch.int64)
-    seeds = seeds.to(device)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     _, times, counters = plan.on(device)
-    if x is None:
-        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=state)
-        x = x if plan.start_std == 1 else x.mul_(plan.start_std)
-    elif tuple(x.shape) != (len(seeds), *shape):
-        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
-    else:
-        x = x.to(device, state, copy=True)
+    x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
     if plan.start_churn is not None:
         keep, add = plan.start_churn
         n = len(plan)

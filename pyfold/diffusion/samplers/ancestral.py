@@ -21,6 +21,13 @@ def check_eta(eta: float, most: float = 1.0) -> float:
     return float(eta)
 
 
+def check_noise_scale(noise_scale: float) -> float:
+    """Finite and from 0."""
+    if not 0 <= noise_scale < math.inf:
+        raise ValueError(f"noise_scale must be finite and from 0, got {noise_scale}")
+    return float(noise_scale)
+
+
 def discrete(schedule: Schedule) -> Schedule:
     """For samplers whose formula is on the betas of training times."""
     if not schedule.steps:
@@ -144,6 +151,7 @@ def euler_ancestral(
         eta: noise, from 0 to 1.
         noise_scale: factor on the noise.
     """
+    check_noise_scale(noise_scale)
     build = Builder(schedule, prediction, clip, "epsilon")
     check_eta(eta)
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
@@ -168,6 +176,7 @@ def flow_ancestral(
         schedule: a flow schedule.
         steps, prediction, eta, noise_scale, clip, spacing: as for :func:`euler_ancestral`.
     """
+    check_noise_scale(noise_scale)
     if not schedule.is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     build = Builder(schedule, prediction, clip, "x0")

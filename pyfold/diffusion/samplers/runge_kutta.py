@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
+from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points
 
@@ -208,6 +208,7 @@ def dpm2_ancestral(
         schedule, steps, prediction, clip, spacing: as for :func:`euler`.
         eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
     """
+    check_noise_scale(noise_scale)
     build = Builder(schedule, prediction, clip, "epsilon")
     frame = FRAMES["noise"]
     check_eta(eta)
@@ -248,11 +249,14 @@ def edm_stochastic(
         noise_scale: S_noise.
         method: "heun", "euler" or "dpm2".
     """
+    check_noise_scale(noise_scale)
     methods = {"heun": _heun_step, "euler": _euler_step, "dpm2": _midpoint_step}
     if method not in methods:
         raise ValueError(f"method must be 'heun', 'euler' or 'dpm2', got {method!r}")
     if not 0 <= churn < math.inf:
         raise ValueError(f"churn must be from 0, got {churn}")
+    if not churn_min <= churn_max:
+        raise ValueError(f"churn_min and churn_max must be churn_min <= churn_max, got {churn_min} and {churn_max}")
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
     gamma = min(churn / (len(points) - 1), math.sqrt(2) - 1)
