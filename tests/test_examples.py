@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pyfold import diffusion
 from pyfold.train import cli
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,16 @@ def blocks(language):
 def test_readme_python_runs():
     assert len(blocks("python")) == 3
     exec("\n".join(blocks("python")), {})
+
+
+def test_sampling_guide_runs():
+    """Its Python, and the samplers, spacings and functions that it names."""
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code) == 4
+    exec("\n".join(code), {})
+    for name in re.findall(r"`(?:diffusion\.)?(\w+)\(", page):
+        assert hasattr(diffusion, name), name
 
 
 def test_readme_examples_are_short():
