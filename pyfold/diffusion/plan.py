@@ -268,7 +268,9 @@ class Builder:
         """The plan; ``start`` is where the given state lies if the model is first evaluated elsewhere, ``churn`` away."""
         numbers = [v for row in self.rows for key, v in row.items() if not key.startswith("clip")]
         if not all(math.isfinite(v) for v in numbers):
-            raise ValueError(f"{name} has no finite coefficients for this spacing: it cannot start at pure noise (alpha 0)")
+            raise ValueError(
+                f"{name} has no finite coefficients: an option is NaN or infinite, or spacing starts at pure noise (alpha 0)"
+            )
         scales = [self.schedule.input_scale(p.alpha, p.sigma) for p in self.points]
         for row, scale in zip(self.rows, [*scales[1:], 1.0], strict=True):
             row["c_in"] = scale
@@ -301,7 +303,12 @@ def inpaint(
             frames or a rectangle, ``sample(region=...)`` does without this pass.
     """
 
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+
     def callback(stage: int, x: torch.Tensor) -> None:
+        if known.shape != x.shape:
+            raise ValueError(f"known must have the shape of the state, {tuple(x.shape)}, got {tuple(known.shape)}")
         if not noised:
             x.copy_(torch.where(mask, known.to(x.dtype), x))
             return
@@ -331,9 +338,9 @@ def initial_noise(
     x: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
-    if not isinstance(seeds, torch.Tensor):
-        seeds = torch.tensor(list(seeds), dtype=torch.int64)
-    seeds = seeds.to(device)
+    if not isinstance(seeds, (torch.Tensor, Sequence)) or isinstance(seeds, str):
+        raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {type(seeds).__name__}")
+    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(seeds, dtype=torch.int64, device=device)
     if x is None:
         x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
         return x if std == 1 else x.mul_(std), seeds
@@ -399,6 +406,8 @@ def sample(
     Returns:
         float32 [B, *shape], or float64.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
     device = torch.device(device)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     _, times, counters = plan.on(device)

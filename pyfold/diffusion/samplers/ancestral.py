@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pyfold.diffusion.plan import Builder, Plan
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
 from pyfold.diffusion.spacings import Points, choose_points
 
 Spacing = str | Callable[..., list[Point]] | Points
@@ -30,7 +30,7 @@ def check_noise_scale(noise_scale: float) -> float:
 
 def discrete(schedule: Schedule) -> Schedule:
     """For samplers whose formula is on the betas of training times."""
-    if not schedule.steps:
+    if not check_schedule(schedule).steps:
         raise ValueError(f"schedule must be a schedule with discrete times, got {schedule.name}")
     return schedule
 
@@ -177,7 +177,7 @@ def flow_ancestral(
         steps, prediction, eta, noise_scale, clip, spacing: as for :func:`euler_ancestral`.
     """
     check_noise_scale(noise_scale)
-    if not schedule.is_flow:
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     build = Builder(schedule, prediction, clip, "x0")
     check_eta(eta)
@@ -208,7 +208,7 @@ def flow_sde(
         steps, prediction, clip, spacing: as for :func:`euler_ancestral`.
         noise_level: from 0 (the flow).
     """
-    if not schedule.is_flow:
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     if not 0 <= noise_level < math.inf:
         raise ValueError(f"noise_level must be finite and from 0, got {noise_level}")

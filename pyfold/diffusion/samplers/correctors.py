@@ -108,7 +108,7 @@ def unipc(
         final_order: highest order of the last step, one more of the one before, and so on; None for no limit.
     """
     check_order(order, 4)
-    check_order(final_order or order, 4, "final_order")
+    check_order(order if final_order is None else final_order, 4, "final_order")
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant must be 'bh1' or 'bh2', got {variant!r}")
     points = choose_points(schedule, steps, spacing)
@@ -179,7 +179,7 @@ def sa_solver(
     check_order(predictor_order, 4, "predictor_order")
     if corrector_order != 0:
         check_order(corrector_order, 4, "corrector_order")
-    check_order(final_order or predictor_order, 4, "final_order")
+    check_order(predictor_order if final_order is None else final_order, 4, "final_order")
     points = choose_points(schedule, steps, spacing)
     _check_interpolated(interpolated, points)
     build = Builder(schedule, prediction, clip, interpolated)

@@ -94,7 +94,7 @@ def dpmpp_multistep(
     """
     check_noise_scale(noise_scale)
     check_order(order, 3)
-    check_order(final_order or order, 3, "final_order")
+    check_order(order if final_order is None else final_order, 3, "final_order")
     check_eta(eta, math.inf)
     _check_solver(solver)
     build = Builder(schedule, prediction, clip)
@@ -131,7 +131,7 @@ def dpm_multistep(
         stochastic: the reverse SDE, of order 1 or 2.
     """
     check_order(order, 2 if stochastic else 3)
-    check_order(final_order or order, 3, "final_order")
+    check_order(order if final_order is None else final_order, 3, "final_order")
     _check_solver(solver)
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pyfold.diffusion.plan import Builder, Plan, Stage
 from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
 from pyfold.diffusion.spacings import choose_points
 
 
@@ -35,7 +35,7 @@ FRAMES = {
 def choose_frame(schedule: Schedule, frame: str | None) -> Frame:
     """The frame of that name; the schedule's own for None."""
     if frame is None:
-        frame = "flow" if schedule.is_flow else "noise"
+        frame = "flow" if check_schedule(schedule).is_flow else "noise"
     if frame not in FRAMES:
         raise ValueError(f"frame must be 'noise' or 'flow', got {frame!r}")
     return FRAMES[frame]
@@ -118,7 +118,7 @@ def flow_heun(
 
 
 def _flow(schedule, steps, prediction, clip, spacing, step, name):
-    if not schedule.is_flow:
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     points = choose_points(schedule, steps, spacing)
     if prediction == "epsilon" and points[0].alpha == 0:
