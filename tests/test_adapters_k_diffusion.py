@@ -142,6 +142,20 @@ def test_against_k_diffusion(name, case, generator):
             kept = b["n_reject"]
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "fast" not in n and "adaptive" not in n])
+def test_sigmas_that_end_above_zero(name, generator):
+    """Part of a way, as two models that share it have."""
+    start = torch.randn(4, *SHAPE, generator=generator) * 15
+    asks = "noise_sampler" in inspect.signature(getattr(ours, name)).parameters
+    noise = [{"noise_sampler": Noise(start)} if asks else {} for _ in range(2)]
+    theirs, mine = (
+        getattr(module, name)(model, start.clone(), SIGMAS[:5], disable=True, **more)
+        for module, more in zip((sampling, ours), noise, strict=True)
+    )
+    atol = (1e-6 if name == "sample_lms" else 1e-10) * theirs.abs().max().item()
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
+
+
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sample_dpm_fast", "sample_dpm_adaptive") and "sde" not in n])
 def test_the_default_noise_is_torch_s(name, generator):

@@ -338,9 +338,9 @@ def initial_noise(
     x: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
-    if not isinstance(seeds, (torch.Tensor, Sequence)) or isinstance(seeds, str):
+    if isinstance(seeds, str) or not hasattr(seeds, "__iter__"):
         raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {type(seeds).__name__}")
-    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(seeds, dtype=torch.int64, device=device)
+    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(list(seeds), dtype=torch.int64, device=device)
     if x is None:
         x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
         return x if std == 1 else x.mul_(std), seeds
