@@ -1,5 +1,6 @@
 """The README's Python runs, its commands parse, and the examples do their work, small."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pyfold import diffusion
 from pyfold.train import cli
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +19,10 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = {
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
+    "langevin.py": ["--quick"],
+    "sampler_orders.py": ["--quick"],
+    "noise_everywhere.py": ["--quick"],
+    "state_precision.py": ["--quick"],
 }
 
 
@@ -27,6 +33,16 @@ def blocks(language):
 def test_readme_python_runs():
     assert len(blocks("python")) == 3
     exec("\n".join(blocks("python")), {})
+
+
+def test_sampling_guide_runs():
+    """Its Python, and the samplers, spacings and functions that it names."""
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code) == 4
+    exec("\n".join(code), {})
+    for name in re.findall(r"`(?:diffusion\.)?(\w+)\(", page):
+        assert hasattr(diffusion, name), name
 
 
 def test_readme_examples_are_short():
@@ -52,6 +68,52 @@ def test_every_example_is_tested():
     assert set(EXAMPLES) == {p.name for p in (ROOT / "examples").glob("*.py")}
 
 
+def table(text):
+    """The rows of a printed table, by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return rows[0], rows[2:]
+
+
+def check_langevin(text, out):
+    """Near Boltzmann's density; particles that never left their first well would be 0.4 away."""
+    assert float(re.search(r"density (\d\.\d+)", text)[1]) < 0.1
+    with Image.open(out.with_suffix(".gif")) as animation:
+        assert animation.n_frames >= 6
+
+
+def check_orders(text, out):
+    _, rows = table(text)
+    measured = {name: float(slope) for name, _, slope, *_ in rows}
+    for name, order in {"euler (DDIM)": 1, "heun": 2, "dpm++ 2M": 2, "dpm++ 3M as published": 2, "dpm-solver 3": 3}.items():
+        assert abs(measured[name] - order) < 0.25, (name, measured[name])
+    assert measured["dpm++ 3M exact"] > 2.4 and measured["unipc 2"] > 2.7
+
+
+def check_noise(text, out):
+    columns, rows = table(text)
+    assert columns[1:3] == ["pyfold", "diffusers"] and len(rows) >= 7
+    assert len({row[1] for row in rows}) == 1
+    assert sum("differs" in row[2] for row in rows) >= 3
+
+
+def check_precision(text, out):
+    """A bfloat16 state is worse at any number of steps, and the float32 state is as good at 100 as at 28."""
+    columns, rows = table(text)
+    assert columns[-1] == "bf16 / float32 state" and len(rows) == 12
+    assert all(float(row[-1]) > 2 for row in rows)
+    for name, by_kind in json.loads(out.with_suffix(".json").read_text())["errors"].items():
+        assert by_kind["float32 state"][2] < 1.5 * by_kind["float32 state"][0], name
+        assert max(by_kind["float32 state and model"]) < 1e-6
+
+
+CHECKS = {
+    "langevin.py": check_langevin,
+    "sampler_orders.py": check_orders,
+    "noise_everywhere.py": check_noise,
+    "state_precision.py": check_precision,
+}
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, tmp_path):
     out = tmp_path / "out.png"
@@ -59,6 +121,8 @@ def test_example(name, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert min(Image.open(out).size) > 100
+    if name in CHECKS:
+        CHECKS[name](result.stdout, out)
 
 
 def test_noise_specification_names_the_constants():

@@ -85,6 +85,11 @@ ORDERS = {
     "deis 3": (3, diffusion.deis),
     "unipc 2, bh1": (3, partial(diffusion.unipc, variant="bh1", final_order=None)),
     "unipc 2, bh2": (3, partial(diffusion.unipc, final_order=None)),
+    "unipc 2, epsilon": (3, partial(diffusion.unipc, interpolated="epsilon", final_order=None)),
+    "sa_solver 3, epsilon": (
+        3,
+        partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, interpolated="epsilon", final_order=None),
+    ),
     "sa_solver 3": (
         3,
         partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, adjusted=False, final_order=None),
@@ -133,6 +138,7 @@ STOCHASTIC = {
     "dpm_multistep": partial(diffusion.dpm_multistep, stochastic=True),
     "res_multistep": partial(diffusion.res_multistep, eta=1.0),
     "sa_solver": diffusion.sa_solver,
+    "sa_solver, epsilon": partial(diffusion.sa_solver, interpolated="epsilon"),
     "er_sde": diffusion.er_sde,
     "edm_stochastic": partial(diffusion.edm_stochastic, noise_scale=1.0),
     "seeds 2": diffusion.seeds,
@@ -256,6 +262,48 @@ def test_noise_can_be_given(name, generator):
     given = diffusion.sample(smooth, plan, (40,), SEEDS, x=start, noise=noise, dtype=torch.float64)
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-11)
     assert bool(asked) == plan.noisy
+
+
+def mixing(x, t):
+    """A model that looks from one frame at the others."""
+    return torch.sin(x) * 0.5 + 0.2 * x.mean(2, keepdim=True)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_known_frames_are_kept_at_no_noise(name, generator):
+    """Only the frames between the known ones are stepped; each gets the bits that it has where the others are put back."""
+    plan, region = plan_of(name, 8), (slice(None), slice(2, 5))
+    known = torch.randn(3, 2, 6, 5, generator=generator)
+    x = pyfold.randn(SEEDS, known.shape[1:])
+    mask = torch.ones(known.shape[1:], dtype=torch.bool)
+    mask[region] = False
+    x = torch.where(mask, known, x * plan.start_std)
+    seen = []
+
+    def model(x, t):
+        seen.append(x.clone())
+        return mixing(x, t)
+
+    result = diffusion.sample(model, plan, known.shape[1:], SEEDS, x=x, region=region)
+    assert torch.equal(result[:, mask], known[:, mask])
+    assert all(torch.equal(state[:, mask], known[:, mask]) for state in seen)
+    put_back = diffusion.inpaint(plan, known, mask, SEEDS, noised=False)
+    # The start's churn has no callback.
+    if plan.start_churn is None:
+        expected = diffusion.sample(mixing, plan, known.shape[1:], SEEDS, x=x, callback=put_back)
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_mask_puts_the_known_back_in_every_sampler(name, generator):
+    """Inpainting with a mask of any shape: what is free never saw the kept part's own steps."""
+    plan = plan_of(name, 8)
+    known = torch.randn(3, 6, 5, generator=generator)
+    mask = torch.rand(6, 5, generator=generator) < 0.5
+    callback = diffusion.inpaint(plan, known, mask, SEEDS)
+    x = diffusion.sample(lambda x, t: x * 0.4, plan, (6, 5), SEEDS, callback=callback)
+    free = diffusion.sample(lambda x, t: x * 0.4, plan, (6, 5), SEEDS)
+    assert torch.equal(x[:, mask], known[:, mask]) and torch.equal(x[:, ~mask], free[:, ~mask])
 
 
 # --- formulas that no other package shares with us
@@ -650,6 +698,29 @@ BAD = {
         ValueError,
         "spacing must",
     ),
+    "NaN ratio": (lambda: spacings.at_ratios(VP, [math.nan, 1.0]), ValueError, "ratio.*nan"),
+    "negative ratio": (lambda: spacings.at_ratios(VP, [1.0, -1.0]), ValueError, "ratio.*-1"),
+    "sigma": (lambda: spacings.at_sigmas(FLOW, [1.5, 0.5]), ValueError, r"sigmas must be in \[0, 1\].*1.5"),
+    "NaN sigma": (lambda: spacings.at_sigmas(FLOW, [math.nan]), ValueError, "sigmas.*nan"),
+    "NaN of a spacing": (lambda: spacings.laplace(VP, 5, mu=math.nan), ValueError, "nan"),
+    "numbers as points": (lambda: diffusion.euler(VP, spacing=[3.0, 1.0]), TypeError, "spacing.*Point.*float at 0"),
+    "spacing type": (lambda: diffusion.euler(VP, 5, spacing=3), TypeError, "spacing.*int"),
+    "schedule": (lambda: diffusion.euler("vp", 5), TypeError, "schedule.*str"),
+    "schedule of ddim": (lambda: diffusion.ddim("vp", 5), TypeError, "schedule.*str"),
+    "final order": (lambda: diffusion.unipc(VP, 5, final_order=0), ValueError, "final_order.*0"),
+    "NaN option": (lambda: diffusion.lcm(VP, 4, time_scaling=math.nan), ValueError, "lcm.*NaN or infinite"),
+    "ddim eta": (lambda: diffusion.ddim(VP, 5, eta=-0.1), ValueError, "eta.*-0.1"),
+    "sde eta": (lambda: diffusion.dpmpp_multistep(VP, 5, eta=-0.1), ValueError, "eta.*-0.1"),
+    "tcd eta": (lambda: diffusion.tcd(VP, 4, eta=math.nan), ValueError, "eta.*nan"),
+    "plan": (lambda: diffusion.sample(smooth, "ddim", (4,), [1]), TypeError, "plan.*str"),
+    "seeds type": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), 5), TypeError, "seeds.*int"),
+    "seeds string": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), "ab"), TypeError, "seeds.*str"),
+    "mask": (lambda: diffusion.inpaint(plan_of("lms"), torch.zeros(1, 3), torch.zeros(3), SEEDS), TypeError, "mask.*float32"),
+    "known": (
+        lambda: diffusion.inpaint(plan_of("lms"), torch.zeros(1, 3), torch.zeros(3) == 0, SEEDS)(0, torch.zeros(1, 4)),
+        ValueError,
+        r"known.*\(1, 4\).*\(1, 3\)",
+    ),
     "final": (lambda: spacings.at_times(VP, [9, 3], "last"), ValueError, "final.*'last'"),
     "continuous": (lambda: diffusion.euler(FLOW, 5, spacing="leading"), ValueError, "discrete times.*flow"),
     "span": (lambda: spacings.karras(VP, 5, sigma_min=3.0, sigma_max=1.0), ValueError, "sigma_min.*3.0 and 1.0"),
@@ -662,6 +733,15 @@ BAD = {
     "stochastic order": (lambda: diffusion.dpm_multistep(VP, 5, order=3, stochastic=True), ValueError, "order.*3"),
     "solver": (lambda: diffusion.dpmpp_multistep(VP, 5, solver="rk"), ValueError, "solver.*'rk'"),
     "variant": (lambda: diffusion.unipc(VP, 5, variant="bh3"), ValueError, "variant.*'bh3'"),
+    "interpolated": (lambda: diffusion.unipc(VP, 5, interpolated="v"), ValueError, "interpolated.*'v'"),
+    "epsilon from pure noise": (
+        lambda: diffusion.sa_solver(FLOW, 5, interpolated="epsilon"),
+        ValueError,
+        "interpolated must be 'x0'",
+    ),
+    "noise scale": (lambda: diffusion.euler_ancestral(VP, 5, noise_scale=math.nan), ValueError, "noise_scale.*nan"),
+    "noise scale sign": (lambda: diffusion.er_sde(VP, 5, noise_scale=-1.0), ValueError, "noise_scale.*-1"),
+    "churn span": (lambda: diffusion.edm_stochastic(VP, 5, churn_min=math.nan), ValueError, "churn_min.*nan"),
     "frame": (lambda: diffusion.lms(VP, 5, frame="x"), ValueError, "frame.*'x'"),
     "eta": (lambda: diffusion.euler_ancestral(VP, 5, eta=1.5), ValueError, "eta.*1.5"),
     "eta NaN": (lambda: diffusion.dpmpp_sde(VP, 5, eta=math.nan), ValueError, "eta.*nan"),
@@ -678,6 +758,26 @@ BAD = {
     "discrete": (lambda: diffusion.lcm(FLOW, 5), ValueError, "discrete times.*flow"),
     "pure noise": (lambda: diffusion.heun(FLOW, 5, frame="noise", spacing="trailing"), ValueError, "pure noise"),
     "epsilon at pure noise": (lambda: diffusion.consistency(FLOW, 5, prediction="epsilon"), ValueError, "does not determine"),
+    "region": (
+        lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1], x=torch.zeros(1, 4), region=(slice(0, 4, 2),)),
+        ValueError,
+        "region.*step 1",
+    ),
+    "region type": (
+        lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1], x=torch.zeros(1, 4), region=(2,)),
+        TypeError,
+        "region.*int",
+    ),
+    "long region": (
+        lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1], x=torch.zeros(1, 4), region=(slice(2),) * 2),
+        ValueError,
+        "region.*at most 1",
+    ),
+    "region without x": (
+        lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1], region=(slice(2),)),
+        ValueError,
+        "x must be given",
+    ),
     "start": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1, 2], x=torch.zeros(1, 4)), ValueError, r"x must.*2, 4"),
     "seeds": (
         lambda: plan_of("ddpm").step(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])),

@@ -115,12 +115,15 @@ def test_dpm_multistep(algorithm, order, solver, sampler, steps, monkeypatch, ge
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order, variant, steps, monkeypatch, generator):
-    # Theirs is NaN at zero noise in variant bh1.
-    final = "zero" if variant == "bh2" else "sigma_min"
-    scheduler = diffusers.UniPCMultistepScheduler(**CONFIG, solver_order=order, solver_type=variant, final_sigmas_type=final)
+@pytest.mark.parametrize("interpolated", ["x0", "epsilon"])
+def test_unipc(order, variant, steps, interpolated, monkeypatch, generator):
+    # Theirs is NaN at zero noise in variant bh1, and on epsilon.
+    final = "zero" if variant == "bh2" and interpolated == "x0" else "sigma_min"
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **CONFIG, solver_order=order, solver_type=variant, final_sigmas_type=final, predict_x0=interpolated == "x0"
+    )
     scheduler.set_timesteps(steps)
-    plan = diffusion.unipc(SCHEDULE, spacing=points_of(scheduler), order=order, variant=variant)
+    plan = diffusion.unipc(SCHEDULE, spacing=points_of(scheduler), order=order, variant=variant, interpolated=interpolated)
     # Their coefficients are partly float32 tensors.
     compare(plan, scheduler, monkeypatch, generator, 1e-6)
 
@@ -134,11 +137,16 @@ def test_deis(order, monkeypatch, generator):
 
 
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (2, 2), (3, 3), (3, 4), (2, 1)])
-def test_sa_solver(predictor, corrector, monkeypatch, generator):
+@pytest.mark.parametrize("interpolated", ["x0", "epsilon"])
+def test_sa_solver(predictor, corrector, interpolated, monkeypatch, generator):
     scheduler = diffusers.SASolverScheduler(
-        **CONFIG, predictor_order=predictor, corrector_order=corrector, tau_func=lambda t: 0.8 if 200 <= t <= 800 else 0.0
-    )
+        **CONFIG, predictor_order=predictor, corrector_order=corrector, tau_func=lambda t: 0.8 if 200 <= t <= 800 else 0.0,
+        algorithm_type="data_prediction" if interpolated == "x0" else "noise_prediction",
+    )  # fmt: skip
     scheduler.set_timesteps(20)
+    if interpolated == "epsilon":
+        # Theirs has no step to zero noise here: what is compared ends one step earlier.
+        scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[:-1], scheduler.sigmas[:-1]
     times = {float(s): float(t) for s, t in zip(scheduler.sigmas[:-1].double(), scheduler.timesteps, strict=True)}
 
     def tau(point):
@@ -146,11 +154,12 @@ def test_sa_solver(predictor, corrector, monkeypatch, generator):
         return 0.8 if 200 <= times[nearest] <= 800 else 0.0
 
     plan = diffusion.sa_solver(
-        SCHEDULE, spacing=points_of(scheduler), predictor_order=predictor, corrector_order=corrector, tau=tau
-    )
+        SCHEDULE, spacing=points_of(scheduler), predictor_order=predictor, corrector_order=corrector, tau=tau,
+        interpolated=interpolated,
+    )  # fmt: skip
     x = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64)
     # They draw at every step.
-    expected = run_theirs(scheduler, x, monkeypatch, range(20))
+    expected = run_theirs(scheduler, x, monkeypatch, range(len(plan)))
     torch.testing.assert_close(run_ours(plan, x), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 

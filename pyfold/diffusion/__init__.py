@@ -16,6 +16,7 @@ from pyfold.diffusion.plan import Builder, Plan, Stage, inpaint, sample
 from pyfold.diffusion.predictions import PREDICTIONS, convert
 from pyfold.diffusion.samplers import (
     SAMPLERS,
+    Attempt,
     annealed_langevin,
     consistency,
     ddim,
@@ -24,6 +25,7 @@ from pyfold.diffusion.samplers import (
     deis,
     dpm2,
     dpm2_ancestral,
+    dpm_adaptive,
     dpm_fast,
     dpm_multistep,
     dpm_singlestep,
@@ -85,6 +87,7 @@ __all__ = [
     "SPACINGS",
     "TIME_STREAM",
     "WEIGHTINGS",
+    "Attempt",
     "BrownianPath",
     "Builder",
     "Noised",
@@ -103,6 +106,7 @@ __all__ = [
     "deis",
     "dpm2",
     "dpm2_ancestral",
+    "dpm_adaptive",
     "dpm_fast",
     "dpm_multistep",
     "dpm_singlestep",

@@ -39,27 +39,39 @@ def guided(plan: Plan, scale: float) -> Plan:
 def guided_plus_plus(plan: Plan, scale: float) -> Plan:
     """CFG++ for (conditional, unconditional): x0 from the guided output, the noise from the unconditional one.
 
-    Chung et al. 2024, algorithm 2, where the scale is in [0, 1]. For ``ddim`` and ``euler_ancestral`` without clip, whose steps
-    are ``c_x0 x0 + c_u epsilon``.
+    Chung et al. 2024, algorithm 2, where the scale is in [0, 1]. In a step ``alpha' x0 + k epsilon + differences`` the
+    epsilon of ``k epsilon`` becomes the unconditional one; the differences that a multistep method extrapolates with, and its
+    history, are of the guided output. That is one more term of the step, the unconditional output itself.
+
+    Args:
+        plan: of a sampler of one evaluation a step, without clip; its noise comes from seeds.
+        scale: of the guidance.
     """
     _finite("scale", scale)
-    simple = {"a", "c_x0", "c_u", "p", "q", "r", "s", "d1", "n1", "c_in"}
+    if plan.learned or plan.base_output is not None or len(plan.begins) != len(plan):
+        raise ValueError(f"plan must be of a sampler of one evaluation a step, without learned variance, got {plan.name}")
     rows = []
-    for row in plan.rows:
-        if any(value and name not in simple for name, value in row.items()) or row.get("a"):
-            raise ValueError(f"plan must be of ddim or euler_ancestral without clip, got {plan.name}")
-        of_x0, of_u = row.get("c_x0", 0.0) * row.get("q", 0.0), row.get("c_u", 0.0) * row.get("s", 0.0)
-        rows.append(
-            {
-                **{name: row[name] for name in ("d1", "n1", "c_in") if name in row},
-                "a": row.get("c_x0", 0.0) * row.get("p", 0.0) + row.get("c_u", 0.0) * row.get("r", 0.0),
-                "c_u": 1.0,
-                "s": 1.0,
-                "g1": of_x0 * scale,
-                "g2": of_x0 * (1 - scale) + of_u,
-            }
-        )
-    return replace(plan, name=f"{plan.name}, CFG++ {scale:g}", rows=tuple(rows), _on_device={})
+    for row, here in zip(plan.rows, plan.points, strict=True):
+        if not (row.get("clip_min", -math.inf) == -math.inf and row.get("clip_max", math.inf) == math.inf):
+            raise ValueError(f"plan must be without clip, got {plan.name} with {row['clip_min']:g} to {row['clip_max']:g}")
+        if here.alpha == 0:
+            raise ValueError(f"plan must not start at pure noise (alpha 0), where nothing is known of x0, got {plan.name}")
+        of_u = sum(row.get(name, 0.0) for name in ("c_u", "b1", "b2", "b3", "b4"))
+        kept = row.get("a", 0.0) * here.sigma + (0.0 if plan.remembers == "x0" else of_u)
+        # epsilon = .. x + slope times what stands in this column, which is r x + s e.
+        if plan.remembers == "x0" or not row.get("s"):
+            column, slope, r, s = "c_x0", -here.alpha / here.sigma, row["p"], row["q"]
+        else:
+            slope = 1.0 if plan.remembers == "epsilon" else here.alpha / (here.alpha + here.sigma)
+            column, r, s = "c_u", row.get("r", 0.0), row["s"]
+        changed = {
+            "a": row.get("a", 0.0) + kept * slope * r,
+            column: row.get(column, 0.0) - kept * slope,
+            "a_base": kept * slope * s,
+        }
+        rows.append({**row, **changed, "g1": float(scale), "g2": 1.0 - scale})
+    name = f"{plan.name}, CFG++ {scale:g}"
+    return replace(plan, name=name, rows=tuple(rows), base_output=1, _on_device={})
 
 
 def guided_by_energy(plan: Plan, schedule: Schedule, prediction: str, weight: float = 1.0) -> Plan:

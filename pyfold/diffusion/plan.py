@@ -37,6 +37,9 @@ class Plan:
         start_std: standard deviation of the noise that sampling starts from.
         start_scale: c_in of the first stage.
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
+        begins: the stages at which the sampler's steps begin; the stages between are inside a step.
+        remembers: what u is: "x0", "epsilon" or "flow".
+        base_output: which of the model's outputs enters the step once more, with the rows' a_base.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
     """
@@ -50,6 +53,9 @@ class Plan:
     start_std: float = 1.0
     start_scale: float = 1.0
     start_churn: tuple[float, float] | None = None
+    begins: tuple[int, ...] = ()
+    remembers: str = "x0"
+    base_output: int | None = None
     learned: tuple[tuple[float, float] | None, ...] = ()
     log_variance: bool = False
     _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -70,7 +76,7 @@ class Plan:
         """
         device = torch.device(device)
         if device not in self._on_device:
-            rows = [{**row, "a_base": 1.0} for row in self.rows]
+            rows = [{"a_base": 1.0, **row} for row in self.rows]
             table = affine_table([*rows, {"a": 1.0}], device)
             times = torch.tensor([*self.times, self.times[-1]], dtype=torch.float32, device=device)
             self._on_device[device] = table, times, torch.arange(len(table), device=device)
@@ -108,6 +114,11 @@ class Plan:
             newest = history[-1] if len(history) == self.history else torch.empty_like(x)
         if self.noisy and seeds is None and noise is None:
             raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
+        base = noise
+        if self.base_output is not None:
+            if noise is not None:
+                raise ValueError(f"noise must come from seeds for {self.name}, got a tensor")
+            base = models[self.base_output].to(x.dtype)
         table = self.on(x.device)[0]
         if adapt:
             table, index = table[index.expand(x.shape[0])], None
@@ -119,7 +130,7 @@ class Plan:
             models,
             table,
             index,
-            base=noise,
+            base=base,
             history=history or (),
             seeds=seeds if self.noisy and noise is None else None,
             stream=SAMPLER_STREAM,
@@ -180,6 +191,7 @@ class Builder:
         self.raw = raw or clip is None
         self.rows: list[dict[str, float]] = []
         self.points: list[Point] = []
+        self.begins: list[int] = []
 
     def _predicted(self, here: Point, x0: bool, u: bool) -> dict[str, float]:
         """p, q, r, s, t and the clip: x0 and u from the state and the model."""
@@ -220,6 +232,7 @@ class Builder:
         row |= {f"b{i + 1}": value for i, value in enumerate(b) if value}
         for k, (d, n) in enumerate(noises):
             row |= {f"d{k + 1}": d, f"n{k + 1}": n}
+        self.begins.append(len(self.rows))
         self.rows.append(row)
         self.points.append(here)
 
@@ -244,6 +257,7 @@ class Builder:
             noises = [(d, first + n) for n, d in terms.items() if d] or 0.0
             self.stage(point, a=a, c_u=c_u, b=[*past[::-1], *last], noise=noises)
             point, of_x, of_u, noise = new
+        del self.begins[1 - len(stages) or len(self.begins) :]
 
     def rescale(self, factor: float) -> None:
         """The last stage's result times a factor."""
@@ -254,7 +268,9 @@ class Builder:
         """The plan; ``start`` is where the given state lies if the model is first evaluated elsewhere, ``churn`` away."""
         numbers = [v for row in self.rows for key, v in row.items() if not key.startswith("clip")]
         if not all(math.isfinite(v) for v in numbers):
-            raise ValueError(f"{name} has no finite coefficients for this spacing: it cannot start at pure noise (alpha 0)")
+            raise ValueError(
+                f"{name} has no finite coefficients: an option is NaN or infinite, or spacing starts at pure noise (alpha 0)"
+            )
         scales = [self.schedule.input_scale(p.alpha, p.sigma) for p in self.points]
         for row, scale in zip(self.rows, [*scales[1:], 1.0], strict=True):
             row["c_in"] = scale
@@ -268,10 +284,14 @@ class Builder:
             start_std=self.schedule.start_std(start or self.points[0]),
             start_scale=scales[0],
             start_churn=churn,
+            begins=tuple(self.begins),
+            remembers=self.u,
         )
 
 
-def inpaint(plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor) -> Callable[[int, torch.Tensor], None]:
+def inpaint(
+    plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor, *, noised: bool = True
+) -> Callable[[int, torch.Tensor], None]:
     """A callback for :func:`sample`: where ``mask`` is true, the state is ``known``, noised to the level of each stage.
 
     Its noise is the start's, so the known part lies on one straight path from there to itself.
@@ -279,9 +299,19 @@ def inpaint(plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Te
     Args:
         plan: being run.
         known: [B, ...], float32. mask: bool, broadcast against it. seeds: int64 [B].
+        noised: False for models that see the known part at no noise; then put it into the start, too. Where the known part is
+            frames or a rectangle, ``sample(region=...)`` does without this pass.
     """
 
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+
     def callback(stage: int, x: torch.Tensor) -> None:
+        if known.shape != x.shape:
+            raise ValueError(f"known must have the shape of the state, {tuple(x.shape)}, got {tuple(known.shape)}")
+        if not noised:
+            x.copy_(torch.where(mask, known.to(x.dtype), x))
+            return
         last = stage + 1 == len(plan)
         alpha, sigma = (1.0, 0.0) if last else (plan.points[stage + 1].alpha, plan.points[stage + 1].sigma)
         x.copy_(torch.where(mask, add_noise(known.to(x.dtype), alpha, sigma, seeds, stream=INITIAL_STREAM), x))
@@ -299,6 +329,44 @@ def _learned_noise(plan: Plan, stage: int, said: torch.Tensor, seeds: torch.Tens
     return (log_variance / 2).exp() * z
 
 
+def initial_noise(
+    shape: Sequence[int],
+    seeds: torch.Tensor | Sequence[int],
+    std: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    x: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
+    if isinstance(seeds, str) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {type(seeds).__name__}")
+    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(list(seeds), dtype=torch.int64, device=device)
+    if x is None:
+        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
+        return x if std == 1 else x.mul_(std), seeds
+    if tuple(x.shape) != (len(seeds), *shape):
+        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
+    return x.to(device, dtype, copy=True), seeds
+
+
+def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool) -> tuple[tuple[slice, ...], dict[str, Any]]:
+    """(index of a batch, the window of noise) of a region."""
+    if region is None:
+        return (slice(None),), {}
+    if not x_given:
+        raise ValueError("x must be given with region: it holds what is known, got None")
+    if len(region) > len(shape):
+        raise ValueError(f"region must have at most {len(shape)} slices, got {len(region)}")
+    whole = [*region, *[slice(None)] * (len(shape) - len(region))]
+    for part in whole:
+        if not isinstance(part, slice):
+            raise TypeError(f"region must be slices, got {type(part).__name__}")
+        if part.step not in (None, 1):
+            raise ValueError(f"region must be of slices of step 1, got {part}")
+    offset = [part.indices(size)[0] for part, size in zip(whole, shape, strict=True)]
+    return (slice(None), *whole), {"offset": offset, "global_shape": list(shape)}
+
+
 @torch.no_grad()
 def sample(
     model: Model,
@@ -310,6 +378,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     x: torch.Tensor | None = None,
     noise: Callable[[int], torch.Tensor] | None = None,
+    region: Sequence[slice] | None = None,
     adapt: Sequence[Callable[..., torch.Tensor]] = (),
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
@@ -328,32 +397,31 @@ def sample(
         x: start from this state instead of noise; it belongs to the first point of the plan.
         noise: ``noise(n)`` gives the n-th standard normal [B, *shape] in place of ``pyfold.randn(..., stream=1, step=n)``: a
             ``torch.Generator``'s, say.
+        region: slices of one sample, outside of which ``x`` (then required) is known and kept as it is, at no noise: the first
+            frames of a video, say, or what surrounds a rectangle. The model sees the whole; tell it there of each element's
+            own time, 0 where it is known. Elements inside have the noise that they have without a region.
         adapt: changes of each sample's coefficients by what the model said, such as ``pyfold.diffusion.rescale(0.7)``.
         callback: called after each stage with its number and the state, which it may change in place (a mask, say).
 
     Returns:
         float32 [B, *shape], or float64.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
     device = torch.device(device)
-    if not isinstance(seeds, torch.Tensor):
-        seeds = torch.tensor(list(seeds), dtype=torch.int64)
-    seeds = seeds.to(device)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     _, times, counters = plan.on(device)
-    if x is None:
-        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=state)
-        x = x if plan.start_std == 1 else x.mul_(plan.start_std)
-    elif tuple(x.shape) != (len(seeds), *shape):
-        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
-    else:
-        x = x.to(device, state, copy=True)
+    x_given = x is not None
+    x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
+    inside, window = _region(region, shape, x_given)
+    part = x[inside]
     if plan.start_churn is not None:
         keep, add = plan.start_churn
         n = len(plan)
         if noise is None:
-            x = add_noise(x, keep, add, seeds, stream=SAMPLER_STREAM, step=n, out=x)
+            add_noise(part, keep, add, seeds, stream=SAMPLER_STREAM, step=n, out=part, **window)
         else:
-            x = keep * x + add * noise(n).to(x)
+            part.copy_(keep * part + add * noise(n)[inside].to(x))
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
@@ -366,16 +434,18 @@ def sample(
         elif noise is not None:
             terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
             given = sum(terms).to(x) if terms else torch.zeros_like(x)
+        models = [prediction] if isinstance(prediction, torch.Tensor) else prediction
         plan.step(
-            x,
-            prediction,
+            part,
+            [m[inside] for m in models],
             counters[i : i + 1],
             history=history,
             seeds=seeds,
-            noise=None if given is None else given.to(x.dtype),
+            noise=None if given is None else given[inside].to(x.dtype),
             adapt=adapt,
-            out=x,
-            next_input=model_input if separate else None,
+            out=part,
+            next_input=model_input[inside] if separate else None,
+            **window,
         )
         if callback is not None:
             callback(i, x)

@@ -130,6 +130,8 @@ class Schedule:
 
     def at_ratio(self, ratio: float) -> Point:
         """The point of a noise-to-signal ratio: exactly that ratio, at the time nearest to it."""
+        if not ratio >= 0:
+            raise ValueError(f"ratio sigma / alpha must be from 0, got {ratio}")
         if ratio == 0:
             return self.clean()
         t = float(self.time(ratio))
@@ -157,6 +159,13 @@ class Schedule:
     def start_std(self, point: Point) -> float:
         """Standard deviation of the noise that sampling starts from: sigma, or of unit data where variance is preserved."""
         return point.sigma if self.scales_input else math.hypot(point.alpha, point.sigma)
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """A Schedule, not the name of one."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a pyfold.diffusion.Schedule, got {type(schedule).__name__}")
+    return schedule
 
 
 # --- discrete schedules

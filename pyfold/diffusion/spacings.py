@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
 
 Points = Sequence[Point]
 FINAL = ("zero", "sigma_min")
@@ -30,6 +30,8 @@ def check_points(points: Points) -> list[Point]:
     if len(points) < 2:
         raise ValueError(f"spacing must have at least 2 points, got {len(points)}")
     for i, point in enumerate(points):
+        if not isinstance(point, Point):
+            raise TypeError(f"spacing must be of pyfold.diffusion.Point, got {type(point).__name__} at {i}")
         if not (math.isfinite(point.alpha) and math.isfinite(point.sigma) and point.alpha >= 0 and point.sigma >= 0):
             raise ValueError(f"spacing must have finite alpha and sigma from 0, got {point} at {i}")
         if i and not point.ratio < points[i - 1].ratio:
@@ -52,6 +54,8 @@ def at_ratios(schedule: Schedule, ratios: Iterable[float], final: str = "zero") 
 def at_sigmas(schedule: Schedule, sigmas: Iterable[float], final: str = "zero") -> list[Point]:
     """Noise levels sigma of a flow schedule, decreasing in (0, 1], and then the end."""
     sigmas = [float(s) for s in sigmas]
+    if not all(0 <= s <= 1 for s in sigmas):
+        raise ValueError(f"sigmas must be in [0, 1], got {sigmas}")
     return at_ratios(schedule, [s / (1 - s) if s < 1 else math.inf for s in sigmas], final)
 
 
@@ -257,6 +261,9 @@ SPACINGS: dict[str, Callable[..., list[Point]]] = {
 
 def choose_points(schedule: Schedule, steps: int, spacing: str | Callable[..., list[Point]] | Points) -> list[Point]:
     """The points of a sampler's ``steps`` and ``spacing`` arguments."""
+    check_schedule(schedule)
+    if not isinstance(spacing, (str, Iterable)) and not callable(spacing):
+        raise TypeError(f"spacing must be a name, a function or points, got {type(spacing).__name__}")
     if not (isinstance(spacing, str) or callable(spacing)):
         return check_points(spacing)
     if not isinstance(steps, int) or isinstance(steps, bool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyfold.diffusion.plan import Plan
+from pyfold.diffusion.samplers.adaptive import Attempt, dpm_adaptive
 from pyfold.diffusion.samplers.ancestral import (
     consistency,
     ddim,
@@ -73,4 +74,4 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     )
 }
 
-__all__ = ["SAMPLERS", "ddim_inverse", *SAMPLERS]
+__all__ = ["SAMPLERS", "Attempt", "ddim_inverse", "dpm_adaptive", *SAMPLERS]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pyfold.diffusion.plan import Builder, Plan
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
 from pyfold.diffusion.spacings import Points, choose_points
 
 Spacing = str | Callable[..., list[Point]] | Points
@@ -21,9 +21,16 @@ def check_eta(eta: float, most: float = 1.0) -> float:
     return float(eta)
 
 
+def check_noise_scale(noise_scale: float) -> float:
+    """Finite and from 0."""
+    if not 0 <= noise_scale < math.inf:
+        raise ValueError(f"noise_scale must be finite and from 0, got {noise_scale}")
+    return float(noise_scale)
+
+
 def discrete(schedule: Schedule) -> Schedule:
     """For samplers whose formula is on the betas of training times."""
-    if not schedule.steps:
+    if not check_schedule(schedule).steps:
         raise ValueError(f"schedule must be a schedule with discrete times, got {schedule.name}")
     return schedule
 
@@ -144,6 +151,7 @@ def euler_ancestral(
         eta: noise, from 0 to 1.
         noise_scale: factor on the noise.
     """
+    check_noise_scale(noise_scale)
     build = Builder(schedule, prediction, clip, "epsilon")
     check_eta(eta)
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
@@ -168,7 +176,8 @@ def flow_ancestral(
         schedule: a flow schedule.
         steps, prediction, eta, noise_scale, clip, spacing: as for :func:`euler_ancestral`.
     """
-    if not schedule.is_flow:
+    check_noise_scale(noise_scale)
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     build = Builder(schedule, prediction, clip, "x0")
     check_eta(eta)
@@ -199,7 +208,7 @@ def flow_sde(
         steps, prediction, clip, spacing: as for :func:`euler_ancestral`.
         noise_level: from 0 (the flow).
     """
-    if not schedule.is_flow:
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     if not 0 <= noise_level < math.inf:
         raise ValueError(f"noise_level must be finite and from 0, got {noise_level}")

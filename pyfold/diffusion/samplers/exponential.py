@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
+from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
 from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import choose_points, span
@@ -92,8 +92,9 @@ def dpmpp_multistep(
         final_order: highest order of the last step, one more of the one before, and so on (diffusers' lower_order_final is
             1); a last step to zero noise is of order 1 anyway.
     """
+    check_noise_scale(noise_scale)
     check_order(order, 3)
-    check_order(final_order or order, 3, "final_order")
+    check_order(order if final_order is None else final_order, 3, "final_order")
     check_eta(eta, math.inf)
     _check_solver(solver)
     build = Builder(schedule, prediction, clip)
@@ -130,7 +131,7 @@ def dpm_multistep(
         stochastic: the reverse SDE, of order 1 or 2.
     """
     check_order(order, 2 if stochastic else 3)
-    check_order(final_order or order, 3, "final_order")
+    check_order(order if final_order is None else final_order, 3, "final_order")
     _check_solver(solver)
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
@@ -167,6 +168,7 @@ def res_multistep(
         schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
         eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
     """
+    check_noise_scale(noise_scale)
     check_eta(eta)
     build = Builder(schedule, prediction, clip)
     points = choose_points(schedule, steps, spacing)
@@ -193,47 +195,45 @@ def between(schedule: Schedule, here: Point, there: Point, fraction: float) -> P
     return schedule.at_ratio(math.exp(-(here.lam + fraction * (there.lam - here.lam))))
 
 
-def _single(build: Builder, here: Point, there: Point, order: int, plus: bool) -> None:
-    """One step of DPM-Solver (plus: ++) of order 1, 2 or 3, from x alone."""
+def single_stages(
+    schedule: Schedule, here: Point, there: Point, order: int, *, plus: bool = False, noise: float = 0.0
+) -> list[Stage]:
+    """One step of DPM-Solver (plus: ++) of order 1, 2 or 3 from x alone, between points of finite lambda; then noise."""
     linear = (lambda p: decay(here, p)[:2]) if plus else (lambda p: growth(here, p))
-    if order == 1 or not regular([here, there]):
-        if here.alpha == 0 or there.sigma == 0 or plus:
-            a, of_x0, _ = decay(here, there)
-            build.stage(here, a=a, c_x0=of_x0)
-        else:
-            build.step(here, [Stage(there, growth(here, there)[0], [growth(here, there)[1]])])
-        return
     h = there.lam - here.lam
-    end = linear(there)
+    end, of_end = linear(there)
+    last = [(noise, order - 1)] if noise else ()
 
     def bend(p: Point, fraction: float) -> float:
         """Of ``fraction h`` times the derivative: the second function of the exponential integrator."""
         z = -fraction * h if plus else fraction * h
         return -(p.alpha if plus else p.sigma) * (math.expm1(z) / z - 1)
 
+    if order == 1:
+        return [Stage(there, end, [of_end], last)]
     if order == 2:
-        middle = between(build.schedule, here, there, 0.5)
+        middle = between(schedule, here, there, 0.5)
         a, of_u = linear(middle)
-        build.step(here, [Stage(middle, a, [of_u]), Stage(there, end[0], [0.0, end[1]])])
-        return
-    first, second = (between(build.schedule, here, there, f) for f in (1 / 3, 2 / 3))
+        return [Stage(middle, a, [of_u]), Stage(there, end, [0.0, of_end], last)]
+    first, second = (between(schedule, here, there, f) for f in (1 / 3, 2 / 3))
     (a1, u1), (a2, u2) = linear(first), linear(second)
-    tilt, last = 2 * bend(second, 2 / 3), 1.5 * bend(there, 1.0)
-    build.step(
-        here,
-        [
-            Stage(first, a1, [u1]),
-            Stage(second, a2, [u2 - tilt, tilt]),
-            Stage(there, end[0], [end[1] - last, 0.0, last]),
-        ],
-    )
+    tilt, slope = 2 * bend(second, 2 / 3), 1.5 * bend(there, 1.0)
+    return [
+        Stage(first, a1, [u1]),
+        Stage(second, a2, [u2 - tilt, tilt]),
+        Stage(there, end, [of_end - slope, 0.0, slope], last),
+    ]
 
 
 def _singlestep(schedule, steps, prediction, order, clip, spacing, plus):
     check_order(order, 3)
     build = Builder(schedule, prediction, clip, "x0" if plus else "epsilon")
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        _single(build, here, there, order, plus)
+        if regular([here, there]):
+            build.step(here, single_stages(schedule, here, there, order, plus=plus))
+        else:
+            a, of_x0, _ = decay(here, there)
+            build.stage(here, a=a, c_x0=of_x0)
     return build.plan("dpmpp_singlestep" if plus else "dpm_singlestep")
 
 
@@ -273,6 +273,8 @@ def dpm_fast(
     steps: int = 20,
     *,
     prediction: str = "epsilon",
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
     clip: float | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
@@ -282,9 +284,12 @@ def dpm_fast(
     Args:
         schedule, prediction, clip: as for :func:`dpm_singlestep`.
         steps: model evaluations; the steps between are uniform in lambda.
+        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
         sigma_min, sigma_max: ends of sigma / alpha, by default the schedule's.
     """
-    check_order(steps, 10**6)
+    check_order(steps, 10**6, "steps")
+    check_eta(eta)
+    check_noise_scale(noise_scale)
     count = steps // 3 + 1
     orders = [3] * (count - 2) + [2, 1] if steps % 3 == 0 else [3] * (count - 1) + [steps % 3]
     low, high = span(schedule, sigma_min, sigma_max)
@@ -292,5 +297,15 @@ def dpm_fast(
     points = [schedule.at_ratio(float(r)) for r in levels]
     build = Builder(schedule, prediction, clip, "epsilon")
     for (here, there), order in zip(pairwise(points), orders, strict=True):
-        _single(build, here, there, order, plus=False)
+        aim, noise = ancestral_aim(here, there, eta, points[-1])
+        build.step(here, single_stages(schedule, here, aim, order, noise=noise * noise_scale))
     return build.plan("dpm_fast")
+
+
+def ancestral_aim(here: Point, there: Point, eta: float, end: Point) -> tuple[Point, float]:
+    """Where a step with noise aims, not below the end's noise, in the scale of ``there``; and the noise that leads up to it."""
+    if not eta:
+        return there, 0.0
+    down = max(ancestral_split(here, there, eta)[0], end.ratio)
+    aim = Point(there.t, there.alpha, there.alpha * down)
+    return aim, there.alpha * math.sqrt(max(there.ratio**2 - down**2, 0.0))

@@ -155,7 +155,7 @@ def deis(
         final_order: highest order of the last step, one more of the one before, and so on; None for no limit.
     """
     check_order(order, 4)
-    check_order(final_order or order, 4, "final_order")
+    check_order(order if final_order is None else final_order, 4, "final_order")
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
     for i, (here, there) in enumerate(pairwise(points)):

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
 from pyfold.diffusion.spacings import choose_points
 
 
@@ -35,7 +35,7 @@ FRAMES = {
 def choose_frame(schedule: Schedule, frame: str | None) -> Frame:
     """The frame of that name; the schedule's own for None."""
     if frame is None:
-        frame = "flow" if schedule.is_flow else "noise"
+        frame = "flow" if check_schedule(schedule).is_flow else "noise"
     if frame not in FRAMES:
         raise ValueError(f"frame must be 'noise' or 'flow', got {frame!r}")
     return FRAMES[frame]
@@ -118,7 +118,7 @@ def flow_heun(
 
 
 def _flow(schedule, steps, prediction, clip, spacing, step, name):
-    if not schedule.is_flow:
+    if not check_schedule(schedule).is_flow:
         raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
     points = choose_points(schedule, steps, spacing)
     if prediction == "epsilon" and points[0].alpha == 0:
@@ -208,6 +208,7 @@ def dpm2_ancestral(
         schedule, steps, prediction, clip, spacing: as for :func:`euler`.
         eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
     """
+    check_noise_scale(noise_scale)
     build = Builder(schedule, prediction, clip, "epsilon")
     frame = FRAMES["noise"]
     check_eta(eta)
@@ -248,11 +249,14 @@ def edm_stochastic(
         noise_scale: S_noise.
         method: "heun", "euler" or "dpm2".
     """
+    check_noise_scale(noise_scale)
     methods = {"heun": _heun_step, "euler": _euler_step, "dpm2": _midpoint_step}
     if method not in methods:
         raise ValueError(f"method must be 'heun', 'euler' or 'dpm2', got {method!r}")
     if not 0 <= churn < math.inf:
         raise ValueError(f"churn must be from 0, got {churn}")
+    if not churn_min <= churn_max:
+        raise ValueError(f"churn_min and churn_max must be churn_min <= churn_max, got {churn_min} and {churn_max}")
     build = Builder(schedule, prediction, clip, "epsilon")
     points = choose_points(schedule, steps, spacing)
     gamma = min(churn / (len(points) - 1), math.sqrt(2) - 1)

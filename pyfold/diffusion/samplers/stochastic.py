@@ -9,7 +9,7 @@ import numpy as np
 
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta
+from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
 from pyfold.diffusion.samplers.exponential import between, decay
 from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
 from pyfold.diffusion.schedules import Point, Schedule
@@ -32,6 +32,7 @@ def dpmpp_2s_ancestral(
         schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
         eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
     """
+    check_noise_scale(noise_scale)
     check_eta(eta)
     build = Builder(schedule, prediction, clip)
     for here, there in pairwise(choose_points(schedule, steps, spacing)):
@@ -69,6 +70,7 @@ def dpmpp_sde(
         brownian: both noises are increments of one Brownian motion in sigma / alpha, as k-diffusion's default has it; else
             they are independent.
     """
+    check_noise_scale(noise_scale)
     check_eta(eta)
     if not 0 < r <= 1:
         raise ValueError(f"r must be in (0, 1], got {r}")
@@ -112,6 +114,7 @@ def er_sde(
         order: from 1 to 3.
         noise_scale: factor on the noise.
     """
+    check_noise_scale(noise_scale)
 
     def phi(s):
         return s * (np.exp(s**0.3) + 10)
@@ -164,6 +167,7 @@ def seeds(
         eta: noise: 0 none, 1 the reverse SDE's.
         noise_scale: factor on the noise.
     """
+    check_noise_scale(noise_scale)
     check_order(order, 3)
     check_eta(eta, math.inf)
     if order < 2:
