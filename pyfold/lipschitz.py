@@ -1,7 +1,7 @@
 """1-Lipschitz networks: orthogonal layers, folds between them, and the Wasserstein-1 distance they measure.
 
-A fold keeps the length of every gradient, and so does an orthogonal layer that does not widen. A network of both is 1-Lipschitz by
-construction, and its gradient can have length 1 everywhere, as the best critic of the Kantorovich-Rubinstein dual has (Anil,
+A fold keeps the length of every gradient, and so does an orthogonal layer that does not widen. A network of both is 1-Lipschitz
+by construction, and its gradient can have length 1 everywhere, as the best critic of the Kantorovich-Rubinstein dual has (Anil,
 Lucas and Grosse 2019). ReLU between the same layers is 1-Lipschitz as well, but each flattened unit loses length: it is as good
 as a fold where the best critic is affine (its biases lift the data over the creases), and cannot make one that bends.
 
@@ -39,8 +39,8 @@ def orthogonal_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear
     """A linear layer whose weight is orthogonal: all its singular values are 1.
 
     It keeps every length if ``outputs >= inputs``, that of every gradient if ``outputs <= inputs``. The weight is a Cayley
-    transform on top of a random orthogonal matrix, by ``torch.nn.utils.parametrizations.orthogonal``; it is as exact as the dtype
-    that the layer is made in.
+    transform on top of a random orthogonal matrix, by ``torch.nn.utils.parametrizations.orthogonal``; it is as exact as the
+    dtype that the layer is made in.
     """
     _check_sizes(inputs=inputs, outputs=outputs)
     layer = nn.Linear(inputs, outputs, bias)

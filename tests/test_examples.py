@@ -15,8 +15,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: Settings that make an example quick.
 EXAMPLES = {
+    "folding_measure.py": ["--quick"],
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
+    "wasserstein.py": ["--quick"],
+    "xor.py": ["--quick"],
 }
 
 
