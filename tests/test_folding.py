@@ -230,6 +230,55 @@ def test_deep_networks_of_each_fold(kind):
     assert plane.regions > 30
 
 
+class PlainFold(nn.Module):
+    """A fold in torch operations, with the attributes that its kind's rule reads."""
+
+    bias = clamp = None
+    dim = 1
+
+    def __init__(self, kind, forward, **attributes):
+        super().__init__()
+        self.kind, self.run = kind, forward
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.run(x)
+
+
+def reflect_all(x, normals, offsets):
+    for n, b in zip(normals, offsets, strict=True):
+        x = x - 2 * (x @ n - b).clamp(min=0).unsqueeze(1) * n
+    return x
+
+
+NORMALS = torch.randn(8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+NORMALS = NORMALS / NORMALS.norm(dim=1, keepdim=True)
+OFFSETS = torch.linspace(-0.3, 0.3, 8, dtype=torch.float64)
+PLAIN_FOLDS = [
+    PlainFold("leaky", lambda x: torch.where(x > 0, x, -0.5 * x), slope=-0.5),
+    PlainFold("crelu", lambda x: torch.cat([x.relu(), (-x).relu()], 1)),
+    PlainFold("box", lambda x: 2 * x.clamp(-0.6, 0.6) - x, length=0.6),
+    PlainFold("tri", lambda x: 0.3 - ((x - 0.2 + 0.3) % 1.2 - 0.6).abs() + 0.3, length=0.3, phase=0.2),
+    PlainFold("groupsort", lambda x: x.unflatten(1, (-1, 4)).sort(-1)[0].flatten(1), size=4),
+    PlainFold("groupsort", lambda x: x.sort(1)[0], size=None),
+    PlainFold("sortabs", lambda x: x.abs().unflatten(1, (-1, 3)).sort(-1)[0].flatten(1), size=3),
+    PlainFold("hyperplane", lambda x: reflect_all(x, NORMALS, OFFSETS), normal=NORMALS, offset=OFFSETS),
+]
+
+
+@pytest.mark.parametrize("fold", PLAIN_FOLDS, ids=lambda f: f.kind)
+def test_creases_of_folds_in_plain_torch(fold, monkeypatch):
+    """The rule of each kind against the kind's formula: all creases found, and each of them a crease."""
+    monkeypatch.setitem(ACTIVATION_CREASES, PlainFold, ACTIVATION_CREASES[Fold])
+    a, b = torch.randn(2, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    line = folding.line(fold, 2 * a, 2 * b)
+    middles = torch.lerp(2 * a, 2 * b, ((line.t[1:] + line.t[:-1]) / 2).unsqueeze(1))
+    jacobians = torch.stack([torch.autograd.functional.jacobian(fold, x.unsqueeze(0))[0, :, 0] for x in middles])
+    assert line.regions >= 3 and line.crossed.item() == line.regions - 1
+    assert (jacobians.diff(dim=0).abs().amax((1, 2)) > 1e-9).all()
+
+
 def test_sorts_measure_kendall_distance():
     """Patterns of a sort differ by the inversions between two orders, whatever the way from one to the other."""
     fold = nn.Module()
@@ -298,6 +347,19 @@ def test_skips_shared_layers_convolutions_and_norms():
     assert line.regions > 20
     assert model.training and not model.act._forward_pre_hooks
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_device(device):
+    """A network on a GPU is measured there, to the same result."""
+    model = seeded(
+        lambda: nn.Sequential(nn.Linear(2, 12), Fold("householder", 12), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))
+    )
+    a, b = torch.randn(2, 4, 2)
+    here = folding.folding_report(model, (a, b))
+    there = folding.folding_report(model.to(device), (a.to(device), b.to(device)))
+    assert torch.equal(here.crossed, there.crossed) and torch.equal(here.depth, there.depth)
+    planes = [folding.plane(m, torch.zeros(2), *torch.eye(2)) for m in (model.cpu(), model.to(device))]
+    assert planes[0].regions == planes[1].regions and torch.equal(planes[0].depth.sort()[0], planes[1].depth.sort()[0])
 
 
 # --- exact and sampled, line and plane, tell one story

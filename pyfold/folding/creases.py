@@ -153,7 +153,7 @@ def _sortabs(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
 
 
 def _hyperplane(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    normals, offsets = torch.atleast_2d(fold.normal), torch.atleast_1d(torch.as_tensor(fold.offset, dtype=z.dtype))
+    normals, offsets = torch.atleast_2d(fold.normal), torch.atleast_1d(torch.as_tensor(fold.offset).to(z))
     normals = normals / normals.norm(dim=1, keepdim=True)
     for normal, offset in zip(normals, offsets.expand(len(normals)), strict=True):
         side = z @ normal - offset
