@@ -412,6 +412,29 @@ def test_regions_of_a_plane_against_samples():
         assert abs(found.get(pattern, 0) - expected) < 6 * math.sqrt(expected) + 3
 
 
+def test_parts_make_the_whole(monkeypatch):
+    """Large networks are read in parts; the results are those of one reading."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 12), Fold("maxmin"), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)))
+    a, b = 4 * torch.randn(2, 2)
+
+    def measure():
+        return folding.line(model, a, b), folding.line(model, a, b, samples=301), folding.plane(model, a, a - b, a + b)
+
+    whole = measure()
+    monkeypatch.setattr(Probe, "rows", lambda self, x: 4)
+    parts = measure()
+    for one, other in zip(whole[:2], parts[:2], strict=True):
+        for name in ("away", "steps", "patterns", "pattern_layers"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        torch.testing.assert_close(one.t, other.t)
+        torch.testing.assert_close(one.outputs, other.outputs)
+        assert one.chi == folding.space_folding(one.patterns) == other.chi
+    regions = [{tuple(pattern): area for pattern, area in zip(p.patterns.tolist(), p.areas, strict=True)} for p in
+               (whole[2], parts[2])]  # fmt: skip
+    assert regions[0] == pytest.approx(regions[1]) and len(regions[0]) > 10
+    assert (folding.lines(model, a[None], b[None], patterns=False)[0].patterns) is None
+
+
 # --- reports
 
 
@@ -512,6 +535,14 @@ def test_an_unknown_bend_is_refused_until_it_is_made_known(monkeypatch):
         folding.line(model, a, b)
     monkeypatch.setitem(ACTIVATION_CREASES, Vee, lambda module, x: iter([Creases(x.flatten(1))]))
     assert folding.line(model, a, b).pieces > 1
+
+
+def test_not_a_number_is_refused():
+    model = relu_mlp([2, 3, 1])
+    with torch.no_grad():
+        model[2].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not a number at the output"):
+        folding.line(model, *torch.randn(2, 2))
 
 
 def test_smooth_activations_are_only_sampled():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from pyfold.folding.probe import Call, Layer, Probe, check_affine
+from pyfold.folding.creases import Creases
+from pyfold.folding.probe import AffineCheck, Call, Layer, Probe
 
 
 def _area(polygon: np.ndarray) -> float:
@@ -118,12 +121,19 @@ def plane(
     polygons = [np.array([[p0, q0], [p1, q0], [p1, q1], [p0, q1]])]
     segments: list[np.ndarray] = []
     segment_stage: list[int] = []
-    stage = 0
-    while (creases := probe.stage(points(np.concatenate(polygons)), stage)) is not None:
+    rows = probe.rows(origin.unsqueeze(0))
+
+    def parts_of(polygons: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """As many polygons at a time as may be read together."""
+        ends = np.cumsum([len(p) for p in polygons])
+        for _, part in itertools.groupby(zip(polygons, (ends - 1) // rows, strict=True), key=lambda pair: pair[1]):
+            yield [polygon for polygon, _ in part]
+
+    def cut(polygons: list[np.ndarray], creases: Creases, stage: int) -> Iterator[np.ndarray]:
         # One column for each crease that some region may reach: on which side of it the corners are.
         sides = torch.cat([creases.value.new_empty(len(creases.value), 0), *map(creases.side, creases.reached())], 1)
         sides, zero = sides.cpu().numpy(), creases.zero
-        after, first = [], 0
+        first = 0
         for polygon in polygons:
             own = sides[first : first + len(polygon)]
             first += len(polygon)
@@ -140,27 +150,37 @@ def plane(
                     parts += halves[:2]
                     segments.append(halves[2][[0, -1], :2])
                     segment_stage.append(stage)
-            after += [part[:, :2] for part in parts]
-        polygons = after
-        stage += 1
+            yield from (part[:, :2] for part in parts)
 
-    sizes = [len(p) for p in polygons]
-    starts = np.cumsum([0, *sizes[:-1]])
-    corners = np.concatenate(polygons)
-    vertices = probe.read(points(corners))
-    inside = probe.read(points(np.add.reduceat(corners, starts) / np.array(sizes)[:, None]))
-    counts = torch.tensor(sizes)
+    stage, done = 0, False
+    while not done:
+        after: list[np.ndarray] = []
+        for part in parts_of(polygons):
+            creases = probe.stage(points(np.concatenate(part)), stage)
+            if done := creases is None:
+                break
+            after += cut(part, creases, stage)
+        else:
+            polygons, stage = after, stage + 1
 
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return torch.segment_reduce(values.cpu(), "mean", lengths=counts, axis=0).to(values.device)
-
-    check_affine(vertices, inside, mean)
+    check, patterns, depth, outputs = AffineCheck(), [], [], []
+    for part in parts_of(polygons):
+        sizes = [len(p) for p in part]
+        starts, counts = np.cumsum([0, *sizes[:-1]]), torch.tensor(sizes, device=probe.device)
+        corners = np.concatenate(part)
+        vertices = probe.read(points(corners))
+        inside = probe.read(points(np.add.reduceat(corners, starts) / np.array(sizes)[:, None]))
+        check.add(vertices, inside, lambda v: torch.segment_reduce(v, "mean", lengths=counts, axis=0))
+        patterns.append(inside.patterns)
+        depth.append(sum(c.depth() for c in inside.creases).cpu())
+        outputs += np.split(vertices.outputs.cpu().numpy(), starts[1:])
+    check.finish()
     layer_of = np.array(inside.layer_of)
     return Plane(
         polygons=polygons,
-        patterns=inside.patterns,
-        outputs=np.split(vertices.outputs.cpu().numpy(), starts[1:]),
-        depth=sum(c.depth() for c in inside.creases).cpu(),
+        patterns=torch.cat(patterns),
+        outputs=outputs,
+        depth=torch.cat(depth),
         creases=np.array(segments).reshape(-1, 2, 2),
         crease_layers=layer_of[np.array(segment_stage, dtype=np.int64)],
         layers=inside.layers,

@@ -12,7 +12,8 @@ from torch import nn
 from pyfold.folding.creases import Creases, rule_of
 from pyfold.nn import Fold
 
-_ROWS = 8192  # inputs in one call of the network
+_ROWS = 8192  # inputs in one call of the network, at most
+_VALUES = 1 << 24  # values of all layers that are held at a time
 _AFFINE = 1e-8  # relative departure of a layer from its mean over a piece that float64 never reaches
 
 #: ``call(model, x)`` -> outputs, for models that take more than x.
@@ -53,12 +54,6 @@ class Reading:
         return torch.repeat_interleave(torch.tensor(self.layer_of), counts)
 
 
-def _join(parts: list[Creases]) -> Creases:
-    first = parts[0]
-    value = torch.cat([p.value for p in parts])
-    return Creases(value, first.offsets, first.period, first.home, first.smooth)
-
-
 class Probe:
     """A float64 copy of a model in evaluation mode, whose activations report their creases.
 
@@ -80,6 +75,7 @@ class Probe:
         self._layers: list[Layer] = []
         self._layer_of: list[int] = []
         self._until: int | None = None
+        self._rows: int | None = None
         for name, module, rule in found:
             module.register_forward_pre_hook(self._hook(name, rule))
 
@@ -108,49 +104,59 @@ class Probe:
             raise TypeError(f"model must return a tensor, got {type(outputs).__name__}; choose one with call=")
         return outputs.flatten(1) if outputs.dim() > 1 else outputs.unsqueeze(1)
 
+    def rows(self, x: torch.Tensor) -> int:
+        """How many inputs like x [1, ...] may be read at a time."""
+        if self._rows is None:
+            outputs = self._run(x, None)
+            if not self._creases:
+                raise ValueError("no activation with known creases ran in the model's forward")
+            values = outputs.numel() + sum(c.value.numel() for c in self._creases)
+            self._rows = min(max(_VALUES // values, 16), _ROWS)
+        return self._rows
+
     def stage(self, x: torch.Tensor, index: int) -> Creases | None:
         """The creases met ``index``-th, without running what comes after; None if there are fewer."""
-        parts = []
-        for rows in x.split(_ROWS):
-            if self._run(rows, index + 1) is not None:
-                return None
-            parts.append(self._creases[index])
-        return _join(parts)
+        return self._creases[index] if self._run(x, index + 1) is None else None
 
     def read(self, x: torch.Tensor) -> Reading:
         """All creases and the outputs [B, values] for inputs x [B, ...]."""
-        runs = []
-        for rows in x.split(_ROWS):
-            outputs = self._run(rows, None)
-            if not self._creases:
-                raise ValueError("no activation with known creases ran in the model's forward")
-            runs.append((self._creases, outputs))
-        creases = tuple(_join([run[0][k] for run in runs]) for k in range(len(runs[0][0])))
-        return Reading(tuple(self._layers), creases, tuple(self._layer_of), torch.cat([run[1] for run in runs]))
+        outputs = self._run(x, None)
+        return Reading(tuple(self._layers), tuple(self._creases), tuple(self._layer_of), outputs)
 
 
-def check_affine(at_vertices: Reading, inside: Reading, mean: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Holds a subdivision to its promise: in each piece, every layer and the output are affine.
+class AffineCheck:
+    """Holds a subdivision to its promise: in each piece, every layer and the output are affine."""
 
-    Args:
-        at_vertices: the reading at the vertices of all pieces.
-        inside: the reading at the mean of each piece's vertices.
-        mean: averages values [vertices, n] over each piece.
+    def __init__(self) -> None:
+        self.departure: dict[str, float] = {}
+        self.scale: dict[str, float] = {}
 
-    Raises:
-        ValueError: a layer bends inside a piece, because of an activation that is smooth or not known.
-    """
-    names = [at_vertices.layers[k].name for k in at_vertices.layer_of]
-    pairs = [(c.value, d.value) for c, d in zip(at_vertices.creases, inside.creases, strict=True)]
-    for name, (corners, centre) in zip(
-        [f"the input of {n or 'the activation'}" for n in names] + ["the output"],
-        [*pairs, (at_vertices.outputs, inside.outputs)],
-        strict=True,
-    ):
-        departure = (mean(corners) - centre).abs().max().item()
-        scale = corners.abs().max().item()
-        if not departure <= _AFFINE * max(scale, 1e-300):
-            raise ValueError(
-                f"the model is not piecewise linear between the creases of its known activations: {name} departs by "
-                f"{departure:.2g} (of {scale:.2g}) from being affine; measure it by samples, or make its activation known"
-            )
+    def add(self, vertices: Reading, inside: Reading, mean: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Some pieces.
+
+        Args:
+            vertices: the reading at their vertices.
+            inside: the reading at the mean of each piece's vertices.
+            mean: averages values [vertices, n] over each piece.
+        """
+        values = {"the output": (vertices.outputs, inside.outputs)}
+        for k, (corners, centre) in enumerate(zip(vertices.creases, inside.creases, strict=True)):
+            name = vertices.layers[vertices.layer_of[k]].name or "the activation"
+            values[f"the input of {name} ({k})"] = corners.value, centre.value
+        for name, (corners, centre) in values.items():
+            # The larger one, and NaN if there is one.
+            departure, scale = (mean(corners) - centre).abs().max().item(), corners.abs().max().item()
+            self.departure[name] = max(departure, self.departure.get(name, 0.0))
+            self.scale[name] = max(scale, self.scale.get(name, 0.0))
+            if departure != departure:
+                raise ValueError(f"the model is not a number at {name} on this segment or slice")
+
+    def finish(self) -> None:
+        """Raises ValueError if a layer bends inside a piece, because of an activation that is smooth or not known."""
+        for name in sorted(self.departure, key="the output".__eq__):  # layers in their order, the output last
+            departure, scale = self.departure[name], self.scale[name]
+            if departure > _AFFINE * scale:
+                raise ValueError(
+                    f"the model is not piecewise linear between the creases of its known activations: {name} departs by "
+                    f"{departure:.2g} (of {scale:.2g}) from being affine; measure it by samples, or make its activation known"
+                )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyfold.folding.lines import Line, check_samples, lines
+from pyfold.folding.lines import check_samples, lines
 from pyfold.folding.probe import Call, Layer, Probe
 
 
@@ -92,11 +92,15 @@ def fold_depth(model: nn.Module, x: torch.Tensor, *, call: Call | None = None) -
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    at = Probe(model, call).read(x.detach().cpu().double())
-    depth = torch.zeros(len(x), len(at.layers), dtype=torch.int64)
-    for layer, creases in zip(at.layer_of, at.creases, strict=True):
-        depth[:, layer] += creases.depth().cpu()
-    return depth
+    probe, x = Probe(model, call), x.detach().cpu().double()
+    parts = []
+    for rows in x.split(probe.rows(x[:1])):
+        at = probe.read(rows)
+        depth = torch.zeros(len(rows), len(at.layers), dtype=torch.int64)
+        for layer, creases in zip(at.layer_of, at.creases, strict=True):
+            depth[:, layer] += creases.depth().cpu()
+        parts.append(depth)
+    return torch.cat(parts)
 
 
 def folding_report(
@@ -121,7 +125,7 @@ def folding_report(
     if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
         raise TypeError(f"pairs must be (a, b), got {type(pairs).__name__}")
     a, b = pairs
-    traced = lines(model, a, b, samples=samples, call=call)
+    traced = lines(model, a, b, samples=samples, call=call, patterns=False)
     depth = fold_depth(model, torch.cat([a, b]), call=call)
     crossed = torch.stack([one.crossed for one in traced])
     layers = tuple(
@@ -211,7 +215,8 @@ def folding_between_classes(
     classes = tuple(sorted(set(labels.tolist())))
     ends = [class_pairs(labels, c, d, pairs, seed) for c in classes for d in classes]
     i, j = (torch.cat(side).to(x.device) for side in zip(*ends, strict=True))
-    chi = torch.tensor([one.chi for one in lines(model, x[i], x[j], samples=samples, call=call)], dtype=torch.float64)
+    traced = lines(model, x[i], x[j], samples=samples, call=call, patterns=False)
+    chi = torch.tensor([one.chi for one in traced], dtype=torch.float64)
     return ClassFolding(classes, chi.reshape(len(classes), len(classes), pairs).mean(2))
 
 
@@ -248,16 +253,3 @@ class FoldingCallback:
         report = folding_report(trainer.modules[self.module], self.pairs, samples=self.samples, call=self.call)
         self.reports.append((step, report))
         return {f"folding/{name}": value for name, value in report.scalars().items()}
-
-
-__all__ = [
-    "ClassFolding",
-    "FoldingCallback",
-    "FoldingReport",
-    "LayerFolding",
-    "Line",
-    "class_pairs",
-    "fold_depth",
-    "folding_between_classes",
-    "folding_report",
-]
