@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -578,3 +580,12 @@ def test_refusals():
     with pytest.raises(ValueError, match="depth must be"):
         folding.tent_network(0)
     assert pyfold.folding is folding
+
+
+def test_the_page_runs(capsys):
+    """docs/folding.md: its code does what it says."""
+    page = (Path(__file__).parent.parent / "docs" / "folding.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert "folding of 1 segments (exact)" in printed and re.search(r"^\d+ 16\.0|^\d+ 15\.99", printed, re.MULTILINE)
