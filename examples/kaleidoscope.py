@@ -33,6 +33,9 @@ parser.add_argument(
 )
 parser.add_argument("--quick", action="store_true", help="a small picture, in seconds")
 arguments = parser.parse_args()
+NEEDS = {"mandelbox": {"box", "sphere"}, "sponge": {"abs", "maxmin"}, "kaleidoscope": {"dihedral", "hyperplane"}}
+if missing := NEEDS[arguments.scene] - set(pyfold.ops.FOLDS):
+    parser.error(f"{arguments.scene} needs the folds {', '.join(sorted(missing))}, which this pyfold does not have")
 if arguments.quick:
     arguments.width, arguments.smooth = 180, 1
 device = torch.device(arguments.device)
