@@ -6,7 +6,7 @@ from pyfold._version import __version__
 
 _library.load()
 
-from pyfold import diffusion, gan, nn, ops  # noqa: E402
+from pyfold import diffusion, folding, gan, nn, ops  # noqa: E402
 from pyfold.ops import add_noise, affine_step, denoising_loss, fold, randn  # noqa: E402
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "denoising_loss",
     "diffusion",
     "fold",
+    "folding",
     "gan",
     "nn",
     "ops",

@@ -7,22 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pyfold import diffusion
+from pyfold.ops import FOLDS
 from pyfold.train import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: Settings that make an example quick.
 EXAMPLES = {
+    "folding_measure.py": ["--quick"],
+    "kaleidoscope.py": ["--quick", "--scene", "sponge"],
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
     "langevin.py": ["--quick"],
     "sampler_orders.py": ["--quick"],
     "noise_everywhere.py": ["--quick"],
     "state_precision.py": ["--quick"],
+    "wasserstein.py": ["--quick"],
+    "xor.py": ["--quick"],
 }
 
 
@@ -123,6 +129,16 @@ def test_example(name, tmp_path):
     assert min(Image.open(out).size) > 100
     if name in CHECKS:
         CHECKS[name](result.stdout, out)
+
+
+@pytest.mark.parametrize(("scene", "kinds"), [("mandelbox", {"box", "sphere"}), ("kaleidoscope", {"dihedral", "hyperplane"})])
+def test_scenes(scene, kinds, tmp_path):
+    if not kinds <= set(FOLDS):
+        pytest.skip(f"needs the folds {', '.join(sorted(kinds))}")
+    out = tmp_path / "out.png"
+    command = [sys.executable, ROOT / "examples" / "kaleidoscope.py", "--quick", "--scene", scene, "--out", out]
+    subprocess.run(command, check=True, capture_output=True)
+    assert np.asarray(Image.open(out)).std() > 20
 
 
 def test_noise_specification_names_the_constants():

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from pyfold.train.trainers import TRAINERS, DiffusionTrainer, GanTrainer
 
 CONFIG = "config.json"
 _METRIC_SAMPLES = 1000
+#: ``callback(trainer, step)`` -> scalars to log beside the step's own.
+Callback = Callable[[DiffusionTrainer | GanTrainer, int], Mapping[str, float]]
 
 
 def default_device() -> torch.device:
@@ -71,6 +73,7 @@ def train(
     device: torch.device | None = None,
     progress: bool = True,
     stop_at: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any] | None:
     """Runs a configuration to its end in a folder, or goes on with what is there.
 
@@ -81,6 +84,8 @@ def train(
         device: by default a GPU where there is one.
         progress: show a progress bar.
         stop_at: stop after this step with a checkpoint, as Ctrl-C does.
+        callbacks: each is called as ``callback(trainer, step)`` whenever scalars are logged, and returns more of them. It must
+            leave the trainer as it is.
 
     Returns:
         The metrics, also written to ``out``; None if the run was stopped before its end.
@@ -108,6 +113,8 @@ def train(
             bar.update()
             if step % config.log_every == 0 or step == end:
                 values = {name: float(value) for name, value in scalars.items()}
+                for callback in callbacks:
+                    values |= callback(trainer, step)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
                 for name, value in values.items():
                     writer.add_scalar(name, value, step)
