@@ -15,6 +15,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: Settings that make an example quick.
 EXAMPLES = {
+    "creative_fold.py": ["--quick"],
+    "dcgan_digits.py": ["--quick"],
+    "stacked_digits.py": ["--quick"],
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
 }
