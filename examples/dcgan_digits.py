@@ -73,16 +73,15 @@ def fit(trainer, steps, name):
 
 
 data = Data("digits", torch.from_numpy(pixels[train]).reshape(-1, 1, 8, 8), torch.from_numpy(labels[train]))
-common = {
-    "batch": 128,
-    "seed": arguments.seed,
-    "activation": arguments.activation,
-    "sampler_steps": 3 if arguments.quick else 50,
-}
-made, gan = {}, GanTrainer(Config("gan", steps=arguments.steps, augment=arguments.augment, **common), data, torch.device("cpu"))
+common = {"seed": arguments.seed, "activation": arguments.activation}
+# A large step or a weak penalty lets the discriminator win: the generator then saturates to black.
+config = Config("gan", steps=arguments.steps, batch=64, lr=1e-3, gamma=2.0, augment=arguments.augment, **common)
+made, gan = {}, GanTrainer(config, data, torch.device("cpu"))
 made["GAN"] = fit(gan, arguments.steps, "GAN")
 if arguments.diffusion_steps:
-    diffusion = DiffusionTrainer(Config("diffusion", steps=arguments.diffusion_steps, **common), data, torch.device("cpu"))
+    sampler_steps = 3 if arguments.quick else 50
+    config = Config("diffusion", steps=arguments.diffusion_steps, sampler_steps=sampler_steps, **common)
+    diffusion = DiffusionTrainer(config, data, torch.device("cpu"))
     made["diffusion"] = fit(diffusion, arguments.diffusion_steps, "diffusion")
 
 accuracy = judge.score(pixels[test], labels[test])
