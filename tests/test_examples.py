@@ -21,6 +21,9 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = {
     "folding_measure.py": ["--quick"],
     "kaleidoscope.py": ["--quick", "--scene", "sponge"],
+    "creative_fold.py": ["--quick"],
+    "dcgan_digits.py": ["--quick"],
+    "stacked_digits.py": ["--quick"],
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
     "langevin.py": ["--quick"],

@@ -3,6 +3,7 @@
 from pyfold.models.dcgan import Discriminator, Generator
 from pyfold.models.layers import ACTIVATIONS, TimeEmbedding, activation
 from pyfold.models.mlp import MLP, MLPCritic, MLPDenoiser
+from pyfold.models.resnet import ResidualBlock, ResNetDiscriminator, ResNetGenerator
 from pyfold.models.unet import UNet
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "Generator",
     "MLPCritic",
     "MLPDenoiser",
+    "ResNetDiscriminator",
+    "ResNetGenerator",
+    "ResidualBlock",
     "TimeEmbedding",
     "UNet",
     "activation",

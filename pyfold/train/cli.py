@@ -21,6 +21,8 @@ HELP = {
     "broken": "refuse or skip images of a folder that cannot be read",
     "save_every": "steps between checkpoints",
     "log_every": "steps between TensorBoard scalars",
+    "metrics_every": "steps between measurements of samples, kept in history.json; 0 for the end alone",
+    "precision": "float32, or bf16 where autocast finds it safe",
     "schedule": "vp_linear, vp_cosine, flow, or another of pyfold.diffusion.SCHEDULES (diffusion)",
     "prediction": "epsilon, x0, v or flow (diffusion)",
     "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS (diffusion)",
@@ -28,11 +30,15 @@ HELP = {
     "latent": "size of the latent code (gan)",
     "loss": "non_saturating or relativistic (gan)",
     "gamma": "weight of the R1 and R2 penalties (gan)",
+    "network": "for images: dcgan, or resnet, whose width is a multiple of 8 (gan)",
+    "pack": "samples that the discriminator judges as one (gan)",
+    "augment": "none, fixed (DiffAugment) or adaptive (ADA): images that the discriminator sees (gan)",
+    "policy": "augmentations: color, translation, cutout, with commas between them (gan)",
 }
 
 _ONLY = {
     "diffusion": {"schedule", "prediction", "sampler", "sampler_steps"},
-    "gan": {"latent", "loss", "gamma"},
+    "gan": {"latent", "loss", "gamma", "network", "pack", "augment", "policy"},
 }
 
 
@@ -81,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
+    from pyfold.train import parallel
     from pyfold.train.config import Config
     from pyfold.train.run import CONFIG, train
 
@@ -91,7 +98,9 @@ def _train(arguments: argparse.Namespace) -> None:
         settings = Config.read(arguments.out / CONFIG)
     config = Config(**{**settings, **options})
     device = torch.device(arguments.device) if arguments.device else None
-    metrics = train(config, arguments.out, resume=arguments.resume, device=device)
+    metrics = train(config, arguments.out, resume=arguments.resume, device=device, progress=parallel.rank_of_launch() == 0)
+    if parallel.rank_of_launch() != 0:
+        return
     if metrics is None:
         print(f"stopped; go on with: pyfold train {config.model} --out {arguments.out} --resume")
         raise SystemExit(130)

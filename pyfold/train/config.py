@@ -11,6 +11,7 @@ from typing import Any
 
 from pyfold.diffusion import SAMPLERS, SCHEDULES, Plan
 from pyfold.gan import LOSSES
+from pyfold.gan.augment import POLICIES
 from pyfold.models import ACTIVATIONS
 from pyfold.ops import TARGETS
 from pyfold.train.files import write_text
@@ -33,6 +34,8 @@ class Config:
     broken: str = "refuse"
     save_every: int = 500
     log_every: int = 50
+    metrics_every: int = 0
+    precision: str = "float32"
     # diffusion
     schedule: str = "vp_cosine"
     prediction: str = "v"
@@ -42,6 +45,10 @@ class Config:
     latent: int = 32
     loss: str = "relativistic"
     gamma: float = 1.0
+    network: str = "dcgan"
+    pack: int = 1
+    augment: str = "none"
+    policy: str = "color,translation,cutout"
 
     def __post_init__(self) -> None:
         choices = {
@@ -52,16 +59,26 @@ class Config:
             "sampler": tuple(SAMPLERS),
             "loss": tuple(LOSSES),
             "broken": ("refuse", "skip"),
+            "precision": ("float32", "bf16"),
+            "network": ("dcgan", "resnet"),
+            "augment": ("none", "fixed", "adaptive"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("steps", "batch", "width", "size", "save_every", "log_every", "sampler_steps", "latent"):
+        for name in ("steps", "batch", "width", "size", "save_every", "log_every", "sampler_steps", "latent", "pack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "gamma"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
+        if self.metrics_every < 0:
+            raise ValueError(f"metrics_every must be at least 0 (never), got {self.metrics_every}")
+        if self.batch % self.pack:
+            raise ValueError(f"pack must divide batch, {self.batch}, got {self.pack}")
+        unknown = [name for name in self.policy.split(",") if name not in POLICIES]
+        if unknown:
+            raise ValueError(f"policy must be names of {', '.join(POLICIES)} with commas between them, got {self.policy!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.model == "diffusion":

@@ -20,5 +20,11 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Deletes temporary files of a process that was killed while it wrote."""
+    for path in folder.glob(".*.tmp.*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     write(path, lambda temporary: temporary.write_text(text))

@@ -7,22 +7,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyfold.train import checkpoint
+from pyfold.train import checkpoint, parallel
 from pyfold.train.config import Config
 from pyfold.train.data import Data, load
-from pyfold.train.files import write_text
+from pyfold.train.files import remove_leftovers, write_text
 from pyfold.train.metrics import measure
 from pyfold.train.pictures import save_picture
 from pyfold.train.requirements import need
 from pyfold.train.trainers import TRAINERS, DiffusionTrainer, GanTrainer
 
 CONFIG = "config.json"
+HISTORY = "history.json"
 _METRIC_SAMPLES = 1000
 #: ``callback(trainer, step)`` -> scalars to log beside the step's own.
 Callback = Callable[[DiffusionTrainer | GanTrainer, int], Mapping[str, float]]
@@ -88,49 +89,83 @@ def train(
             leave the trainer as it is.
 
     Returns:
-        The metrics, also written to ``out``; None if the run was stopped before its end.
+        The metrics, also written to ``out``; None if the run was stopped before its end. Under ``torchrun`` the processes
+        share each step's batch; the first one writes and returns the metrics, the others return {}.
     """
+    with parallel.joined(device or default_device()) as device:
+        return _train(config, out, resume, device, progress, stop_at, callbacks)
+
+
+def _train(
+    config: Config, out: Path, resume: bool, device: torch.device, progress: bool, stop_at: int | None, callbacks: Sequence[Callback]
+) -> dict[str, Any] | None:
+    writes = parallel.rank() == 0  # the other processes of a parallel run hold the same state
     existing = checkpoint.find(out)
     if existing and not resume:
         raise ValueError(f"{out} already holds a run; go on with --resume or choose another --out")
     data = load(config.data, size=config.size, broken=config.broken)
-    trainer = TRAINERS[config.model](config, data, device or default_device())
+    trainer = TRAINERS[config.model](config, data, device)
     start = checkpoint.load(existing[-1], trainer.modules, trainer.optimizers) if existing else 0
-    config.save(out / CONFIG)
+    parallel.wait()  # until all have read
+    history: list[dict[str, Any]] = []
+    if writes:
+        remove_leftovers(out)
+        config.save(out / CONFIG)
+        history = [entry for entry in _read_history(out) if entry["step"] <= start]
     end = min(config.steps, stop_at or config.steps)
 
     def save(step: int) -> None:
-        checkpoint.save(out, step, trainer.modules, trainer.optimizers, {"model": config.model, "data": config.data})
+        if writes:
+            checkpoint.save(out, step, trainer.modules, trainer.optimizers, {"model": config.model, "data": config.data})
 
-    tqdm = need("tqdm").tqdm
-    writer = need("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=start)
+    writer = need("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=start) if writes else None
+    bar = need("tqdm").tqdm(
+        total=config.steps, initial=start, desc=f"{config.model} on {data.name}", unit="step", disable=not (progress and writes)
+    )
     begin, step = time.perf_counter(), start
-    bar = tqdm(total=config.steps, initial=start, desc=f"{config.model} on {data.name}", unit="step", disable=not progress)
-    with writer, bar, _stop_on_interrupt() as stop:
-        while step < end and not stop.is_set():
+    with writer or nullcontext(), bar, _stop_on_interrupt() as stop:
+        while step < end and not parallel.any_of(stop.is_set()):
             scalars = trainer.step(step)
             step += 1
             bar.update()
             if step % config.log_every == 0 or step == end:
+                parallel.average(scalars.values())
                 values = {name: float(value) for name, value in scalars.items()}
                 for callback in callbacks:
                     values |= callback(trainer, step)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
                 for name, value in values.items():
-                    writer.add_scalar(name, value, step)
+                    if writer:
+                        writer.add_scalar(name, value, step)
                     if value != value:
                         raise FloatingPointError(f"{name} is not a number at step {step}; lower --lr")
+            if writer and config.metrics_every and step % config.metrics_every == 0:
+                metrics = measure(data, _metric_samples(trainer))
+                history.append({"step": step, **metrics})
+                write_text(out / HISTORY, json.dumps(history, indent=2) + "\n")
+                for name, value in metrics.items():
+                    if isinstance(value, (int, float)):
+                        writer.add_scalar(f"metrics/{name}", value, step)
             if step % config.save_every == 0 and step < end:
                 save(step)
-    save(step)
+        save(step)
     if step < config.steps:
         return None
-    return _finish(config, data, trainer, out, time.perf_counter() - begin, step - start)
+    result = _finish(config, data, trainer, out, time.perf_counter() - begin, step - start) if writes else {}
+    parallel.wait()
+    return result
+
+
+def _read_history(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / HISTORY).read_text()) if (out / HISTORY).exists() else []
+
+
+def _metric_samples(trainer: DiffusionTrainer | GanTrainer) -> torch.Tensor:
+    return trainer.sample(torch.arange(_METRIC_SAMPLES) - _METRIC_SAMPLES).cpu()  # seeds that training never uses
 
 
 def _finish(config: Config, data: Data, trainer: Any, out: Path, seconds: float, steps: int) -> dict[str, Any]:
-    seeds = torch.arange(_METRIC_SAMPLES) - _METRIC_SAMPLES  # none that training has used
-    samples = trainer.sample(seeds).cpu()
+    samples = _metric_samples(trainer)
     metrics = {
         "model": config.model,
         "data": data.name,

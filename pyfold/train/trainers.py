@@ -14,18 +14,45 @@ from torch import nn
 import pyfold
 from pyfold.diffusion import SCHEDULES, TrainingLoss, sample
 from pyfold.gan import LOSSES, r1_penalty, r2_penalty
-from pyfold.models import MLP, Discriminator, Generator, MLPCritic, MLPDenoiser, UNet
+from pyfold.gan.augment import Augment, pack
+from pyfold.models import (
+    MLP,
+    Discriminator,
+    Generator,
+    MLPCritic,
+    MLPDenoiser,
+    ResNetDiscriminator,
+    ResNetGenerator,
+    UNet,
+)
+from pyfold.train import parallel
 from pyfold.train.config import Config
 from pyfold.train.data import Data
 
 #: The stream of a generator's latent codes.
 LATENT_STREAM = 16
+_ADA_TARGET = 0.6  # Karras et al. 2020
 
 
 def step_seeds(config: Config, step: int, device: torch.device) -> torch.Tensor:
     """A seed for each sample of a training step, never used twice in a run."""
     first = (config.seed << 40) + step * config.batch
-    return torch.arange(first, first + config.batch, device=device)
+    return parallel.own_rows(torch.arange(first, first + config.batch, device=device))
+
+
+def _rows(data: Data, config: Config, step: int, device: torch.device) -> torch.Tensor:
+    """This process's samples of a training step."""
+    return parallel.own_rows(data.batch(config.seed, step, config.batch)).to(device)
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _check_batch(config: Config) -> None:
+    unit = config.pack * parallel.count()
+    if config.batch % unit:
+        raise ValueError(f"batch must be a multiple of {unit} (pack x processes), got {config.batch}")
 
 
 @torch.no_grad()
@@ -42,6 +69,7 @@ class DiffusionTrainer:
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
+        _check_batch(config)
         torch.manual_seed(config.seed)
         shape = data.samples.shape[1:]
         if data.is_image:
@@ -61,11 +89,14 @@ class DiffusionTrainer:
         return model(x, t / max(self.schedule.steps, 1))
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
-        x0 = self.data.batch(self.config.seed, step, self.config.batch).to(self.device)
+        x0 = _rows(self.data, self.config, step, self.device)
         noised = self.loss.noise(x0, step_seeds(self.config, step, self.device))
-        loss = self.loss(self._denoise(self.model, noised.x_t, noised.t), noised).mean()
+        with _autocast(self.config, self.device):
+            output = self._denoise(self.model, noised.x_t, noised.t)
+        loss = self.loss(output.float(), noised).mean()
         self.optimizer.zero_grad()
         loss.backward()
+        parallel.average_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.config.lr * (1 - step / self.config.steps) ** 0.5
         self.optimizer.step()
@@ -83,14 +114,20 @@ class GanTrainer:
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
+        _check_batch(config)
         torch.manual_seed(config.seed)
         shape = data.samples.shape[1:]
+        seen = config.pack * shape[0]
         if data.is_image:
-            generator = Generator(shape[0], shape[1], config.latent, config.width, config.activation)
-            discriminator = Discriminator(shape[0], shape[1], config.width, config.activation)
+            networks = {"dcgan": (Generator, Discriminator), "resnet": (ResNetGenerator, ResNetDiscriminator)}
+            make_generator, make_discriminator = networks[config.network]
+            generator = make_generator(shape[0], shape[1], config.latent, config.width, config.activation)
+            discriminator = make_discriminator(seen, shape[1], config.width, config.activation)
         else:
+            if config.augment != "none":
+                raise ValueError(f"augment must be none for points, got {config.augment!r}")
             generator = MLP(config.latent, shape[0], 4 * config.width, activation=config.activation)
-            discriminator = MLPCritic(shape[0], 4 * config.width, activation=config.activation)
+            discriminator = MLPCritic(seen, 4 * config.width, activation=config.activation)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.d_loss, self.g_loss = LOSSES[config.loss]
@@ -100,36 +137,61 @@ class GanTrainer:
             "discriminator": torch.optim.Adam(self.discriminator.parameters(), config.lr, betas=betas),
         }
         self.modules = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.average}
+        self.augment = None
+        if config.augment != "none":
+            target = _ADA_TARGET if config.augment == "adaptive" else None
+            self.augment = self.modules["augment"] = Augment(config.policy, target=target).to(device)
 
     def latents(self, seeds: torch.Tensor) -> torch.Tensor:
         return pyfold.randn(seeds, (self.config.latent,), stream=LATENT_STREAM)
 
+    def _seen(self, samples: torch.Tensor, step: int, draw: int) -> torch.Tensor:
+        """What the discriminator gets: samples augmented, then packed."""
+        if self.augment is not None:
+            samples = self.augment(samples, step_seeds(self.config, step, self.device), draw)
+        return pack(samples, self.config.pack)
+
     def step(self, step: int) -> dict[str, torch.Tensor]:
         gamma = self.config.gamma
-        real = self.data.batch(self.config.seed, step, self.config.batch).to(self.device).requires_grad_()
+        rows = _rows(self.data, self.config, step, self.device)
         z = self.latents(step_seeds(self.config, step, self.device))
+        autocast = _autocast(self.config, self.device)
 
-        with torch.no_grad():
-            fake = self.generator(z)
-        fake.requires_grad_()
-        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
+        # The penalties bound the gradient at the discriminator's own inputs.
+        with autocast:
+            with torch.no_grad():
+                fake = self._seen(self.generator(z).float(), step, 1)
+            real = self._seen(rows, step, 0).requires_grad_()
+            fake.requires_grad_()
+            real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake).float()
         d_loss = self.d_loss(real_logits, fake_logits)
         penalty = r1_penalty(real_logits, real, gamma) + r2_penalty(fake_logits, fake, gamma)
-        self._update("discriminator", d_loss + penalty, step)
+        self._update("discriminator", self.discriminator, d_loss + penalty, step)
 
         self.discriminator.requires_grad_(False)
-        with torch.no_grad():
-            real_logits = self.discriminator(real)
-        g_loss = self.g_loss(self.discriminator(self.generator(z)), real_logits)
-        self._update("generator", g_loss, step)
+        with autocast:
+            with torch.no_grad():
+                real_logits = self.discriminator(self._seen(rows, step, 2)).float()
+            fake_logits = self.discriminator(self._seen(self.generator(z).float(), step, 3)).float()
+        g_loss = self.g_loss(fake_logits, real_logits)
+        self._update("generator", self.generator, g_loss, step)
         self.discriminator.requires_grad_(True)
         update_average(self.average, self.generator, self.config.ema, step)
-        return {"loss_d": d_loss.detach(), "loss_g": g_loss.detach(), "penalty": penalty.detach()}
 
-    def _update(self, player: str, loss: torch.Tensor, step: int) -> None:
+        scalars = {"loss_d": d_loss.detach(), "loss_g": g_loss.detach(), "penalty": penalty.detach()}
+        if self.augment is not None and self.augment.target is not None:
+            margin = real_logits - fake_logits.detach() if self.config.loss == "relativistic" else real_logits
+            sign = margin.sign().mean()
+            parallel.average([sign])
+            self.augment.update(sign, self.config.batch)
+            scalars |= {"ada_sign": sign, "ada_p": self.augment.p.clone()}
+        return scalars
+
+    def _update(self, player: str, network: nn.Module, loss: torch.Tensor, step: int) -> None:
         optimizer = self.optimizers[player]
         optimizer.zero_grad()
         loss.backward()
+        parallel.average_gradients(network)
         # The last third of the run cools down: the game orbits at a fixed rate, and settles at a falling one.
         optimizer.param_groups[0]["lr"] = self.config.lr * min(1.0, 3 * (1 - step / self.config.steps))
         optimizer.step()
