@@ -97,7 +97,13 @@ def train(
 
 
 def _train(
-    config: Config, out: Path, resume: bool, device: torch.device, progress: bool, stop_at: int | None, callbacks: Sequence[Callback]
+    config: Config,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    progress: bool,
+    stop_at: int | None,
+    callbacks: Sequence[Callback],
 ) -> dict[str, Any] | None:
     writes = parallel.rank() == 0  # the other processes of a parallel run hold the same state
     existing = checkpoint.find(out)
