@@ -96,3 +96,187 @@ def test_functional_penalty_compiles_whole():
     for a, e in zip(actual, wanted, strict=True):
         if e is not None:
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-6)
+
+
+# --- the other losses
+
+
+def quantiles(mean, count=200_000):
+    """Points whose mean of a function is its expectation under N(mean, 1), but for the tails' last part in 1e5."""
+    places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return mean + torch.special.ndtri(places)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kl", lambda d: d * d / 2),
+        ("reverse_kl", lambda d: d * d / 2),
+        ("pearson", lambda d: math.expm1(d * d)),
+        ("squared_hellinger", lambda d: 2 * -math.expm1(-d * d / 8)),
+    ],
+)
+def test_the_best_discriminator_attains_the_divergence(name, value):
+    """Nowozin et al. 2016, eq. 4: the game of two Gaussians, and any other discriminator stays below."""
+    shift = 0.7
+    real, fake = quantiles(shift), quantiles(0.0)
+    log_ratio = lambda x: shift * x - shift**2 / 2  # noqa: E731
+    divergence = gan.DIVERGENCES[name]
+    best = -divergence.d_loss(divergence.optimum(log_ratio(real)), divergence.optimum(log_ratio(fake))).item()
+    assert best == pytest.approx(value(shift), rel=1e-3)
+    for factor in (0.9, 1.1):
+        other = -divergence.d_loss(
+            factor * divergence.optimum(log_ratio(real)), factor * divergence.optimum(log_ratio(fake))
+        ).item()
+        assert other < best
+
+
+def test_jensen_shannon_is_the_logistic_game():
+    real, fake = torch.randn(9), torch.randn(9)
+    expected = gan.non_saturating_d(real, fake) - 2 * math.log(2)
+    torch.testing.assert_close(gan.DIVERGENCES["jensen_shannon"].d_loss(real, fake), expected)
+    expected = gan.minimax_g(fake) + math.log(2)
+    torch.testing.assert_close(gan.DIVERGENCES["jensen_shannon"].g_loss(fake), expected)
+
+
+@pytest.mark.parametrize("name", gan.DIVERGENCES)
+def test_the_activation_reaches_the_conjugates_argument(name):
+    """f* taken at g_f(v) by its own formula (table 2) equals the simplified one."""
+    conjugates = {
+        "kl": lambda t: (t - 1).exp(),
+        "reverse_kl": lambda t: -1 - (-t).log(),
+        "pearson": lambda t: t.square() / 4 + t,
+        "squared_hellinger": lambda t: t / (1 - t),
+        "jensen_shannon": lambda t: -(2 - t.exp()).log(),
+    }
+    v = torch.linspace(-4, 4, 41, dtype=torch.float64)
+    divergence = gan.DIVERGENCES[name]
+    torch.testing.assert_close(conjugates[name](divergence.activation(v)), divergence.conjugate(v))
+
+
+def test_other_losses_at_known_logits():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+    known = {
+        "least_squares": ((1 + 4) / 2 / 2 + (0.25 + 9) / 2 / 2, (0.25 + 16) / 2 / 2),
+        "wasserstein": (-1.25 - 0.5, 1.25),
+        "hinge": ((0 + 2) / 2 + (1.5 + 0) / 2, 1.25),
+    }
+    for name, (d, g) in known.items():
+        d_loss, g_loss = gan.LOSSES[name]
+        assert d_loss(real, fake).item() == pytest.approx(d), name
+        assert g_loss(fake, real).item() == pytest.approx(g), name
+
+
+@pytest.mark.parametrize("name", gan.LOSSES)
+def test_every_generator_wants_higher_logits(name):
+    fake = torch.linspace(-2, 2, 9, dtype=torch.float64).requires_grad_()
+    real = torch.zeros(9, dtype=torch.float64)
+    loss = gan.LOSSES[name][1]
+    (gradient,) = torch.autograd.grad(loss(fake, real), fake)
+    upwards = gradient < 0
+    assert upwards[fake < 1].all() if name == "least_squares" else upwards[fake > -2].all()
+
+
+def test_energies():
+    real, fake = torch.tensor([0.2, 0.4]), torch.tensor([0.5, 3.0])
+    assert gan.energy_d(real, fake, margin=1.0).item() == pytest.approx(0.3 + 0.25)
+    assert gan.energy_g(fake).item() == pytest.approx(1.75)
+    with pytest.raises(ValueError, match=r"margin.*-1"):
+        gan.energy_d(real, fake, margin=-1)
+
+
+def test_boundary_equilibrium_finds_its_ratio():
+    """Energies that answer to k: the controller settles where fake / real = diversity."""
+    balance = gan.BoundaryEquilibrium(diversity=0.4, rate=0.05)
+    real = torch.tensor([1.0])
+    for _ in range(2000):
+        fake = torch.tensor([0.2 + 0.5 * balance.k.item()])  # the more the discriminator pushes, the higher
+        measure = balance.update(real, fake)
+    assert (fake / real).item() == pytest.approx(0.4, abs=1e-4)
+    assert balance.k.item() == pytest.approx(0.4, abs=1e-3)
+    assert measure.item() == pytest.approx(1.0, abs=1e-3)
+    assert balance.d_loss(real, fake).item() == pytest.approx(1 - 0.4 * 0.4, abs=1e-3)
+    for _ in range(100):
+        balance.update(torch.tensor([100.0]), torch.tensor([0.0]))
+    assert balance.k.item() == 1
+    with pytest.raises(ValueError, match=r"diversity.*0"):
+        gan.BoundaryEquilibrium(diversity=0)
+
+
+# --- the other penalties
+
+
+def test_penalties_between_and_around():
+    torch.manual_seed(2)
+    real, fake = torch.randn(64, 3, dtype=torch.float64), torch.randn(64, 3, dtype=torch.float64) + 5
+    w = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
+    linear = lambda x: x @ w  # noqa: E731
+    assert gan.wgan_gp_penalty(linear, real, fake).item() == pytest.approx(10 * (3 - 1) ** 2)
+    assert gan.zero_centred_penalty(linear, real, fake, weight=2.0).item() == pytest.approx(2 * 9)
+    assert gan.dragan_penalty(linear, real, weight=1.0).item() == pytest.approx(4)
+    seen = []
+    gan.wgan_gp_penalty(lambda x: (seen.append(x), linear(x))[1], real, fake)
+    place = (seen[0] - real)[:, :1] / (fake - real)[:, :1]
+    assert 0 <= place.min() < 0.1 < 0.9 < place.max() <= 1
+    torch.testing.assert_close(seen[0], torch.lerp(real, fake, place))
+    gan.dragan_penalty(lambda x: (seen.append(x), linear(x))[1], real, scale=0.5)
+    offset = (seen[1] - real) / (0.5 * real.std(correction=0))
+    assert 0 <= offset.min() < 0.05 < 0.95 < offset.max() < 1
+    with pytest.raises(ValueError, match="same shape"):
+        gan.wgan_gp_penalty(linear, real, fake[:3])
+
+
+@pytest.mark.parametrize("penalty", [gan.wgan_gp_penalty, gan.zero_centred_penalty], ids=lambda f: f.__name__)
+def test_a_flat_discriminator_has_finite_second_derivatives(penalty):
+    x = torch.randn(8, 3, dtype=torch.float64)
+    w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(penalty(lambda x: torch.tanh(x @ w), x, x + 1), w)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("kind", ["abs", "maxmin", "householder"])
+def test_one_centred_penalty_through_folds_equals_eager(kind, dtype, tolerance):
+    forms, parameters = critic(kind, dtype)
+    real, fake = torch.randn(2, 16, 5, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    results = {}
+    for name, network in forms.items():
+        curved = lambda x, network=network: torch.tanh(network(x))  # noqa: E731
+        penalty = gan.wgan_gp_penalty(curved, real, fake, 1.0, torch.Generator().manual_seed(4))
+        results[name] = [penalty, *torch.autograd.grad(penalty, parameters, materialize_grads=True)]
+    for a, e in zip(results["fused"], results["eager"], strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+
+
+def test_one_centred_penalty_compiles_whole():
+    torch.manual_seed(0)
+    discriminator = Discriminator(1, 8, width=8, activation="abs")
+    x = torch.randn(4, 1, 8, 8)
+    weight = next(discriminator.parameters())
+    function = lambda x: gan.functional_penalty(discriminator, x, 2.0, centre=1.0)  # noqa: E731
+    (expected,) = torch.autograd.grad(function(x), weight)
+    (actual,) = torch.autograd.grad(torch.compile(function, fullgraph=True, backend="aot_eager")(x), weight)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_lazy_penalty():
+    lazy = gan.LazyPenalty(16)
+    assert [step for step in range(40) if lazy.due(step)] == [0, 16, 32]
+    assert lazy.scaled(torch.tensor(0.5)).item() == 8
+    settings = lazy.settings(lr=1.7e-3, betas=(0.0, 0.99))
+    assert settings["lr"] == pytest.approx(1.6e-3)
+    assert settings["betas"] == (0.0, pytest.approx(0.99 ** (16 / 17)))
+    assert gan.LazyPenalty(1).settings(lr=1.0, betas=(0.5, 0.9)) == {"lr": 1.0, "betas": (0.5, 0.9)}
+    with pytest.raises(ValueError, match="interval.*0"):
+        gan.LazyPenalty(0)
+
+
+def test_spectral_norm_reaches_every_layer():
+    torch.manual_seed(0)
+    network = gan.with_spectral_norm(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Sequential(nn.Linear(9, 4))))
+    for _ in range(50):
+        network(torch.randn(2, 6))
+    for layer in (network[0], network[2][0]):
+        assert torch.linalg.svdvals(layer.weight)[0].item() == pytest.approx(1, abs=1e-3)
+    before = len(list(network.parameters()))
+    assert len(list(gan.with_spectral_norm(network).parameters())) == before

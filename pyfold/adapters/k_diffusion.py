@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from pyfold import diffusion
+from pyfold._requirements import need
 from pyfold.diffusion import Plan, Point, Schedule
 from pyfold.ops import SAMPLER_STREAM, add_noise
-from pyfold.train.requirements import need
 
 Denoiser = Callable[..., torch.Tensor]
 NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

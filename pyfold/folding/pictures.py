@@ -27,7 +27,7 @@ LAYER_COLOURS = ("#1d2a5b", "#b3263a", "#0f8b8d", "#e08e1b", "#7a4fa3", "#5c9e31
 
 def _matplotlib(name: str) -> Any:
     """matplotlib, with one of its modules loaded."""
-    from pyfold.train.requirements import need
+    from pyfold._requirements import need
 
     need(f"matplotlib.{name}", "pictures")
     return need("matplotlib")

@@ -1,9 +1,13 @@
-"""Losses of the two players, from the discriminator's logits."""
+"""Losses of the two players, from what the discriminator says of real and generated samples."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
 def non_saturating_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -40,8 +44,135 @@ def relativistic_g(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return softplus(_paired(real, fake)).mean()
 
 
-#: name -> (discriminator's loss(real, fake), generator's loss(fake, real))
+def minimax_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """The generator's ``mean log(1 - sigmoid(D(G(z)))) = -mean softplus(D(G(z)))`` (Goodfellow et al. 2014, eq. 1).
+
+    Its gradient fades where the discriminator is sure; :func:`non_saturating_g` is what trains in practice.
+    """
+    return -softplus(fake).mean()
+
+
+def least_squares_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """``(mean (D(x) - 1)^2 + mean D(G(z))^2) / 2`` (Mao et al. 2017, eq. 9)."""
+    return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+def least_squares_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """``mean (D(G(z)) - 1)^2 / 2`` (Mao et al. 2017, eq. 9)."""
+    return (fake - 1).square().mean() / 2
+
+
+def wasserstein_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """``mean D(G(z)) - mean D(x)`` for a 1-Lipschitz D (Arjovsky, Chintala and Bottou 2017, eq. 2)."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """``-mean D(G(z))``."""
+    return -fake.mean()
+
+
+def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """``mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))`` (Lim and Ye 2017); the generator's loss is Wasserstein's."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An f-divergence as a game (Nowozin, Cseke and Tomioka 2016, eq. 6): ``max_T E_p[T] - E_q[f*(T)]``, T = g_f(logit).
+
+    Attributes:
+        activation: ``g_f``, from the discriminator's output to the domain of ``f*`` (table 6).
+        conjugate: ``f*(g_f(logit))`` as a function of the logit, simplified so that nothing overflows before it must.
+        optimum: the logit of the best discriminator from the log ratio ``log p(x) / q(x)``; there the game's value is the
+            divergence.
+    """
+
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    conjugate: Callable[[torch.Tensor], torch.Tensor]
+    optimum: Callable[[torch.Tensor], torch.Tensor]
+
+    def d_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """``-(mean g_f(D(x)) - mean f*(g_f(D(G(z)))))``; its negative is a lower bound of the divergence."""
+        return self.conjugate(fake).mean() - self.activation(real).mean()
+
+    def g_loss(self, fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        """``-mean f*(g_f(D(G(z))))``."""
+        return -self.conjugate(fake).mean()
+
+
+#: f-divergences by name; ``jensen_shannon`` is twice the usual one, as in the paper's table 1.
+DIVERGENCES = {
+    "kl": Divergence(lambda v: v, lambda v: (v - 1).exp(), lambda r: r + 1),
+    "reverse_kl": Divergence(lambda v: -(-v).exp(), lambda v: v - 1, lambda r: r),
+    "pearson": Divergence(lambda v: v, lambda v: v.square() / 4 + v, lambda r: 2 * r.expm1()),
+    "squared_hellinger": Divergence(lambda v: -(-v).expm1(), lambda v: v.expm1(), lambda r: r / 2),
+    "jensen_shannon": Divergence(
+        lambda v: math.log(2) - softplus(-v), lambda v: softplus(v) - math.log(2), lambda r: r
+    ),
+}  # fmt: skip
+
+
+def energy_d(real: torch.Tensor, fake: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
+    """EBGAN's ``mean E(x) + mean max(0, margin - E(G(z)))`` (Zhao, Mathieu and LeCun 2017, eq. 1).
+
+    Args:
+        real, fake: energies, not logits: the reconstruction errors of an auto-encoding discriminator.
+        margin: the energy above which a generated sample no longer counts, positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, got {margin}")
+    return real.mean() + relu(margin - fake).mean()
+
+
+def energy_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    """``mean E(G(z))`` (Zhao, Mathieu and LeCun 2017, eq. 2)."""
+    return fake.mean()
+
+
+class BoundaryEquilibrium:
+    """BEGAN's losses and the controller that holds its players in balance (Berthelot, Schumm and Metz 2017, section 3.3).
+
+    Args:
+        diversity: gamma, the wanted ratio ``E(G(z)) / E(x)`` of reconstruction errors, in (0, 1].
+        rate: lambda_k, how fast ``k`` follows.
+
+    Attributes:
+        k: how much the discriminator cares for generated samples, in [0, 1]; a 0-d tensor on the losses' device.
+    """
+
+    def __init__(self, diversity: float = 0.5, rate: float = 1e-3):
+        if not 0 < diversity <= 1:
+            raise ValueError(f"diversity must be in (0, 1], got {diversity}")
+        if not rate > 0:
+            raise ValueError(f"rate must be positive, got {rate}")
+        self.diversity, self.rate = diversity, rate
+        self.k = torch.zeros(())
+
+    def d_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """``mean E(x) - k mean E(G(z))``."""
+        self.k = self.k.to(real.device)
+        return real.mean() - self.k * fake.mean()
+
+    def g_loss(self, fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        """``mean E(G(z))``."""
+        return fake.mean()
+
+    @torch.no_grad()
+    def update(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """Moves ``k`` after a step and returns the measure of convergence ``E(x) + |gamma E(x) - E(G(z))|``."""
+        error = self.diversity * real.mean() - fake.mean()
+        self.k = (self.k.to(real.device) + self.rate * error).clamp(0, 1)
+        return real.mean() + error.abs()
+
+
+#: name -> (discriminator's loss(real, fake), generator's loss(fake, real)), all from logits.
 LOSSES = {
     "non_saturating": (non_saturating_d, non_saturating_g),
     "relativistic": (relativistic_d, relativistic_g),
+    "minimax": (non_saturating_d, minimax_g),
+    "least_squares": (least_squares_d, least_squares_g),
+    "wasserstein": (wasserstein_d, wasserstein_g),
+    "hinge": (hinge_d, wasserstein_g),
+    **{name: (divergence.d_loss, divergence.g_loss) for name, divergence in DIVERGENCES.items()},
 }

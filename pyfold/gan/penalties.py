@@ -1,10 +1,34 @@
-"""Zero-centred gradient penalties (Mescheder, Geiger and Nowozin 2018, eq. 9, 10), with their factor one half."""
+"""Gradient penalties, and how to pay them only now and then.
+
+Zero-centred ones carry the factor one half of Mescheder, Geiger and Nowozin 2018, eq. 9 and 10.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+Discriminator = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _squared_norm(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.float().square().flatten(1).sum(1) if gradient.dtype.itemsize < 8 else gradient.square().flatten(1).sum(1)
+
+
+def _off_centre(gradient: torch.Tensor, centre: float) -> torch.Tensor:
+    """``mean (|g| - centre)^2``; at centre 0 without the root, whose second derivative at g = 0 is infinite."""
+    squared = _squared_norm(gradient)
+    if centre == 0:
+        return squared.mean()
+    # Where the gradient is 0 the root's derivative is infinite; a tiny constant keeps it, and all beyond it, finite.
+    return ((squared + 1e-12).sqrt() - centre).square().mean()
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma >= 0:
+        raise ValueError(f"gamma must not be negative, got {gamma}")
 
 
 def _gradient_penalty(logits: torch.Tensor, samples: torch.Tensor, gamma: float, name: str) -> torch.Tensor:
@@ -12,10 +36,9 @@ def _gradient_penalty(logits: torch.Tensor, samples: torch.Tensor, gamma: float,
         raise ValueError(f"{name} must require a gradient before the discriminator sees them: {name}.requires_grad_()")
     if not logits.requires_grad:
         raise ValueError(f"logits must be the discriminator's output for {name}, got a tensor without a graph")
-    if gamma < 0:
-        raise ValueError(f"gamma must not be negative, got {gamma}")
+    _check_gamma(gamma)
     (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
-    return gamma / 2 * gradient.float().square().flatten(1).sum(1).mean()
+    return gamma / 2 * _off_centre(gradient, 0.0)
 
 
 def r1_penalty(logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -34,9 +57,102 @@ def r2_penalty(logits: torch.Tensor, fake: torch.Tensor, gamma: float) -> torch.
     return _gradient_penalty(logits, fake, gamma, "fake")
 
 
-def functional_penalty(
-    discriminator: Callable[[torch.Tensor], torch.Tensor], samples: torch.Tensor, gamma: float
-) -> torch.Tensor:
-    """R1 or R2 by ``torch.func.grad``: the form that ``torch.compile(fullgraph=True)`` takes, double backward included."""
+def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamma: float, centre: float = 0.0) -> torch.Tensor:
+    """``gamma / 2 E (|grad D(x)| - centre)^2`` by ``torch.func.grad``.
+
+    This form compiles with ``torch.compile(fullgraph=True)``, double backward included. With centre 0 it is R1 or R2, by the
+    samples; :func:`between` and :func:`around` make the points of the other penalties.
+
+    Args:
+        discriminator: maps samples to logits.
+        samples: [B, ...].
+        gamma: the weight, not negative; note the half.
+        centre: the wanted length of the gradient: 0, or 1 for a 1-Lipschitz critic.
+    """
+    _check_gamma(gamma)
     gradient = torch.func.grad(lambda x: discriminator(x).sum())(samples)
-    return gamma / 2 * gradient.float().square().flatten(1).sum(1).mean()
+    return gamma / 2 * _off_centre(gradient, centre)
+
+
+def between(real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Points on the lines from real to generated samples, one uniform place for each pair: [B, ...]."""
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must have the same shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+    shape = [real.shape[0]] + [1] * (real.dim() - 1)
+    place = torch.rand(shape, generator=generator, dtype=real.dtype, device=real.device)
+    return torch.lerp(real.detach(), fake.detach(), place)
+
+
+def around(real: torch.Tensor, scale: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
+    """DRAGAN's points near real samples: ``x + scale std(x) u``, u uniform in [0, 1) (Kodali et al. 2017, section 2.3)."""
+    noise = torch.rand(real.shape, generator=generator, dtype=real.dtype, device=real.device)
+    return real.detach() + scale * real.detach().std(correction=0) * noise
+
+
+def wgan_gp_penalty(
+    discriminator: Discriminator,
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    weight: float = 10.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """``weight E (|grad D| - 1)^2`` between real and generated samples (Gulrajani et al. 2017, eq. 3); no half."""
+    return functional_penalty(discriminator, between(real, fake, generator), 2 * weight, centre=1.0)
+
+
+def zero_centred_penalty(
+    discriminator: Discriminator,
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    weight: float = 10.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """``weight E |grad D|^2`` between real and generated samples (Thanh-Tung, Tran and Venkatesh 2019, eq. 12); no half."""
+    return functional_penalty(discriminator, between(real, fake, generator), 2 * weight)
+
+
+def dragan_penalty(
+    discriminator: Discriminator,
+    real: torch.Tensor,
+    weight: float = 10.0,
+    scale: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """``weight E (|grad D| - 1)^2`` around real samples (Kodali et al. 2017, eq. 1); no half."""
+    return functional_penalty(discriminator, around(real, scale, generator), 2 * weight, centre=1.0)
+
+
+class LazyPenalty:
+    """A penalty paid every ``interval`` steps, with what the optimizer needs for that (Karras et al. 2020, appendix B).
+
+    The penalty is multiplied by the interval, so that its mean pull stays. Its extra steps are undone in the optimizer:
+    with ``c = interval / (interval + 1)`` the learning rate becomes ``c lr`` and the betas ``beta^c``.
+
+    Not for small problems: with ring and grid toys and stacked digits, lazy penalties were found to fail.
+    """
+
+    def __init__(self, interval: int = 16):
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval must be an int of at least 1, got {interval!r}")
+        self.interval = interval
+
+    def due(self, step: int) -> bool:
+        return step % self.interval == 0
+
+    def scaled(self, penalty: torch.Tensor) -> torch.Tensor:
+        return self.interval * penalty
+
+    def settings(self, *, lr: float, betas: tuple[float, float]) -> dict[str, Any]:
+        """``lr`` and ``betas`` for an Adam that takes the lazy penalty's steps as well."""
+        ratio = self.interval / (self.interval + 1) if self.interval > 1 else 1.0
+        return {"lr": lr * ratio, "betas": tuple(beta**ratio for beta in betas)}
+
+
+def with_spectral_norm(module: torch.nn.Module) -> torch.nn.Module:
+    """Every linear and convolution layer of ``module`` divided by its largest singular value (Miyato et al. 2018), by
+    ``torch.nn.utils.parametrizations.spectral_norm``; layers that have it already stay. Returns the module."""
+    kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+    for layer in [m for m in module.modules() if isinstance(m, kinds)]:
+        if not torch.nn.utils.parametrize.is_parametrized(layer, "weight"):
+            torch.nn.utils.parametrizations.spectral_norm(layer)
+    return module

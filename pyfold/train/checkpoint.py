@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from pyfold._requirements import need
 from pyfold.train.files import write, write_text
-from pyfold.train.requirements import need
 
 _PATTERN = re.compile(r"checkpoint-(\d+)\.safetensors")
 _KEEP = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyfold.train.requirements import need
+from pyfold._requirements import need
 
 NAMED = ("digits", "mnist", "ring", "grid")
 _SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfold._requirements import need
 from pyfold.train.data import Data
-from pyfold.train.requirements import need
 
 _FEATURES = 32
 

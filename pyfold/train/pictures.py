@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyfold._requirements import need
 from pyfold.train.files import write
-from pyfold.train.requirements import need
 
 _SIDE = 56  # an image is shown at least this large
 _GAP = 4

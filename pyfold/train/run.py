@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from pyfold._requirements import need
 from pyfold.train import checkpoint, parallel
 from pyfold.train.config import Config
 from pyfold.train.data import Data, load
 from pyfold.train.files import remove_leftovers, write_text
 from pyfold.train.metrics import measure
 from pyfold.train.pictures import save_picture
-from pyfold.train.requirements import need
 from pyfold.train.trainers import TRAINERS, DiffusionTrainer, GanTrainer
 
 CONFIG = "config.json"

@@ -25,7 +25,7 @@ Differences, all where theirs is an error, or not a number, or rounding:
 The discrete schedulers of diffusers (tokens, masks) are not here.
 """
 
-from pyfold.train.requirements import need
+from pyfold._requirements import need
 
 need("diffusers", "diffusers")
 

@@ -14,7 +14,7 @@ from pyfold.adapters.diffusers._discrete import Noising
 from pyfold.adapters.diffusers._fused import BASE, X0, Form, Fused, H, M, N, Step, X, base
 from pyfold.adapters.diffusers._sigmas import BrownianSteps, OnSigmas, preconditioned
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.samplers.correctors import _adams, _adjustment
+from pyfold.diffusion.samplers.correctors import adams_adjustment, adams_weights
 
 
 class Level:
@@ -501,17 +501,14 @@ class SASolverScheduler(Noising, PredictorCorrector, base("SASolverScheduler")):
         """Of what the model said at the nodes, in the step from place i (eq. 14 and 17)."""
         there, here, tau = self._at(i + 1), self._at(i), self._taus[i]
         lams = [node.lam for node in nodes]
-        if self.predict_x0:
-            return list(_adams(here, there, tau**2, lams))
-        damping = lambda lam: -(1 + tau**2) * there.alpha * np.exp(-lam)  # noqa: E731
-        return lagrange_integrals(lams, here.lam, there.lam, damping)
+        return list(adams_weights(here, there, tau**2, lams, "x0" if self.predict_x0 else "epsilon"))
 
     def _adjusted(self, i: int, weights: list[float], over: float) -> list[float]:
         """Order 2 on x0 with the authors' change, divided by ``over`` steps."""
         there, here = self._at(i + 1), self._at(i)
         if not self.predict_x0 or len(weights) != 2 or there.lam == here.lam:
             return weights
-        change = _adjustment(here, there, self._taus[i] ** 2) / over
+        change = adams_adjustment(here, there, self._taus[i] ** 2) / over
         return [weights[0] + change, weights[1] - change]
 
     def _kept(self, i: int) -> tuple[Any, Any]:

@@ -126,7 +126,7 @@ def unipc(
     return build.plan("unipc")
 
 
-def _adams(here: Point, there: Point, eta: float, nodes: list[float], interpolated: str) -> np.ndarray:
+def adams_weights(here: Point, there: Point, eta: float, nodes: list[float], interpolated: str) -> np.ndarray:
     """Of x0: ``alpha' (1 + eta) integral of exp(-(1 + eta) (lambda' - lambda)) L_j(lambda)``; of epsilon:
 
     ``-sigma' (1 + eta) integral of exp(lambda' - lambda) L_j(lambda)`` (Xue et al. 2023, eq. 14, 17 and appendix).
@@ -144,7 +144,7 @@ def _noised_growth(here: Point, there: Point, eta: float) -> tuple[float, float,
     return a, (1 + eta) * of_epsilon, there.sigma * math.sqrt(eta * math.expm1(2 * (there.lam - here.lam)))
 
 
-def _adjustment(here: Point, there: Point, eta: float) -> float:
+def adams_adjustment(here: Point, there: Point, eta: float) -> float:
     """What the authors' code adds to order 2 for few steps, of O(h^3), as a part of h dx0 / dlambda."""
     h = there.lam - here.lam
     exact = (h * (1 + eta) + math.expm1(-(1 + eta) * h)) / (1 + eta) ** 2
@@ -197,16 +197,16 @@ def sa_solver(
             return plain, plain
         known = [p.lam for p in points[: i + 1][::-1]]
         bashforth = usable_order(points, i, predictor_order, final_order)
-        predictor = np.array([0.0, *_adams(here, there, eta, known[:bashforth], interpolated)])
+        predictor = np.array([0.0, *adams_weights(here, there, eta, known[:bashforth], interpolated)])
         if adjusted and bashforth == 2:
-            change = _adjustment(here, there, eta) * (there.lam - here.lam) / (here.lam - known[1])
+            change = adams_adjustment(here, there, eta) * (there.lam - here.lam) / (here.lam - known[1])
             predictor += [0.0, change, -change]
         if corrector_order == 0:
             return predictor, predictor
         past = usable_order(points, i, corrector_order - 1, final_order) if corrector_order > 1 else 0
-        corrector = _adams(here, there, eta, [there.lam, *known[:past]], interpolated)
+        corrector = adams_weights(here, there, eta, [there.lam, *known[:past]], interpolated)
         if adjusted and past == 1:
-            change = _adjustment(here, there, eta)
+            change = adams_adjustment(here, there, eta)
             corrector += [change, -change]
         return predictor, corrector
 

@@ -1,0 +1,243 @@
+"""Dynamics of games whose motion is known exactly: V(x, y) = x y, and the Dirac-GAN."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from pyfold import gan
+from pyfold.gan import dynamics
+from pyfold.gan.dynamics import DYNAMICS, Extragradient, Optimistic, Simultaneous
+
+START = (1.0, 0.5)
+STRENGTH = 0.1  # larger ones reach the smallest number before the last step
+
+
+def players(make, rate, loss=lambda x, y: x * y, start=START, optimizer=torch.optim.SGD, **settings):
+    """min over x, max over y of the loss; returns the dynamic and its two scalars."""
+    x, y = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in start)
+    optimizers = [optimizer([x], lr=rate), optimizer([y], lr=rate)]
+    return make(optimizers, lambda: (loss(x, y).sum(), -loss(x, y).sum()), **settings), x, y
+
+
+def path(steps, *args, **settings):
+    dynamic, x, y = players(*args, **settings)
+    places = [(x.item(), y.item())]
+    for _ in range(steps):
+        dynamic.step()
+        places.append((x.item(), y.item()))
+    return np.array(places)
+
+
+def rotation(a, b):
+    """The map z -> (a + ib) z of z = x + iy as a matrix."""
+    return np.array([[a, -b], [b, a]])
+
+
+#: The exact linear map of each dynamic on (x, y), or on (x, y, x before, y before), and the modulus of its largest eigenvalue.
+def exact(g):
+    field = np.array([[0.0, 1.0], [-1.0, 0.0]])  # (grad_x, -grad_y) at (x, y)
+    one, zero = np.eye(2), np.zeros((2, 2))
+    first, second = np.array([[1.0, -g], [0.0, 1.0]]), np.array([[1.0, 0.0], [g, 1.0]])
+    look = one - g * field
+    return {
+        "simultaneous": (look, math.sqrt(1 + g * g)),
+        "alternating": (second @ first, 1.0),
+        "extragradient": (one - g * field @ look, math.sqrt(1 - g**2 + g**4)),
+        "optimistic": (
+            np.block([[one - 2 * g * field, g * field], [one, zero]]),
+            max(abs(np.roots([1, -(1 - 2j * g), -1j * g]))),
+        ),
+        "proximal": (np.linalg.inv(one + g * field), 1 / math.sqrt(1 + g * g)),
+        "consensus": (one - g * (field + STRENGTH * field.T @ field), math.sqrt((1 - g * STRENGTH) ** 2 + g * g)),
+        "symplectic": (one - g * (field + STRENGTH * field.T @ field), math.sqrt((1 - g * STRENGTH) ** 2 + g * g)),
+    }
+
+
+SETTINGS = {"consensus": {"strength": STRENGTH}, "symplectic": {"strength": STRENGTH}, "proximal": {"iterations": 14}}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "proximal" else ()) for n in DYNAMICS])
+def test_ten_thousand_steps_follow_the_exact_map(name):
+    g, steps = 0.1, 10_000
+    matrix, modulus = exact(g)[name]
+    assert max(abs(np.linalg.eigvals(matrix))) == pytest.approx(modulus, abs=1e-12)
+    places = path(steps, DYNAMICS[name], g, **SETTINGS.get(name, {}))
+    for step in (1, 2, 17, 1000, steps):
+        state = np.concatenate([START, START])[: len(matrix)]
+        expected = (np.linalg.matrix_power(matrix, step) @ state)[:2]
+        np.testing.assert_allclose(places[step], expected, rtol=0, atol=1e-9 * max(np.hypot(*expected), 1e-300))
+    if name != "alternating":  # whose radius swings while it orbits
+        radius = np.hypot(*places.T)
+        assert (radius[steps] / radius[steps // 2]) ** (2 / steps) == pytest.approx(modulus, abs=1e-9)
+
+
+def test_alternating_descent_conserves_an_ellipse():
+    g = 0.1
+    x, y = path(10_000, DYNAMICS["alternating"], g).T
+    energy = x**2 + y**2 - g * x * y
+    np.testing.assert_allclose(energy, energy[0], rtol=1e-11)
+
+
+@pytest.mark.parametrize(("g", "period"), [(1.0, 6), (math.sqrt(2), 4), (math.sqrt(3), 3)])
+def test_alternating_descent_is_periodic(g, period):
+    places = path(4 * period, DYNAMICS["alternating"], g)
+    np.testing.assert_allclose(places[period::period], np.tile(START, (4, 1)), atol=1e-12)
+    assert all(np.hypot(*(places[i] - places[0])) > 0.1 for i in range(1, period))
+
+
+def test_alternating_descent_grows_linearly_at_its_bound():
+    radius = np.hypot(*path(400, DYNAMICS["alternating"], 2.0).T)
+    assert radius[400] / radius[200] == pytest.approx(2, rel=0.02)
+
+
+def test_optimistic_descent_has_its_threshold():
+    """It converges for steps below 1 / sqrt(3) alone."""
+    for g, inside in ((0.577, True), (0.58, False)):
+        radius = np.hypot(*path(4000, Optimistic, g).T)
+        rate = (radius[4000] / radius[2000]) ** (1 / 2000)
+        assert rate == pytest.approx(max(abs(np.roots([1, -(1 - 2j * g), -1j * g]))), abs=1e-9)
+        assert (rate < 1) == inside
+
+
+def test_negative_momentum_turns_the_orbit_inwards():
+    for momentum, inwards in ((-0.5, True), (0.5, False)):
+        radius = np.hypot(*path(2000, DYNAMICS["alternating"], 0.1, momentum=momentum).T)
+        rate = (radius[2000] / radius[1000]) ** (1 / 1000)
+        assert rate == pytest.approx(0.99851 if inwards else 1.0323, abs=2e-4)
+
+
+def test_steps_of_each_player():
+    dynamic, x, y = players(DYNAMICS["alternating"], 0.1, steps=(3, 1))
+    dynamic.step()
+    assert x.item() == pytest.approx(1 - 3 * 0.1 * 0.5)
+    assert y.item() == pytest.approx(0.5 + 0.1 * x.item())
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.3, 1.0, 3.0])
+def test_the_dirac_gan_with_r1_has_its_eigenvalues_and_rate(gamma):
+    """Mescheder, Geiger and Nowozin 2018, section 3: D(x) = psi x, data at 0, one sample at theta."""
+    h = 0.1
+    start = torch.tensor([0.01], dtype=torch.float64)
+    psi, theta = start.clone().requires_grad_(), start.clone().requires_grad_()
+
+    def losses():
+        value = softplus(psi * theta).sum()
+        return value + gamma / 2 * psi.square().sum(), -value
+
+    dynamic = Simultaneous([torch.optim.SGD([psi], lr=h), torch.optim.SGD([theta], lr=h)], losses)
+    root = np.sqrt(complex(gamma**2 / 4 - 1 / 4))
+    expected = np.array([gamma / 2 + root, gamma / 2 - root])
+    for _ in range(3000 if gamma < 0.2 else 400):
+        dynamic.step()
+    actual = gan.game_eigenvalues(dynamic, 2)
+    np.testing.assert_allclose(
+        sorted(actual, key=lambda v: (v.real, v.imag)), sorted(expected, key=lambda v: (v.real, v.imag)), atol=1e-3
+    )
+    rates = []
+    for _ in range(2):
+        before = math.hypot(psi.item(), theta.item())
+        for _ in range(200):
+            dynamic.step()
+        rates.append((math.hypot(psi.item(), theta.item()) / before) ** (1 / 200))
+    assert np.mean(rates) == pytest.approx(max(abs(1 - h * expected)), abs=2e-3 if gamma == 1 else 1e-3)
+
+
+def test_the_dirac_gan_alone_spirals_outwards():
+    h, start = 0.1, torch.tensor([1e-4], dtype=torch.float64)
+    psi, theta = start.clone().requires_grad_(), start.clone().requires_grad_()
+    value = lambda: softplus(psi * theta).sum()  # noqa: E731
+    dynamic = Simultaneous([torch.optim.SGD([psi], lr=h), torch.optim.SGD([theta], lr=h)], lambda: (value(), -value()))
+    before = math.hypot(psi.item(), theta.item())
+    for _ in range(500):
+        dynamic.step()
+    rate = (math.hypot(psi.item(), theta.item()) / before) ** (1 / 500)
+    assert rate == pytest.approx(math.sqrt(1 + h * h / 4), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.AdamW])
+def test_any_optimizer(name, optimizer):
+    """A convex-concave game with one solution: each dynamic gets closer to it."""
+    game = lambda x, y: x**2 / 2 + x * y - y**2 / 2  # noqa: E731
+    dynamic, x, y = players(
+        DYNAMICS[name], 0.01, game, optimizer=optimizer, **{**SETTINGS, "proximal": {"iterations": 3}}.get(name, {})
+    )
+    for _ in range(200):
+        values = dynamic.step()
+    assert len(values) == 2
+    assert not values[0].requires_grad
+    assert math.hypot(x.item(), y.item()) < 0.5 * math.hypot(*START)
+
+
+def test_extragradient_leaves_the_optimizers_state_to_real_steps():
+    dynamic, x, _ = players(Extragradient, 0.01, optimizer=torch.optim.Adam)
+    for _ in range(3):
+        dynamic.step()
+    assert [int(o.state[p]["step"]) for o, (p,) in zip(dynamic.optimizers, dynamic.parameters, strict=True)] == [3, 3]
+
+
+def test_optimistic_keeps_copies():
+    """Gradients that are written over in place must not become the gradients of the step before."""
+    buffer = torch.zeros(1, dtype=torch.float64)
+
+    class Reusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return buffer.copy_(gradient)
+
+    plain = path(50, Optimistic, 0.1)
+    reused = path(50, Optimistic, 0.1, loss=lambda x, y: Reusing.apply(x) * y)
+    np.testing.assert_array_equal(plain, reused)
+
+
+def test_eigenvalues_by_iteration_equal_the_dense_ones():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(60, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    coupling = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    value = lambda: x @ coupling @ y + 0.5 * (x @ x) - 0.25 * (y @ y)  # noqa: E731
+    dynamic = Simultaneous([torch.optim.SGD([x]), torch.optim.SGD([y])], lambda: (value(), -value()))
+    dense = np.block([[np.eye(60), coupling.numpy()], [-coupling.numpy().T, 0.5 * np.eye(60)]])
+    expected = np.linalg.eigvals(dense)
+    expected = expected[np.argsort(-abs(expected))][:4]
+    np.testing.assert_allclose(abs(gan.game_eigenvalues(dynamic, 4)), abs(expected), rtol=1e-8)
+    np.testing.assert_allclose(gan.game_eigenvalues(dynamic, 4).real, expected.real, rtol=1e-7)
+
+
+def test_monitor_reads_radius_and_rotation():
+    g = 0.1
+    dynamic, x, y = players(Simultaneous, g)
+    monitor = gan.GameMonitor(dynamic)
+    for _ in range(5):
+        dynamic.step()
+        seen = monitor.measure()
+        assert seen["radius"] == pytest.approx(math.hypot(x.item(), y.item()), rel=1e-14)
+        assert seen["growth"] == pytest.approx(math.sqrt(1 + g * g), rel=1e-12)
+        assert seen["rotation"] == pytest.approx(math.atan(g), rel=1e-10)
+    np.testing.assert_allclose(sorted(gan.game_eigenvalues(dynamic).imag), [-1, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda o, f: Simultaneous(o[:1], f), "optimizers.*1"),
+        (lambda o, f: dynamics.Alternating(o, f, steps=(1,)), r"steps.*2 players.*\(1,\)"),
+        (lambda o, f: dynamics.Alternating(o, f, steps=(0, 1)), "steps"),
+        (lambda o, f: dynamics.Alternating(o, f, momentum=1.0), "momentum.*1.0"),
+        (lambda o, f: dynamics.Proximal(o, f, iterations=0), "iterations.*0"),
+        (lambda o, f: dynamics.Consensus(o, f, strength=math.nan), "strength.*nan"),
+        (lambda o, f: Simultaneous(o, lambda: f()[:1]).step(), "losses.*2.*1"),
+        (lambda o, f: gan.game_eigenvalues(Simultaneous(o, f), 0), "count.*0"),
+        (lambda o, f: gan.GameMonitor(Simultaneous(o, f), torch.zeros(3)), "centre.*2 values.*3"),
+    ],
+)
+def test_errors(make, message):
+    dynamic, _, _ = players(Simultaneous, 0.1)
+    with pytest.raises(ValueError, match=message):
+        make(dynamic.optimizers, dynamic.losses)
