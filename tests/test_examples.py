@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 #: Settings that make an example quick.
 EXAMPLES = {
     "folding_measure.py": ["--quick"],
+    "saddle.py": ["--quick"],
     "kaleidoscope.py": ["--quick", "--scene", "sponge"],
     "creative_fold.py": ["--quick"],
     "dcgan_digits.py": ["--quick"],
@@ -40,7 +41,7 @@ def blocks(language):
 
 
 def test_readme_python_runs():
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     exec("\n".join(blocks("python")), {})
 
 

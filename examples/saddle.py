@@ -1,0 +1,78 @@
+"""The game V(x, y) = x y: one player lowers V by x, the other raises it by y, and plain gradient descent never ends it.
+
+Each dynamic of pyfold.gan.dynamics plays from the same point. The table holds the factor by which it moves away from or
+towards the solution in each step, as measured and as the theory says; the picture draws the paths.
+
+python examples/saddle.py --out saddle.png
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import trange
+
+from pyfold import gan
+from pyfold.folding.pictures import INK, new_figure
+from pyfold.train.files import write
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--out", type=Path, default=Path("saddle.png"), help="the picture (default: %(default)s)")
+parser.add_argument("--step-size", type=float, default=0.2, help="g of every player's descent (default: %(default)s)")
+parser.add_argument("--steps", type=int, default=400, help="steps of each dynamic (default: %(default)s)")
+parser.add_argument("--quick", action="store_true", help="as few steps as will do")
+arguments = parser.parse_args()
+g, steps = arguments.step_size, 60 if arguments.quick else arguments.steps
+if not 0 < g < 1 / math.sqrt(3):
+    parser.error(f"--step-size must be in (0, {1 / math.sqrt(3):.3f}), where every dynamic but the simultaneous one is stable")
+
+STRENGTH = 0.3
+#: name -> (settings, the exact factor of the distance in each step)
+DYNAMICS = {
+    "simultaneous": ({}, math.hypot(1, g)),
+    "alternating": ({}, 1.0),
+    "extragradient": ({}, math.sqrt(1 - g**2 + g**4)),
+    "optimistic": ({}, max(abs(np.roots([1, -(1 - 2j * g), -1j * g])))),
+    "proximal": ({"iterations": 25}, 1 / math.hypot(1, g)),
+    "consensus": ({"strength": STRENGTH}, math.hypot(1 - g * STRENGTH, g)),
+    "symplectic": ({"strength": STRENGTH}, math.hypot(1 - g * STRENGTH, g)),
+}
+
+
+def play(name, settings):
+    x, y = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.0, 0.0))
+    players = [torch.optim.SGD([x], lr=g), torch.optim.SGD([y], lr=g)]
+    dynamic = gan.DYNAMICS[name](players, lambda: ((x * y).sum(), -(x * y).sum()), **settings)
+    path = [(x.item(), y.item())]
+    for _ in trange(steps, desc=name, leave=False):
+        dynamic.step()
+        path.append((x.item(), y.item()))
+    return np.array(path)
+
+
+figure = new_figure(13, 7)
+axes = figure.subplots(2, 4).flat
+print(f"{'dynamic':15}{'measured':>14}{'exact':>14}   a step of size {g:g}")
+for axis, (name, (settings, exact)) in zip(axes, DYNAMICS.items(), strict=False):
+    path = play(name, settings)
+    radius = np.hypot(*path.T)
+    if name == "alternating":  # the radius swings; what stays is the size of its ellipse
+        radius = np.sqrt(radius**2 - g * path.prod(1))
+    half = steps // 2
+    measured = (radius[steps] / radius[half]) ** (1 / (steps - half))
+    print(f"{name:15}{measured:14.9f}{exact:14.9f}")
+    shown = path[: min(steps, 90) + 1]
+    axis.plot(*shown.T, color=INK, linewidth=0.5, alpha=0.4)
+    axis.scatter(*shown.T, c=np.arange(len(shown)), cmap="plasma", s=11, zorder=2)
+    axis.scatter(0, 0, marker="+", color=INK, s=60, linewidth=1.2, zorder=3)
+    reach = max(1.25, 1.08 * abs(shown).max())
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{name}: {exact:.5f} a step")
+last = axes[7]
+for name, (_, exact) in DYNAMICS.items():
+    last.plot(exact ** np.arange(200), label=name, linewidth=1.4, linestyle="--" if name == "symplectic" else "-")
+last.set(yscale="log", title="distance to the solution, exact", xlabel="steps", ylim=(1e-3, 60))
+last.legend(fontsize=7, frameon=False)
+write(arguments.out, lambda path: figure.savefig(path, dpi=110))
+print(f"wrote {arguments.out}")
