@@ -19,9 +19,9 @@ from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm, trange
 
 from pyfold.gan import latent
+from pyfold.gan.metrics import frechet_distance
 from pyfold.train.config import Config
 from pyfold.train.data import Data
-from pyfold.train.metrics import frechet_distance
 from pyfold.train.pictures import image_grid
 from pyfold.train.trainers import DiffusionTrainer, GanTrainer
 

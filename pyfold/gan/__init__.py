@@ -1,6 +1,6 @@
 """Adversarial training: losses, penalties, dynamics of the game, augmentation and latent tools."""
 
-from pyfold.gan import augment, dynamics, latent
+from pyfold.gan import augment, dynamics, latent, metrics
 from pyfold.gan.dynamics import DYNAMICS
 from pyfold.gan.losses import (
     DIVERGENCES,
@@ -49,6 +49,7 @@ __all__ = [
     "latent",
     "least_squares_d",
     "least_squares_g",
+    "metrics",
     "minimax_g",
     "non_saturating_d",
     "non_saturating_g",

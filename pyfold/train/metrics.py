@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from pyfold._requirements import need
+from pyfold.gan.metrics import frechet_distance, mode_coverage
 from pyfold.train.data import Data
 
 _FEATURES = 32
-
-
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared Frechet distance of Gaussians fitted to two sets of features [N, D] (Heusel et al. 2017, eq. 6)."""
-    means, covariances = zip(*((z.mean(0), np.cov(z, rowvar=False)) for z in (x, y)), strict=True)
-    # The trace of a root is the sum of the roots of the eigenvalues of a product of two semidefinite matrices.
-    roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots)
 
 
 def image_metrics(data: Data, samples: torch.Tensor) -> dict[str, Any]:
@@ -42,17 +36,8 @@ def image_metrics(data: Data, samples: torch.Tensor) -> dict[str, Any]:
 
 
 def mode_metrics(data: Data, samples: torch.Tensor) -> dict[str, Any]:
-    """Modes with a sample within three standard deviations, and the fraction of all samples that are so near to one."""
-    distance = torch.cdist(samples.cpu(), data.centres)
-    nearest, mode = distance.min(1)
-    good = nearest < 3 * data.std
-    covered = torch.bincount(mode[good], minlength=len(data.centres)) > 0
-    return {
-        "samples": len(samples),
-        "modes": int(covered.sum()),
-        "of": len(data.centres),
-        "high_quality": float(good.float().mean()),
-    }
+    """Modes, quality and balance of samples of Gaussians in the plane."""
+    return {"samples": len(samples), **asdict(mode_coverage(samples, data.centres, data.std))}
 
 
 def measure(data: Data, samples: torch.Tensor) -> dict[str, Any]:
