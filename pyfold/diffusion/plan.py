@@ -414,19 +414,22 @@ def sample(
     x_given = x is not None
     x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
     inside, window = _region(region, shape, x_given)
-    part = x[inside]
+    crop = (lambda whole: whole) if region is None else (lambda whole: whole[inside])
+    part = crop(x)
     if plan.start_churn is not None:
         keep, add = plan.start_churn
         n = len(plan)
         if noise is None:
             add_noise(part, keep, add, seeds, stream=SAMPLER_STREAM, step=n, out=part, **window)
         else:
-            part.copy_(keep * part + add * noise(n)[inside].to(x))
+            part.copy_(keep * part + add * crop(noise(n)).to(x))
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
+    # Views of every stage's time and counter, made at once: a call for each would cost as much as a small step.
+    times, counters = times[:, None].expand(-1, len(seeds)).unbind(), counters.split(1)
     for i, row in enumerate(plan.rows):
-        prediction = model(model_input, times[i].expand(len(seeds)))
+        prediction = model(model_input, times[i])
         given = None
         if plan.learned:
             prediction, said = prediction.chunk(2, dim=1)
@@ -437,14 +440,14 @@ def sample(
         models = [prediction] if isinstance(prediction, torch.Tensor) else prediction
         plan.step(
             part,
-            [m[inside] for m in models],
-            counters[i : i + 1],
+            [crop(m) for m in models],
+            counters[i],
             history=history,
             seeds=seeds,
-            noise=None if given is None else given[inside].to(x.dtype),
+            noise=None if given is None else crop(given).to(x.dtype),
             adapt=adapt,
             out=part,
-            next_input=model_input[inside] if separate else None,
+            next_input=crop(model_input) if separate else None,
             **window,
         )
         if callback is not None:
