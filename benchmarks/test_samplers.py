@@ -4,8 +4,6 @@
 diffusers' interface (``pyfold.adapters.diffusers``, seeded noise).
 """
 
-import copy
-
 import diffusers
 import pytest
 import torch
@@ -17,7 +15,7 @@ from pyfold import diffusion
 STEPS = 12
 VP = diffusion.vp_linear()
 FLOW = diffusion.flow()
-#: row -> (plan, class of diffusers, its settings, whether it draws noise)
+#: row -> (plan, class of diffusers, its settings)
 SAMPLERS = {
     "DDPM": (diffusion.ddpm(VP, STEPS), "DDPMScheduler", {}),
     "DDIM": (diffusion.ddim(VP, STEPS), "DDIMScheduler", {}),
@@ -42,22 +40,22 @@ SAMPLERS = {
 }
 
 
-def fresh(scheduler):
-    """As set_timesteps left it, its histories emptied, without the cost of making the tables again."""
-    clone = copy.copy(scheduler)
-    for name, value in vars(scheduler).items():
-        if isinstance(value, list):
-            setattr(clone, name, list(value))
-    return clone
+#: What a row's step is asked for.
+ASKED = {"DDIM, eta 1": {"eta": 1.0}}
 
 
-def loop(scheduler, x, model, seeds=None):
+def loop(scheduler, x, model, asked, seeds=None):
+    """A whole run. In between, the scheduler is put back to where set_timesteps left it, its tables kept."""
+    start = dict(vars(scheduler))
+
     def run():
-        clone, state = fresh(scheduler), x
+        for name, value in start.items():
+            setattr(scheduler, name, list(value) if isinstance(value, list) else value)
+        state = x
         if seeds is not None:
-            clone.set_seeds(seeds)
+            scheduler.set_seeds(seeds)
         for t in scheduler.timesteps:
-            state = clone.step(model, t, state, return_dict=False)[0]
+            state = scheduler.step(model, t, state, return_dict=False, **asked)[0]
         return state
 
     return run
@@ -76,7 +74,7 @@ def test_loop_step(compare, row, size):
     seeds = torch.arange(shape[0])
     forms = {
         "pyfold": lambda: diffusion.sample(lambda x, t: model, plan, shape[1:], seeds, x=x),
-        "adapter": loop(adapted, x, model, seeds),
-        "diffusers": loop(theirs, x, model),
+        "adapter": loop(adapted, x, model, ASKED.get(row, {}), seeds),
+        "diffusers": loop(theirs, x, model, ASKED.get(row, {})),
     }
     compare(f"{row}, {len(plan)} stages, loop step", size, forms, budget=1.0)
