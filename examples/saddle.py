@@ -29,22 +29,34 @@ if not 0 < g < 1 / math.sqrt(3):
     parser.error(f"--step-size must be in (0, {1 / math.sqrt(3):.3f}), where every dynamic but the simultaneous one is stable")
 
 STRENGTH = 0.3
+AHEAD, RATE = 5, 0.06
+
+
+def negative_momentum(momentum):
+    """The map of (x, y, x before, y before) under alternating steps with momentum; y's step sees the x that has moved."""
+    x = np.array([1 + momentum, -g, -momentum, 0])
+    return np.stack([x, g * x + [0, 1 + momentum, 0, -momentum], [1, 0, 0, 0], [0, 1, 0, 0]])
+
+
 #: name -> (settings, the exact factor of the distance in each step)
 DYNAMICS = {
     "simultaneous": ({}, math.hypot(1, g)),
     "alternating": ({}, 1.0),
+    "negative momentum": ({"momentum": -0.5}, max(abs(np.linalg.eigvals(negative_momentum(-0.5))))),
     "extragradient": ({}, math.sqrt(1 - g**2 + g**4)),
     "optimistic": ({}, max(abs(np.roots([1, -(1 - 2j * g), -1j * g])))),
     "proximal": ({"iterations": 25}, 1 / math.hypot(1, g)),
     "consensus": ({"strength": STRENGTH}, math.hypot(1 - g * STRENGTH, g)),
     "symplectic": ({"strength": STRENGTH}, math.hypot(1 - g * STRENGTH, g)),
+    "unrolled": ({"steps": AHEAD, "rate": RATE, "leader": 0}, math.sqrt(1 - 2 * AHEAD * RATE * g + g * g)),
 }
 
 
 def play(name, settings):
     x, y = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.0, 0.0))
     players = [torch.optim.SGD([x], lr=g), torch.optim.SGD([y], lr=g)]
-    dynamic = gan.DYNAMICS[name](players, lambda: ((x * y).sum(), -(x * y).sum()), **settings)
+    make = gan.DYNAMICS.get(name, gan.DYNAMICS["alternating"])
+    dynamic = make(players, lambda: ((x * y).sum(), -(x * y).sum()), **settings)
     path = [(x.item(), y.item())]
     for _ in trange(steps, desc=name, leave=False):
         dynamic.step()
@@ -52,27 +64,26 @@ def play(name, settings):
     return np.array(path)
 
 
-figure = new_figure(13, 7)
-axes = figure.subplots(2, 4).flat
-print(f"{'dynamic':15}{'measured':>14}{'exact':>14}   a step of size {g:g}")
+figure = new_figure(16, 7)
+axes = figure.subplots(2, 5).flat
+print(f"{'dynamic':19}{'measured':>14}{'exact':>14}   a step of size {g:g}")
 for axis, (name, (settings, exact)) in zip(axes, DYNAMICS.items(), strict=False):
     path = play(name, settings)
-    radius = np.hypot(*path.T)
-    if name == "alternating":  # the radius swings; what stays is the size of its ellipse
-        radius = np.sqrt(radius**2 - g * path.prod(1))
+    # The triangle of the solution and two places in a row shrinks by the factor's square, also where the radius swings.
+    area = abs(np.cross(np.pad(path[:-1], ((0, 0), (0, 1))), np.pad(path[1:], ((0, 0), (0, 1))))[:, 2])
     half = steps // 2
-    measured = (radius[steps] / radius[half]) ** (1 / (steps - half))
-    print(f"{name:15}{measured:14.9f}{exact:14.9f}")
+    measured = (area[-1] / area[half]) ** (0.5 / (len(area) - 1 - half))
+    print(f"{name:19}{measured:14.9f}{exact:14.9f}")
     shown = path[: min(steps, 90) + 1]
     axis.plot(*shown.T, color=INK, linewidth=0.5, alpha=0.4)
     axis.scatter(*shown.T, c=np.arange(len(shown)), cmap="plasma", s=11, zorder=2)
     axis.scatter(0, 0, marker="+", color=INK, s=60, linewidth=1.2, zorder=3)
     reach = max(1.25, 1.08 * abs(shown).max())
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{name}: {exact:.5f} a step")
-last = axes[7]
+last = axes[9]
 for name, (_, exact) in DYNAMICS.items():
     last.plot(exact ** np.arange(200), label=name, linewidth=1.4, linestyle="--" if name == "symplectic" else "-")
-last.set(yscale="log", title="distance to the solution, exact", xlabel="steps", ylim=(1e-3, 60))
+last.set(yscale="log", title="distance to the solution, exact", xlabel="steps", ylim=(1e-8, 60))
 last.legend(fontsize=7, frameon=False)
 write(arguments.out, lambda path: figure.savefig(path, dpi=110))
 print(f"wrote {arguments.out}")

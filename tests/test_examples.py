@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pyfold import diffusion
+from pyfold.gan import DYNAMICS
 from pyfold.ops import FOLDS
 from pyfold.train import cli
 
@@ -84,6 +85,15 @@ def table(text):
     return rows[0], rows[2:]
 
 
+def check_saddle(text, out):
+    """Each dynamic moves by its exact factor; only the simultaneous one leaves, and the alternating one stays."""
+    rows = re.findall(r"^([a-z ]+?) +(\d\.\d{9}) +(\d\.\d{9})$", text, re.MULTILINE)
+    assert len(rows) == len(DYNAMICS) + 1  # one of them with momentum as well
+    for name, measured, exact in rows:
+        assert abs(float(measured) - float(exact)) < (1e-5 if name == "negative momentum" else 1e-8), name
+    assert [name for name, measured, _ in rows if float(measured) > 1] == ["simultaneous"]
+
+
 def check_langevin(text, out):
     """Near Boltzmann's density; particles that never left their first well would be 0.4 away."""
     assert float(re.search(r"density (\d\.\d+)", text)[1]) < 0.1
@@ -117,6 +127,7 @@ def check_precision(text, out):
 
 
 CHECKS = {
+    "saddle.py": check_saddle,
     "langevin.py": check_langevin,
     "sampler_orders.py": check_orders,
     "noise_everywhere.py": check_noise,

@@ -12,17 +12,19 @@ from pyfold.gan import dynamics
 from pyfold.gan.dynamics import DYNAMICS, Extragradient, Optimistic, Simultaneous
 
 START = (1.0, 0.5)
+AHEAD, RATE = 3, 0.02
+MOMENTUM = -0.5
 STRENGTH = 0.1  # larger ones reach the smallest number before the last step
 
 
-def players(make, rate, loss=lambda x, y: x * y, start=START, optimizer=torch.optim.SGD, **settings):
+def players(make, rate, /, loss=lambda x, y: x * y, start=START, optimizer=torch.optim.SGD, **settings):
     """min over x, max over y of the loss; returns the dynamic and its two scalars."""
     x, y = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in start)
     optimizers = [optimizer([x], lr=rate), optimizer([y], lr=rate)]
     return make(optimizers, lambda: (loss(x, y).sum(), -loss(x, y).sum()), **settings), x, y
 
 
-def path(steps, *args, **settings):
+def path(steps, /, *args, **settings):
     dynamic, x, y = players(*args, **settings)
     places = [(x.item(), y.item())]
     for _ in range(steps):
@@ -42,7 +44,10 @@ def exact(g):
     one, zero = np.eye(2), np.zeros((2, 2))
     first, second = np.array([[1.0, -g], [0.0, 1.0]]), np.array([[1.0, 0.0], [g, 1.0]])
     look = one - g * field
+    heavy_x = np.array([1 + MOMENTUM, -g, -MOMENTUM, 0])  # the second player's step sees the first's
+    heavy = np.stack([heavy_x, g * heavy_x + [0, 1 + MOMENTUM, 0, -MOMENTUM], [1, 0, 0, 0], [0, 1, 0, 0]])
     return {
+        "negative momentum": (heavy, max(abs(np.linalg.eigvals(heavy)))),
         "simultaneous": (look, math.sqrt(1 + g * g)),
         "alternating": (second @ first, 1.0),
         "extragradient": (one - g * field @ look, math.sqrt(1 - g**2 + g**4)),
@@ -53,25 +58,34 @@ def exact(g):
         "proximal": (np.linalg.inv(one + g * field), 1 / math.sqrt(1 + g * g)),
         "consensus": (one - g * (field + STRENGTH * field.T @ field), math.sqrt((1 - g * STRENGTH) ** 2 + g * g)),
         "symplectic": (one - g * (field + STRENGTH * field.T @ field), math.sqrt((1 - g * STRENGTH) ** 2 + g * g)),
+        "unrolled": (look - g * np.diag([2 * AHEAD * RATE, 0]), math.sqrt(1 - 2 * AHEAD * RATE * g + g * g)),
     }
 
 
-SETTINGS = {"consensus": {"strength": STRENGTH}, "symplectic": {"strength": STRENGTH}, "proximal": {"iterations": 14}}
+SETTINGS = {
+    "negative momentum": {"momentum": MOMENTUM},
+    "consensus": {"strength": STRENGTH},
+    "symplectic": {"strength": STRENGTH},
+    "proximal": {"iterations": 14},
+    "unrolled": {"steps": AHEAD, "rate": RATE, "leader": 0},
+}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "proximal" else ()) for n in DYNAMICS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "proximal" else ()) for n in exact(0.1)])
 def test_ten_thousand_steps_follow_the_exact_map(name):
     g, steps = 0.1, 10_000
     matrix, modulus = exact(g)[name]
     assert max(abs(np.linalg.eigvals(matrix))) == pytest.approx(modulus, abs=1e-12)
-    places = path(steps, DYNAMICS[name], g, **SETTINGS.get(name, {}))
+    places = path(steps, DYNAMICS.get(name, dynamics.Alternating), g, **SETTINGS.get(name, {}))
     for step in (1, 2, 17, 1000, steps):
         state = np.concatenate([START, START])[: len(matrix)]
         expected = (np.linalg.matrix_power(matrix, step) @ state)[:2]
         np.testing.assert_allclose(places[step], expected, rtol=0, atol=1e-9 * max(np.hypot(*expected), 1e-300))
-    if name != "alternating":  # whose radius swings while it orbits
-        radius = np.hypot(*places.T)
-        assert (radius[steps] / radius[steps // 2]) ** (2 / steps) == pytest.approx(modulus, abs=1e-9)
+    # The radius swings where the map is not normal; along its left eigenvector every step has the same factor.
+    values, vectors = np.linalg.eig(matrix.T)
+    along = vectors[:, np.argmax(abs(values))]
+    size = [abs(along @ places[[step, step - 1]].ravel()[: len(matrix)]) for step in (steps // 2, steps)]
+    assert (size[1] / size[0]) ** (2 / steps) == pytest.approx(modulus, abs=1e-9)
 
 
 def test_alternating_descent_conserves_an_ellipse():
@@ -107,6 +121,62 @@ def test_negative_momentum_turns_the_orbit_inwards():
         radius = np.hypot(*path(2000, DYNAMICS["alternating"], 0.1, momentum=momentum).T)
         rate = (radius[2000] / radius[1000]) ** (1 / 1000)
         assert rate == pytest.approx(0.99851 if inwards else 1.0323, abs=2e-4)
+    assert exact(0.1)["negative momentum"][1] == pytest.approx(0.99851, abs=1e-5)
+    assert set(exact(0.1)) == {*DYNAMICS, "negative momentum"}
+
+
+@pytest.mark.parametrize(("name", "settles"), [("alternating", True), ("simultaneous", False)])
+def test_averages_end_an_orbit_and_save_no_spiral(name, settles):
+    """The mean of M z, M^2 z, ... is (M - 1)^-1 (M^(n + 1) - M) z / n; torch's averages of the weights are that mean."""
+    g, steps = 0.1, 2000
+    point = torch.nn.ParameterList([torch.tensor([v], dtype=torch.float64) for v in START])
+    dynamic = DYNAMICS[name]([torch.optim.SGD([p], lr=g) for p in point], lambda: ((v := (point[0] * point[1]).sum()), -v))
+    mean = torch.optim.swa_utils.AveragedModel(point)
+    decay = 0.99
+    smooth = torch.optim.swa_utils.AveragedModel(point, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
+    wanted = None
+    for _ in range(steps):
+        dynamic.step()
+        mean.update_parameters(point)
+        smooth.update_parameters(point)
+        here = np.array([p.item() for p in point])
+        wanted = here if wanted is None else decay * wanted + (1 - decay) * here
+    matrix = exact(g)[name][0]
+    expected = np.linalg.solve(matrix - np.eye(2), np.linalg.matrix_power(matrix, steps + 1) - matrix) @ START / steps
+    actual = np.array([p.item() for p in mean.module])
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
+    np.testing.assert_allclose([p.item() for p in smooth.module], wanted, rtol=1e-9)
+    assert np.hypot(*actual) < 20 / steps if settles else np.hypot(*actual) > 100 * np.hypot(*START)
+
+
+def test_unrolling_differentiates_through_the_moves_ahead():
+    """A curved game of networks: the leader's step is that of autograd through explicitly unrolled moves."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    w, v, theta = draw(4, 2).requires_grad_(), draw(4).requires_grad_(), draw(2, 3).requires_grad_()
+    unused = draw(2).requires_grad_()
+    z, real = draw(16, 3), draw(16, 2)
+    rate, steps, h = 0.3, 4, 0.05
+
+    def values(w, v, theta):
+        critic = lambda x: torch.tanh(x @ w.T) @ v  # noqa: E731
+        fake = critic(torch.sin(z @ theta.T))
+        return gan.non_saturating_d(critic(real), fake), gan.minimax_g(fake)
+
+    ahead = (w, v)
+    for _ in range(steps):
+        slopes = torch.autograd.grad(values(*ahead, theta)[0], ahead, create_graph=True)
+        ahead = tuple(p - rate * s for p, s in zip(ahead, slopes, strict=True))
+    (lead,) = torch.autograd.grad(values(*ahead, theta)[1], theta)
+    follow = torch.autograd.grad(values(w, v, theta)[0], (w, v))
+    expected = [p.detach() - h * s for p, s in zip((w, v, theta), (*follow, lead), strict=True)]
+    players = [torch.optim.SGD([w, v, unused], lr=h), torch.optim.SGD([theta], lr=h)]
+    before = unused.detach().clone()
+    dynamics.Unrolled(players, lambda: values(w, v, theta), steps=steps, rate=rate).step()
+    for actual, wanted in zip((w, v, theta, unused), (*expected, before), strict=True):
+        torch.testing.assert_close(actual.detach(), wanted, rtol=1e-12, atol=1e-14)
+    (plain,) = torch.autograd.grad(values(w, v, theta)[1], theta)
+    assert (lead - plain).abs().max() > 0.1 * lead.abs().max()  # what is looked for is not what a plain step does
 
 
 def test_steps_of_each_player():
@@ -136,13 +206,17 @@ def test_the_dirac_gan_with_r1_has_its_eigenvalues_and_rate(gamma):
     np.testing.assert_allclose(
         sorted(actual, key=lambda v: (v.real, v.imag)), sorted(expected, key=lambda v: (v.real, v.imag)), atol=1e-3
     )
-    rates = []
-    for _ in range(2):
-        before = math.hypot(psi.item(), theta.item())
-        for _ in range(200):
-            dynamic.step()
-        rates.append((math.hypot(psi.item(), theta.item()) / before) ** (1 / 200))
-    assert np.mean(rates) == pytest.approx(max(abs(1 - h * expected)), abs=2e-3 if gamma == 1 else 1e-3)
+    # The rate over these very steps, by the map's own powers: at gamma 1, where both eigenvalues meet, it nears its limit
+    # only as fast as n^(1/n) nears 1.
+    steps = 400
+    before = np.array([psi.item(), theta.item()])
+    for _ in range(steps):
+        dynamic.step()
+    matrix = np.eye(2) - h * np.array([[gamma, 0.5], [-0.5, 0.0]])
+    wanted = np.linalg.matrix_power(matrix, steps) @ before
+    rate = (math.hypot(psi.item(), theta.item()) / np.hypot(*before)) ** (1 / steps)
+    assert rate == pytest.approx((np.hypot(*wanted) / np.hypot(*before)) ** (1 / steps), abs=1e-6)
+    assert rate == pytest.approx(max(abs(1 - h * expected)), abs=2e-3 if gamma == 1 else 1e-3)
 
 
 def test_the_dirac_gan_alone_spirals_outwards():
@@ -231,6 +305,9 @@ def test_monitor_reads_radius_and_rotation():
         (lambda o, f: dynamics.Alternating(o, f, steps=(0, 1)), "steps"),
         (lambda o, f: dynamics.Alternating(o, f, momentum=1.0), "momentum.*1.0"),
         (lambda o, f: dynamics.Proximal(o, f, iterations=0), "iterations.*0"),
+        (lambda o, f: dynamics.Unrolled(o, f, steps=0, rate=0.1), "steps.*0"),
+        (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=0.0), "rate.*0.0"),
+        (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=0.1, leader=2), "leader.*2 players.*2"),
         (lambda o, f: dynamics.Consensus(o, f, strength=math.nan), "strength.*nan"),
         (lambda o, f: Simultaneous(o, lambda: f()[:1]).step(), "losses.*2.*1"),
         (lambda o, f: gan.game_eigenvalues(Simultaneous(o, f), 0), "count.*0"),

@@ -9,8 +9,12 @@ those of ``optimizers[i]``. A dynamic decides at which point and with which grad
 
 On ``V(x, y) = x y`` with plain gradient descent of step g, the distance to the equilibrium is multiplied by (exact values,
 tested): simultaneous sqrt(1 + g^2); extragradient sqrt(1 - g^2 + g^4); proximal 1 / sqrt(1 + g^2); consensus and symplectic
-sqrt((1 - g a)^2 + g^2); optimistic the larger root of l^2 - (1 - 2ig) l - ig, below one where g < 1/sqrt(3); alternating
-stays on x^2 + y^2 - g x y where g < 2.
+sqrt((1 - g a)^2 + g^2); optimistic the larger root of l^2 - (1 - 2ig) l - ig, below one where g < 1/sqrt(3); unrolled by k
+steps of rate r sqrt(1 - 2kgr + g^2), where kr < 1; alternating stays on x^2 + y^2 - g x y where g < 2.
+
+Averages of the weights are torch's: ``torch.optim.swa_utils.AveragedModel(generator)``, updated after each step, is the mean
+of the path, with ``multi_avg_fn=get_ema_multi_avg_fn(0.999)`` an exponential one. The mean ends an orbit (alternating), and
+does not save what spirals outwards (simultaneous).
 """
 
 from __future__ import annotations
@@ -235,6 +239,66 @@ class Symplectic(_Adjusted):
         return [(t - f) / 2 for t, f in zip(transposed, forward, strict=True)]
 
 
+class Unrolled(Dynamic):
+    """One player, the leader, descends its loss as it will be after ``steps`` moves of the others, through which its gradient
+    flows; the others take plain steps (Metz et al. 2017, eq. 8 to 11).
+
+    The moves looked ahead are gradient descent at ``rate``. The derivative through them is exact and found by the adjoint
+    recursion, with products of Hessian and vector at each move, so it takes the memory of one move and ``2 steps + 2``
+    evaluations of the losses.
+
+    Args:
+        steps: moves looked ahead, at least 1.
+        rate: their step size, positive. It need not be the optimizers': the ideal is a player that has finished.
+        leader: who looks ahead; by default the last player, in the order of discriminator, generator.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        losses: Losses,
+        *,
+        steps: int,
+        rate: float,
+        leader: int = -1,
+    ):
+        super().__init__(optimizers, losses)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"rate must be positive and finite, got {rate}")
+        count = len(self.optimizers)
+        if isinstance(leader, bool) or not isinstance(leader, int) or not -count <= leader < count:
+            raise ValueError(f"leader must be the number of one of the {count} players, got {leader!r}")
+        self.steps, self.rate, self.leader = steps, rate, leader % count
+        self.followers = [i for i in range(count) if i != self.leader]
+
+    def step(self) -> list[torch.Tensor]:
+        gradients, first = self._gradients(self.followers)
+        path = [self._place()]
+        ahead = gradients
+        for i in range(self.steps):
+            with torch.no_grad():
+                for player in self.followers:
+                    for parameter, gradient in zip(self.parameters[player], ahead[player], strict=True):
+                        parameter.sub_(gradient, alpha=self.rate)
+            if i < self.steps - 1:
+                path.append(self._place())
+                ahead, _ = self._gradients(self.followers)
+        own = self.parameters[self.leader]
+        others = [p for player in self.followers for p in self.parameters[player]]
+        total = torch.autograd.grad(self.losses()[self.leader], [*own, *others], materialize_grads=True)
+        for place in reversed(path):
+            self._return_to(place)
+            ahead, _ = self._gradients(self.followers, graph=True)
+            field = [g for player in self.followers for g in ahead[player]]
+            change = jacobian_transposed(field, [*own, *others], total[len(own) :])
+            total = [t - self.rate * c for t, c in zip(total, change, strict=True)]
+        gradients[self.leader] = total[: len(own)]
+        self._move_all(gradients)
+        return first
+
+
 def jacobian_transposed(
     field: Sequence[torch.Tensor], where: Sequence[torch.Tensor], direction: Sequence[torch.Tensor], keep: bool = False
 ) -> Sequence[torch.Tensor]:
@@ -272,4 +336,5 @@ DYNAMICS: dict[str, type[Dynamic]] = {
     "proximal": Proximal,
     "consensus": Consensus,
     "symplectic": Symplectic,
+    "unrolled": Unrolled,
 }
