@@ -16,11 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pyfold.models.layers import FOLD_ACTIVATIONS
 from pyfold.models.layers import activation as activation_by_name
 from pyfold.ops import FOLDS
 
-#: Activations that are 1-Lipschitz. Folds also keep the length of gradients, the others do not.
-ACTIVATIONS = (*(kind for kind, fold in FOLDS.items() if fold.lipschitz <= 1), "relu", "leaky_relu", "tanh")
+#: Activations that are 1-Lipschitz; FOLDS says which of the folds keep the length of gradients. The others do not.
+ACTIVATIONS = (
+    *(kind for kind in FOLD_ACTIVATIONS if FOLDS[kind].lipschitz(**FOLDS[kind].defaults()) <= 1),
+    "relu",
+    "leaky_relu",
+    "tanh",
+)
 
 
 def _activation(name: str, channels: int) -> nn.Module:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from pyfold.ops import FOLDS, fold
+from pyfold.ops._checks import check_choice
+from pyfold.ops.fold_kinds import REQUIRED
 
 
 class Fold(torch.nn.Module):
@@ -14,11 +18,13 @@ class Fold(torch.nn.Module):
 
     Args:
         kind: a name of ``pyfold.ops.FOLDS``.
-        channels: size of the channel dimension; needed for ``bias=True`` and for kinds with an angle.
+        channels: size of the channel dimension; needed for ``bias=True`` and for householder's own angles.
         bias: learn one bias for each channel, starting at 0.
         gain, clamp, dim, pairing: as in :func:`pyfold.fold`.
+        learn: parameters that learn, by name; those that can: slope, angle, normal, offset (of hyperplane).
+        parameters: those of the kind. A ``torch.nn.Parameter`` learns, another tensor is a buffer, a number is a constant.
 
-    A learned ``angle`` starts at pi/2, where householder is maxmin.
+    The angle of householder learns unless it is given; it starts at pi/2 for each pair, where householder is maxmin.
     """
 
     def __init__(
@@ -31,24 +37,46 @@ class Fold(torch.nn.Module):
         clamp: float | None = None,
         dim: int = 1,
         pairing: str = "adjacent",
+        learn: Sequence[str] = (),
+        **parameters: Any,
     ):
         super().__init__()
-        if kind not in FOLDS:
-            raise ValueError(f"kind must be one of {', '.join(map(repr, FOLDS))}, got {kind!r}")
-        if channels is None and (bias or FOLDS[kind].has_angle):
-            raise ValueError(f"channels is needed for {kind} with bias={bias}, got None")
-        if channels is not None and channels % FOLDS[kind].components:
-            raise ValueError(f"channels must be even for {kind}, got {channels}")
+        check_choice("kind", kind, FOLDS)
         self.kind, self.gain, self.clamp, self.dim, self.pairing = kind, gain, clamp, dim, pairing
+        known = FOLDS[kind].parameters
+        for name in (*parameters, *learn):
+            if name not in known:
+                raise ValueError(f"{name} is not a parameter of {kind}, whose parameters are: {', '.join(known) or 'none'}")
+        for name in learn:
+            if not known[name].learned:
+                raise ValueError(f"learn may not name {name}: it has no gradient in {kind}")
+        needs_angles = kind == "householder" and "angle" not in parameters
+        if channels is None and (bias or needs_angles):
+            raise ValueError(f"channels is needed for {kind} with bias={bias}, got None")
+        if channels is not None and FOLDS[kind].paired and channels % 2:
+            raise ValueError(f"channels must be even for {kind}, got {channels}")
+        if needs_angles:
+            parameters["angle"] = torch.nn.Parameter(torch.full((channels // 2,), math.pi / 2))
         self.bias = torch.nn.Parameter(torch.zeros(channels)) if bias else None
-        has_angle = FOLDS[kind].has_angle
-        self.angle = torch.nn.Parameter(torch.full((channels // 2,), math.pi / 2)) if has_angle else None
+        for name, parameter in known.items():
+            value = parameters.get(name, parameter.default)
+            if value is REQUIRED:
+                raise ValueError(f"{name} is needed by {kind}: {parameter.allowed}")
+            if name in learn and not isinstance(value, torch.nn.Parameter):
+                value = torch.nn.Parameter(torch.as_tensor(value, dtype=torch.get_default_dtype()).clone())
+            if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+        self._names = tuple(known)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parameters = {name: getattr(self, name) for name in self._names}
         return fold(
-            x, self.kind, bias=self.bias, gain=self.gain, clamp=self.clamp, dim=self.dim, angle=self.angle,
-            pairing=self.pairing,
-        )  # fmt: skip
+            x, self.kind, bias=self.bias, gain=self.gain, clamp=self.clamp, dim=self.dim, pairing=self.pairing, **parameters
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.kind!r}, gain={self.gain:g}, clamp={self.clamp}, dim={self.dim}, pairing={self.pairing!r}"
+        values = {name: getattr(self, name) for name in self._names}
+        numbers = "".join(f", {name}={value}" for name, value in values.items() if not isinstance(value, torch.Tensor))
+        return f"{self.kind!r}{numbers}, gain={self.gain:g}, clamp={self.clamp}, dim={self.dim}, pairing={self.pairing!r}"

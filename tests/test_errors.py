@@ -7,7 +7,7 @@ import torch
 
 import pyfold
 from pyfold import diffusion, gan, nn
-from pyfold.ops import affine_table, unfold
+from pyfold.ops import affine_table, fold_with_bits, unfold
 
 X = torch.zeros(2, 4, 3)
 SEEDS = torch.arange(2)
@@ -72,6 +72,35 @@ CASES = {
     "fold: no angle": (lambda: pyfold.fold(X, "householder"), ValueError, "angle"),
     "fold: angle": (lambda: pyfold.fold(X, "householder", angle=torch.zeros(4)), ValueError, r"angle.*\(2,\).*\(4,\)"),
     "fold: stray angle": (lambda: pyfold.fold(X, "abs", angle=torch.zeros(4)), ValueError, "angle.*abs"),
+    "fold: stray": (lambda: pyfold.fold(X, "box", size=2), ValueError, "size.*box.*length"),
+    "fold: slope": (lambda: pyfold.fold(X, "leaky", slope=-1.5), ValueError, r"slope.*\[-1, 1\].*-1.5"),
+    "fold: slope shape": (lambda: pyfold.fold(X, "leaky", slope=torch.zeros(3)), ValueError, r"slope.*\(4,\).*\(3,\)"),
+    "fold: length": (lambda: pyfold.fold(X, "box", length=0), ValueError, "length.*0"),
+    "fold: length None": (lambda: pyfold.fold(X, "box", length=None), ValueError, "length.*positive"),
+    "fold: phase": (lambda: pyfold.fold(X, "tri", phase=math.nan), ValueError, "phase.*nan"),
+    "fold: offset": (lambda: pyfold.fold(X, "abs", offset="1"), TypeError, "offset.*str"),
+    "fold: size": (lambda: pyfold.fold(X, "groupsort", size=3), ValueError, "size.*4.*3"),
+    "fold: size 0": (lambda: pyfold.fold(X, "sortabs", size=0), ValueError, "size.*0"),
+    "fold: size type": (lambda: pyfold.fold(X, "sortabs", size=2.0), TypeError, "size.*float"),
+    "fold: m": (lambda: pyfold.fold(X, "dihedral", m=0), ValueError, "m .*0"),
+    "fold: m type": (lambda: pyfold.fold(X, "dihedral", m=2.5), TypeError, "m .*float"),
+    "fold: no normal": (lambda: pyfold.fold(X, "hyperplane"), ValueError, "normal"),
+    "fold: normal": (lambda: pyfold.fold(X, "hyperplane", normal=torch.zeros(3)), ValueError, r"normal.*\(4,\).*\(3,\)"),
+    "fold: normal offset": (
+        lambda: pyfold.fold(X, "hyperplane", normal=torch.ones(2, 4), offset=torch.zeros(3)),
+        ValueError,
+        r"offset.*\(3,\)",
+    ),
+    "fold: inner": (lambda: pyfold.fold(X, "sphere", inner=2.0), ValueError, "inner.*1.0.*2.0"),
+    "fold: radius": (lambda: pyfold.fold(X, "ball", radius=-1), ValueError, "radius.*-1"),
+    "fold: epsilon": (lambda: pyfold.fold(X, "soft", epsilon=0.0), ValueError, "epsilon.*0"),
+    "with bits: soft": (lambda: fold_with_bits(X, "soft"), ValueError, "soft.*unfold"),
+    "with bits: ReLU": (lambda: fold_with_bits(X, "leaky", slope=0.0), ValueError, "leaky.*unfold"),
+    "unfold: box": (lambda: unfold(X, torch.zeros(3, dtype=torch.uint8), "box"), ValueError, "bits.*6 bytes"),
+    "unfold: crelu": (lambda: unfold(X[:, :3], torch.zeros(3, dtype=torch.uint8), "crelu"), ValueError, "even.*3"),
+    "Fold: stray": (lambda: nn.Fold("abs", size=2), ValueError, "size.*abs.*offset"),
+    "Fold: learn": (lambda: nn.Fold("box", learn=["length"]), ValueError, "learn.*length"),
+    "Fold: no normal": (lambda: nn.Fold("hyperplane", 4), ValueError, "normal"),
     "fold: dtype": (lambda: pyfold.fold(X.int(), "abs"), TypeError, "x.*int32"),
     "unfold: bits": (lambda: unfold(X, torch.zeros(1, dtype=torch.uint8), "abs"), ValueError, "bits.*3 bytes"),
     "Fold: channels": (lambda: nn.Fold("householder"), ValueError, "channels"),

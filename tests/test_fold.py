@@ -1,110 +1,389 @@
-"""What is special to folds: ties, isometry, unfolding, their memory of one bit."""
+"""What is special to folds: ties, isometry, unfolding, their memory of bits."""
 
+import inspect
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import pyfold
 from pyfold import nn
-from pyfold.ops import FOLDS, unfold
+from pyfold.ops import FOLDS, fold_table, fold_with_bits, unfold
+from pyfold.ops._fold_program import sorting_network
 
-PAIRS = [kind for kind, fold in FOLDS.items() if fold.components == 2]
+F64 = torch.float64
+#: Each kind with parameters away from special values, for 8 channels.
+SETTINGS = [
+    ("abs", {}),
+    ("abs", {"offset": -0.3}),
+    ("leaky", {"slope": -0.6}),
+    ("leaky", {"slope": -1.0}),
+    ("box", {"length": 0.6}),
+    ("tri", {"length": 0.4, "phase": 0.3}),
+    ("maxmin", {}),
+    ("maxmin", {"pairing": "halves"}),
+    ("groupsort", {"size": 2}),
+    ("groupsort", {"size": 4}),
+    ("groupsort", {}),
+    ("sortabs", {"size": 4}),
+    ("sortabs", {}),
+    ("householder", {"angle": torch.linspace(-3, 3, 4, dtype=F64)}),
+    ("householder", {"angle": 0.8, "pairing": "halves"}),
+    ("dihedral", {"m": 5, "angle": 0.7}),
+    ("dihedral", {"m": 8, "pairing": "halves"}),
+    ("hyperplane", {"normal": torch.randn(3, 8, generator=torch.Generator().manual_seed(1), dtype=F64), "offset": 0.2}),
+    ("crelu", {}),
+    ("sphere", {"radius": 3.0, "inner": 1.5}),
+    ("ball", {"radius": 2.0}),
+    ("soft", {"epsilon": 0.2}),
+]
 
 
-def angles(kind, count, dtype=torch.float64):
-    return torch.linspace(-3, 3, count, dtype=dtype) if FOLDS[kind].has_angle else None
+def setting_id(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items() if not isinstance(v, torch.Tensor)) or "-"
+    return str(value)
 
 
-def raw(x, kind, angle=None, dim=1, pairing="adjacent"):
-    return torch.ops.pyfold.fold(x, None, angle, kind, dim, pairing, 1.0, 0.0, 1)
+def settings(keep=lambda fold, parameters: True):
+    """Those whose kind and parameters fit."""
+    chosen = []
+    for kind, given in SETTINGS:
+        parameters = {**FOLDS[kind].defaults(), **{k: v for k, v in given.items() if k != "pairing"}}
+        if keep(FOLDS[kind], parameters):
+            chosen.append((kind, given))
+    return pytest.mark.parametrize(("kind", "given"), chosen, ids=setting_id)
 
 
-@pytest.mark.parametrize("kind", FOLDS)
-def test_at_a_tie_the_fold_is_the_identity(kind, backend):
-    ties = {
-        "abs": torch.zeros(1, 2),
-        "maxmin": torch.tensor([[0.7, 0.7]]),
-        "householder": torch.tensor([[math.cos(0.5), math.sin(0.5)]]) * 0,
-    }
-    x = ties[kind].to(backend, torch.float64).requires_grad_()
-    angle = torch.tensor([1.0], device=backend, dtype=torch.float64) if FOLDS[kind].has_angle else None
-    jacobian = torch.autograd.functional.jacobian(lambda x: pyfold.fold(x, kind, angle=angle), x).reshape(2, 2)
-    assert torch.equal(jacobian.cpu(), torch.eye(2, dtype=torch.float64))
-    bits = raw(x.detach(), kind, angle)[1]
+def to(given, device="cpu", dtype=F64):
+    return {k: v.to(device, dtype) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+
+
+def jacobian(x, kind, given):
+    function = lambda v: pyfold.fold(v.unsqueeze(0), kind, **given).squeeze(0)  # noqa: E731
+    return torch.autograd.functional.jacobian(function, x)
+
+
+# --- what the declarations say
+
+
+def test_every_kind_is_tested():
+    assert {kind for kind, _ in SETTINGS} == set(FOLDS)
+
+
+#: An input of 8 channels that lies on creases of the kind, one after another.
+TIES = {
+    "abs": lambda given: torch.full((8,), given.get("offset", 0.0), dtype=F64),
+    "leaky": lambda given: torch.zeros(8),
+    "crelu": lambda given: torch.zeros(8),
+    "box": lambda given: torch.tensor([0.6, -0.6] * 4, dtype=F64),
+    "tri": lambda given: torch.tensor([0.75, -0.25] * 4),
+    "maxmin": lambda given: torch.full((8,), 0.7),
+    "groupsort": lambda given: torch.full((8,), 0.7),
+    "sortabs": lambda given: torch.zeros(8),
+    "householder": lambda given: torch.zeros(8),
+    "dihedral": lambda given: torch.zeros(8),
+    "hyperplane": lambda given: torch.zeros(8),
+}
+
+
+@settings(lambda fold, parameters: fold.preserves_norm(**parameters))
+def test_at_a_tie_the_fold_is_the_identity(kind, given, backend):
+    x = TIES[kind](given).to(F64)
+    if kind == "tri":
+        given = {"length": 0.5, "phase": 0.25}  # so that the creases are exact
+    if kind == "hyperplane":
+        given = {**given, "offset": 0.0}
+    given = to(given, backend)
+    expected = torch.eye(8, dtype=F64)
+    if kind == "crelu":
+        expected = torch.cat([expected, torch.zeros(8, 8, dtype=F64)])
+    assert torch.equal(jacobian(x.to(backend), kind, given).cpu(), expected)
+    bits = fold_with_bits(x.to(backend).unsqueeze(0), kind, **given)[1]
     assert int(bits.sum()) == 0
 
 
-@pytest.mark.parametrize("pairing", ["adjacent", "halves"])
-@pytest.mark.parametrize("kind", FOLDS)
-def test_the_jacobian_is_orthogonal_everywhere(kind, pairing, generator):
-    x = torch.randn(1, 8, generator=generator, dtype=torch.float64)
-    x[0, :4] = torch.tensor([0.0, 0.0, 0.3, 0.3])  # ties among them
-    function = lambda x: pyfold.fold(x, kind, angle=angles(kind, 4), pairing=pairing)  # noqa: E731
-    jacobian = torch.autograd.functional.jacobian(function, x).reshape(8, 8)
-    torch.testing.assert_close(torch.linalg.svdvals(jacobian), torch.ones(8, dtype=torch.float64), rtol=0, atol=1e-12)
+@settings(lambda fold, parameters: fold.preserves_norm(**parameters))
+def test_all_singular_values_are_one(kind, given, generator):
+    for ties in (False, True):
+        x = 1.5 * torch.randn(8, generator=generator, dtype=F64)
+        if ties:
+            x[:5] = torch.tensor([0.0, 0.0, 0.3, 0.3, -0.3])
+        found = jacobian(x, kind, given)
+        torch.testing.assert_close(torch.linalg.svdvals(found), torch.ones(8, dtype=F64), rtol=0, atol=1e-12)
+
+
+@settings(lambda fold, parameters: not fold.widens)
+def test_volume_is_kept_where_the_kind_says_so(kind, given, generator):
+    fold = FOLDS[kind]
+    parameters = {**fold.defaults(), **{k: v for k, v in given.items() if k != "pairing"}}
+    determinants = [torch.linalg.det(jacobian(1.5 * torch.randn(8, generator=generator, dtype=F64), kind, given)).abs()
+                    for _ in range(20)]  # fmt: skip
+    off = (torch.stack(determinants) - 1).abs().max().item()
+    assert (off < 1e-12) if fold.preserves_volume(**parameters) else (off > 1e-2)
+
+
+@settings()
+def test_lipschitz_constant(kind, given, generator):
+    """No pair of points comes further apart than it says, and for some pairs it is met."""
+    fold = FOLDS[kind]
+    parameters = {**fold.defaults(), **{k: v for k, v in given.items() if k != "pairing"}}
+    constant = fold.lipschitz(**parameters)
+    x = torch.randn(20000, 8, generator=generator, dtype=F64) * torch.linspace(0.05, 3, 20000, dtype=F64)[:, None]
+    near = x + 1e-6 * torch.randn(x.shape, generator=generator, dtype=F64)
+    ratio = (pyfold.fold(x, kind, **given) - pyfold.fold(near, kind, **given)).norm(dim=1) / (x - near).norm(dim=1)
+    assert ratio.max() <= constant * (1 + 1e-8)
+    assert ratio.max() >= 0.95 * constant
+
+
+@settings(lambda fold, parameters: fold.unfolds(**parameters))
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16], ids=str)
+def test_unfolds(kind, given, dtype, backend, generator):
+    given = to(given, backend, dtype if dtype != torch.bfloat16 else torch.float32)
+    x = (2 * torch.randn(6, 8, 5, generator=generator)).to(backend, dtype)
+    y, bits = fold_with_bits(x, kind, **given)
+    assert torch.equal(y, pyfold.fold(x, kind, **given))
+    bound = {F64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(unfold(y, bits, kind, **given), x, rtol=0, atol=bound)
+    permuted = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    y, bits = fold_with_bits(permuted, kind, **given)
+    torch.testing.assert_close(unfold(y, bits, kind, **given), x, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_fifty_folds_unfold(dtype, backend):
+    generator = torch.Generator().manual_seed(5)
+    isometries = [(k, g) for k, g in SETTINGS if FOLDS[k].preserves_norm(**{**FOLDS[k].defaults(), **{
+        a: b for a, b in g.items() if a != "pairing"}}) and not FOLDS[k].widens]  # fmt: skip
+    start = torch.randn(3, 8, 5, generator=generator, dtype=dtype).to(backend)
+    x, trail = start, []
+    for i in range(50):
+        kind, given = isometries[i % len(isometries)]
+        shift = torch.randn(8, 1, generator=generator, dtype=dtype).to(backend)
+        given = to(given, backend, dtype)
+        y, bits = fold_with_bits(x + shift, kind, **given)
+        trail.append((kind, given, shift, bits))
+        x = y
+    for kind, given, shift, bits in reversed(trail):
+        x = unfold(x, bits, kind, **given) - shift
+    torch.testing.assert_close(x, start, rtol=0, atol=1e-12 if dtype == F64 else 1e-4)
+
+
+@pytest.mark.parametrize("folds", [50])
+def test_a_stack_of_random_folds_is_an_isometry_almost_everywhere(folds):
+    generator = torch.Generator().manual_seed(2)
+
+    def stack(x):
+        state = generator.get_state()
+        for i in range(folds):
+            kind, given = [s for s in SETTINGS if s[0] in ("abs", "box", "tri", "groupsort", "dihedral", "hyperplane")][i % 8]
+            x = pyfold.fold(x + torch.randn(8, generator=generator, dtype=F64), kind, **given)
+        generator.set_state(state)
+        return x
+
+    x = torch.randn(1, 8, generator=generator, dtype=F64)
+    found = torch.autograd.functional.jacobian(stack, x).reshape(8, 8)
+    torch.testing.assert_close(found.T @ found, torch.eye(8, dtype=F64), rtol=0, atol=1e-12)
+
+
+# --- memory
+
+
+#: Bits of a unit, the contract: a fold remembers one bit, a wedge log2 of its 2 m mirror images.
+BITS = [
+    ("abs", {}, 1, 1), ("abs", {"offset": 0.5}, 1, 1), ("leaky", {}, 1, 1), ("box", {}, 1, 1), ("tri", {}, 1, 1),
+    ("maxmin", {}, 2, 1), ("groupsort", {"size": 2}, 2, 1), ("groupsort", {"size": 4}, 4, 5), ("groupsort", {"size": 8}, 8, 19),
+    ("sortabs", {"size": 2}, 2, 3), ("sortabs", {"size": 4}, 4, 9), ("dihedral", {"m": 2}, 2, 2),
+    ("dihedral", {"m": 8}, 2, 4), ("dihedral", {"m": 5}, 2, 4), ("crelu", {}, 1, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "given", "rows", "planes"), BITS, ids=setting_id)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_keeps_bits_alone(kind, given, rows, planes, dtype, generator):
+    x = torch.randn(4, 16, 6, 6, generator=generator).to(dtype).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        pyfold.fold(x, kind, **given)
+    assert sum(t.numel() * t.element_size() for t in saved) == planes * x.numel() // rows // 8
+
+
+def test_bits_of_abs_are_signs(backend, generator):
+    x = torch.randn(4, 6, 5, generator=generator).to(backend)
+    bits = fold_with_bits(x, "abs")[1]
+    unpacked = (bits.reshape(-1, 1) >> torch.arange(8, device=backend)) & 1
+    assert torch.equal(unpacked.flatten()[: x.numel()].bool(), (x < 0).flatten())
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_sorting_networks_sort(size):
+    """The 0-1 principle: a network that sorts every sequence of zeros and ones sorts everything (Knuth, 5.3.4)."""
+    for values in itertools.product((0, 1), repeat=size):
+        values = list(values)
+        for i, j in sorting_network(size):
+            assert i < j
+            values[i], values[j] = min(values[i], values[j]), max(values[i], values[j])
+        assert values == sorted(values)
+
+
+# --- values, against other definitions and other packages
 
 
 def test_identities():
-    x = torch.randn(50, 2, dtype=torch.float64)
+    x = torch.randn(50, 2, dtype=F64)
     a, b = x.unbind(1)
-    at = lambda t: pyfold.fold(x, "householder", angle=torch.tensor([t], dtype=torch.float64))  # noqa: E731
-    torch.testing.assert_close(at(0.0), torch.stack([a, b.abs()], 1), rtol=0, atol=1e-15)
-    torch.testing.assert_close(at(math.pi / 2), torch.stack([torch.minimum(a, b), torch.maximum(a, b)], 1), rtol=0, atol=1e-15)
-    torch.testing.assert_close(at(math.pi), torch.stack([-a.abs(), b], 1), rtol=0, atol=1e-15)
+    at = lambda t: pyfold.fold(x, "householder", angle=torch.tensor([t], dtype=F64))  # noqa: E731
+    sure = {"rtol": 0, "atol": 1e-15}
+    torch.testing.assert_close(at(0.0), torch.stack([a, b.abs()], 1), **sure)
+    torch.testing.assert_close(at(math.pi / 2), torch.stack([torch.minimum(a, b), torch.maximum(a, b)], 1), **sure)
+    torch.testing.assert_close(at(math.pi), torch.stack([-a.abs(), b], 1), **sure)
     torch.testing.assert_close(pyfold.fold(x, "abs"), x.abs(), rtol=0, atol=0)
+    torch.testing.assert_close(pyfold.fold(x, "leaky", slope=-1), x.abs(), rtol=0, atol=0)
+    torch.testing.assert_close(pyfold.fold(x, "leaky", slope=0), x.relu(), rtol=0, atol=0)
+    torch.testing.assert_close(pyfold.fold(x, "leaky", slope=1), x, rtol=0, atol=0)
+    # One mirror at t + pi is the half plane above a line.
+    torch.testing.assert_close(pyfold.fold(x, "dihedral", m=1), torch.stack([a, b.abs()], 1), **sure)
+    torch.testing.assert_close(pyfold.fold(x, "dihedral", m=2), x.abs(), rtol=0, atol=1e-15)
+    near = x.clamp(-2.9, 2.9)
+    torch.testing.assert_close(pyfold.fold(near, "tri"), pyfold.fold(near, "box"), **sure)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_fifty_folds_unfold(dtype, backend):
-    generator = torch.Generator().manual_seed(5)
-    start = torch.randn(3, 16, 5, generator=generator, dtype=dtype).to(backend)
-    x, trail = start, []
-    for i in range(50):
-        kind = list(FOLDS)[i % len(FOLDS)]
-        pairing = ("adjacent", "halves")[i % 2]
-        angle = (torch.rand(8, generator=generator, dtype=dtype) * 6).to(backend) if FOLDS[kind].has_angle else None
-        shift = torch.randn(16, 1, generator=generator, dtype=dtype).to(backend)
-        y, bits, _ = raw(x + shift, kind, angle, pairing=pairing)
-        trail.append((kind, pairing, angle, shift, bits))
-        x = y
-    for kind, pairing, angle, shift, bits in reversed(trail):
-        x = unfold(x, bits, kind, angle=angle, pairing=pairing) - shift
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(x, start, rtol=0, atol=tolerance)
+@pytest.mark.parametrize("m", range(1, 10))
+def test_dihedral_folds_into_the_wedge(m, generator):
+    """The same length, an angle in the wedge, and the same image for all 2 m mirror images of a point."""
+    t = 0.7
+    x = torch.randn(300, 2, generator=generator, dtype=F64)
+    y = pyfold.fold(x, "dihedral", m=m, angle=t)
+    torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1), rtol=1e-13, atol=0)
+    turn = torch.remainder(torch.atan2(y[:, 1], y[:, 0]) - t + 1e-9, 2 * math.pi)
+    assert (turn <= math.pi / m + 2e-9).all()
+    angle, length = torch.atan2(x[:, 1], x[:, 0]) - t, x.norm(dim=1)
+    for k, sign in itertools.product(range(m), (1, -1)):
+        image = sign * angle + 2 * math.pi * k / m + t
+        points = torch.stack([length * image.cos(), length * image.sin()], 1)
+        torch.testing.assert_close(pyfold.fold(points, "dihedral", m=m, angle=t), y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", FOLDS)
-def test_bits_are_packed(kind, backend):
-    x = torch.randn(4, 6, 5, device=backend)
-    bits = raw(x, kind, angles(kind, 3, torch.float32).to(backend) if FOLDS[kind].has_angle else None)[1]
-    units = x.numel() // FOLDS[kind].components
-    assert bits.dtype == torch.uint8
-    assert bits.numel() == (units + 7) // 8
-    if kind == "abs":
-        unpacked = (bits.reshape(-1, 1) >> torch.arange(8, device=backend)) & 1
-        assert torch.equal(unpacked.flatten()[:units].bool(), (x < 0).flatten())
+def test_one_hyperplane_is_householders_fold(generator):
+    x = torch.randn(40, 2, generator=generator, dtype=F64)
+    t = 0.9
+    normal = torch.tensor([math.sin(t / 2), -math.cos(t / 2)], dtype=F64)
+    folded = pyfold.fold(x, "hyperplane", normal=5 * normal)
+    torch.testing.assert_close(folded, pyfold.fold(x, "householder", angle=t), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", FOLDS)
+def test_sphere_and_ball_are_continuous_and_bounded(generator):
+    direction = torch.nn.functional.normalize(torch.randn(30, 4, generator=generator, dtype=F64), dim=1)
+    for radius in (0.5, 1.0):
+        for sign in (-1, 1):
+            x = (radius + sign * 1e-12) * direction
+            torch.testing.assert_close(pyfold.fold(x, "sphere"), (4 if radius == 0.5 else 1) * x, rtol=0, atol=1e-11)
+    x = torch.linspace(0, 20, 30, dtype=F64)[:, None] * direction
+    assert (pyfold.fold(x, "ball", radius=1.5).norm(dim=1) <= 1.5 + 1e-15).all()
+
+
+def test_learned_parameters_give_what_numbers_give(generator):
+    x = torch.randn(5, 6, 7, generator=generator, dtype=F64)
+    cases = {
+        "leaky": [{"slope": -0.3}, {"slope": torch.tensor(-0.3, dtype=F64)}, {"slope": torch.full((6,), -0.3, dtype=F64)}],
+        "dihedral": [{"m": 5, "angle": 0.4}, {"m": 5, "angle": torch.tensor(0.4, dtype=F64)},
+                     {"m": 5, "angle": torch.full((3,), 0.4, dtype=F64)}],
+        "householder": [{"angle": 0.4}, {"angle": torch.full((3,), 0.4, dtype=F64)}],
+    }  # fmt: skip
+    for kind, (first, *others) in cases.items():
+        for other in others:
+            learned = {k: v.requires_grad_() if isinstance(v, torch.Tensor) else v for k, v in other.items()}
+            torch.testing.assert_close(pyfold.fold(x, kind, **learned), pyfold.fold(x, kind, **first), rtol=0, atol=1e-14)
+
+
+def test_derivatives_in_normals_offsets_slopes_and_angles(generator):
+    x = torch.randn(4, 6, generator=generator, dtype=F64).requires_grad_()
+    normal = torch.randn(2, 6, generator=generator, dtype=F64).requires_grad_()
+    offset = torch.tensor([0.1, -0.2], dtype=F64).requires_grad_()
+    hyperplane = lambda x, n, b: pyfold.fold(x, "hyperplane", normal=n, offset=b, gain=1.5)  # noqa: E731
+    slope = torch.tensor(-0.4, dtype=F64).requires_grad_()
+    angle = torch.tensor([0.3, 0.5, 2.0], dtype=F64).requires_grad_()
+    for function, leaves in (
+        (hyperplane, (x, normal, offset)),
+        (lambda x, a: pyfold.fold(x, "leaky", slope=a), (x, slope)),
+        (lambda x, t: pyfold.fold(x, "dihedral", m=5, angle=t), (x, angle)),
+        (lambda x, t: pyfold.fold(x, "householder", angle=t, clamp=0.9, gain=1.1), (x, angle)),
+    ):
+        assert torch.autograd.gradcheck(function, leaves)
+        assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_against_torchlip(generator):
+    """deel-torchlip sorts adjacent channels as pyfold does; its pairs of halves are [min; max]."""
+    functional = pytest.importorskip("deel.torchlip.functional")
+    x = torch.randn(6, 24, generator=generator)
+    for size in (2, 3, 4, 6, 8, 12, 24):
+        assert torch.equal(pyfold.fold(x, "groupsort", size=size), functional.group_sort(x, size))
+    assert torch.equal(pyfold.fold(x, "groupsort"), functional.full_sort(x))
+    image = torch.randn(2, 8, 5, 7, generator=generator)
+    assert torch.equal(pyfold.fold(image, "maxmin"), functional.group_sort_2(image))
+    other = pytest.importorskip("deel.torchlip").HouseHolder(8)
+    with torch.no_grad():
+        other.theta.copy_(torch.linspace(-3, 3, 4).reshape(other.theta.shape))
+        angle = other.theta.flatten()
+        torch.testing.assert_close(pyfold.fold(image, "householder", angle=angle, pairing="halves"), other(image))
+    torch.testing.assert_close(pyfold.fold(image, "crelu"), functional.max_min(image))
+
+
+def test_against_orthogonium(generator):
+    """orthogonium's MaxMin gives [max; min], and its HouseHolder divides by the square root of 2, which folds no longer do."""
+    layers = pytest.importorskip("orthogonium.layers")
+    x = torch.randn(2, 8, 5, 7, generator=generator)
+    least, most = pyfold.fold(x, "maxmin", pairing="halves").chunk(2, 1)
+    assert torch.equal(torch.cat([most, least], 1), layers.MaxMin()(x))
+    other = layers.HouseHolder(8)
+    with torch.no_grad():
+        other.theta.copy_(torch.linspace(-3, 3, 4).reshape(other.theta.shape))
+        folded = pyfold.fold(x, "householder", angle=other.theta.flatten(), pairing="halves", gain=0.5**0.5)
+        torch.testing.assert_close(folded, other(x))
+    assert torch.equal(pyfold.fold(x, "abs"), layers.Abs()(x))
+
+
+# --- memory order, precision, modules, docs
+
+
+@settings()
 @pytest.mark.parametrize("dim", [0, 1, 2, 3, -1])
-def test_any_channel_dimension_and_memory_order(kind, dim, backend, generator):
-    x = torch.randn(4, 6, 8, 10, generator=generator).to(backend)
-    angle = angles(kind, x.shape[dim] // 2, torch.float32)
-    angle = angle if angle is None else angle.to(backend)
-    bias = torch.randn(x.shape[dim], generator=generator).to(backend)
-    expected = pyfold.fold(x, kind, dim=dim, angle=angle, bias=bias)
-    gradient = torch.randn(x.shape, generator=generator).to(backend)
+def test_any_channel_dimension_and_memory_order(kind, given, dim, backend, generator):
+    x = torch.randn(8, 8, 8, 8, generator=generator).to(backend)
+    given = to(given, backend, torch.float32)
+    bias = torch.randn(8, generator=generator).to(backend)
+    composed = kind in ("sphere", "ball", "soft")
+    same = (
+        (lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)) if composed else (lambda a, b: torch.equal(a, b))
+    )
     leaf = x.clone().requires_grad_()
-    pyfold.fold(leaf, kind, dim=dim, angle=angle, bias=bias).backward(gradient)
+    expected = pyfold.fold(leaf, kind, dim=dim, bias=bias, **given)
+    gradient = torch.randn(expected.shape, generator=generator).to(backend)
+    expected.backward(gradient)
     for order in ((0, 2, 3, 1), (3, 1, 0, 2), (1, 0, 3, 2)):
-        other = x.permute(order).contiguous().permute([order.index(d) for d in range(4)])
-        y = pyfold.fold(other, kind, dim=dim, angle=angle, bias=bias)
-        assert y.stride() == other.stride()
-        assert torch.equal(y, expected)
-        leaf_other = other.detach().requires_grad_()
-        pyfold.fold(leaf_other, kind, dim=dim, angle=angle, bias=bias).backward(gradient)
-        assert torch.equal(leaf_other.grad, leaf.grad)
+        other = x.permute(order).contiguous().permute([order.index(d) for d in range(4)]).requires_grad_()
+        y = pyfold.fold(other, kind, dim=dim, bias=bias, **given)
+        if not composed and not FOLDS[kind].widens:
+            assert y.stride() == other.stride()
+        y.backward(gradient)
+        assert same(y, expected) is not False
+        assert same(other.grad, leaf.grad) is not False
+
+
+def test_crelu_keeps_channels_last_and_doubles_one_channel(generator):
+    x = torch.randn(2, 6, 5, 7, generator=generator).contiguous(memory_format=torch.channels_last)
+    y = pyfold.fold(x, "crelu")
+    assert y.shape == (2, 12, 5, 7) and y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, torch.cat([x.relu(), (-x).relu()], 1))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        one = torch.randn(2, 1, 5, 7, generator=generator).contiguous(memory_format=layout).requires_grad_()
+        y = pyfold.fold(one, "crelu")
+        assert torch.equal(y, torch.cat([one.relu(), (-one).relu()], 1))
+        y.backward(torch.ones_like(y))
+        assert torch.equal(one.grad, one.detach().sign())
 
 
 def test_bias_and_angle_in_lower_precision(backend, generator):
@@ -117,6 +396,20 @@ def test_bias_and_angle_in_lower_precision(backend, generator):
     assert bias.grad.dtype == angle.grad.dtype == torch.float32
     # |F(z)|^2 does not depend on the angle; what is left is bfloat16's rounding.
     assert angle.grad.abs().max() < 0.05 * y.float().square().sum()
+
+
+def test_more_channels_than_the_kernels_take(generator):
+    """Long sorts and wide hyperplanes run in torch operations, with the same values and gradients."""
+    x = torch.randn(3, 300, generator=generator, dtype=F64).requires_grad_()
+    y = pyfold.fold(x, "groupsort")
+    assert torch.equal(y, x.sort(1).values)
+    normal = torch.randn(300, generator=generator, dtype=F64)
+    y = pyfold.fold(x, "hyperplane", normal=normal, offset=0.5)
+    n = normal / normal.norm()
+    torch.testing.assert_close(y, x - 2 * (x @ n - 0.5).clamp(min=0)[:, None] * n)
+    assert torch.autograd.gradcheck(lambda v: pyfold.fold(v, "groupsort"), x[:1, :60].detach().requires_grad_())
+    with pytest.raises(ValueError, match="300 channels"):
+        fold_with_bits(x.detach(), "groupsort")
 
 
 def test_modules(generator):
@@ -134,24 +427,50 @@ def test_modules(generator):
     assert torch.equal(nn.Fold("abs")(x), x.abs())
 
 
-def test_learned_angle_with_clamp_is_still_differentiable():
-    x = torch.randn(3, 4, 2, dtype=torch.float64).requires_grad_()
-    angle = torch.randn(2, dtype=torch.float64).requires_grad_()
-    function = lambda x, angle: pyfold.fold(x, "householder", angle=angle, clamp=0.9, gain=1.1)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (x, angle))
-    assert torch.autograd.gradgradcheck(function, (x, angle))
+def test_module_parameters_learn_or_stay(generator):
+    x = torch.randn(5, 6, generator=generator)
+    slope = nn.Fold("leaky", slope=-0.5, learn=["slope"])
+    assert [name for name, _ in slope.named_parameters()] == ["slope"]
+    slope(x).sum().backward()
+    torch.testing.assert_close(slope.slope.grad, x.clamp(max=0).sum())
+    assert "slope=0.3" in repr(nn.Fold("leaky", slope=0.3))
+    fixed = nn.Fold("hyperplane", normal=torch.randn(2, 6), learn=["offset"])
+    assert set(fixed.state_dict()) == {"normal", "offset"} and [n for n, _ in fixed.named_parameters()] == ["offset"]
+    fixed(x).sum().backward()
+    assert fixed.offset.grad is not None
+    again = nn.Fold("hyperplane", normal=torch.zeros(2, 6), learn=["offset"])
+    again.load_state_dict(fixed.state_dict())
+    assert torch.equal(again(x), fixed(x))
 
 
-def test_angle_gradient_does_not_depend_on_threads(generator):
+@pytest.mark.parametrize("kind", ["hyperplane", "householder"])
+def test_angle_and_normal_gradients_do_not_depend_on_threads(kind, generator):
     x = torch.randn(8, 64, 31, 33, generator=generator)
     results = []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            angle = torch.linspace(-3, 3, 32).requires_grad_()
-            pyfold.fold(x, "householder", angle=angle).square().sin().sum().backward()
-            results.append(angle.grad)
+            if kind == "householder":
+                leaf = torch.linspace(-3, 3, 32).requires_grad_()
+                y = pyfold.fold(x, kind, angle=leaf)
+            else:
+                leaf = x.clone().requires_grad_()
+                y = pyfold.fold(leaf, kind, normal=torch.ones(64))
+            y.square().sin().sum().backward()
+            results.append(leaf.grad)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*results)
+
+
+def test_the_docs_hold_the_table():
+    page = Path(__file__).parent.parent / "docs" / "folds.md"
+    assert fold_table() in page.read_text(), "docs/folds.md: paste pyfold.ops.fold_table() into it"
+
+
+def test_every_kind_is_in_the_docstring():
+    for kind, fold in FOLDS.items():
+        text = inspect.getdoc(pyfold.fold)
+        assert f'``"{kind}"``' in text
+        assert all(name in text for name in fold.parameters)

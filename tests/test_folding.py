@@ -180,10 +180,19 @@ def test_cantor_network(times):
 # --- every kind of fold, and every activation
 
 
-def folds(kind, channels=12):
+def folds(kind, channels=12, **options):
     """A fold whose parameters are away from symmetric values."""
-    arguments = {"channels": channels} if FOLDS[kind].has_angle else {}
-    fold = Fold(kind, **arguments).double()
+    given = {
+        "abs": {"offset": -0.2},
+        "leaky": {"slope": -0.5},
+        "box": {"length": 0.7},
+        "tri": {"length": 0.5, "phase": 0.2},
+        "groupsort": {"size": 4},
+        "sortabs": {"size": 3},
+        "dihedral": {"m": 3, "angle": 0.4},
+        "hyperplane": {"normal": torch.randn(8, channels), "offset": torch.linspace(-0.3, 0.3, 8)},
+    }
+    fold = Fold(kind, channels, **given.get(kind, {}), **options).double()
     with torch.no_grad():
         for parameter in fold.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -197,15 +206,13 @@ def test_creases_are_where_the_fold_is_not_affine(kind, variant):
     torch.manual_seed(1)
     fold = folds(kind, 24)
     if variant == "bias":
-        fold = Fold(kind, 24, bias=True).double()
-        with torch.no_grad():
-            fold.bias.normal_()
+        fold = folds(kind, 24, bias=True)
     elif variant == "clamp":
         fold.clamp = 0.7
     elif variant == "last dim":
         fold.dim = -1
     elif variant == "halves":
-        if not hasattr(fold, "pairing") or kind not in ("maxmin", "householder"):
+        if not FOLDS[kind].paired:
             pytest.skip("no pairs")
         fold.pairing = "halves"
     a, b = 2 * torch.randn(2, 24, dtype=torch.float64)
@@ -218,6 +225,8 @@ def test_creases_are_where_the_fold_is_not_affine(kind, variant):
         assert sum(changes) > len(changes) / 2
     else:
         assert all(changes)
+        if FOLDS[kind].widens:
+            return
         depth = folding.fold_depth(fold, middles).squeeze(1)
         shift = 0 if fold.bias is None else fold.bias
         moved = (fold(middles) - middles - shift).abs().amax(1) > 1e-12
@@ -226,7 +235,8 @@ def test_creases_are_where_the_fold_is_not_affine(kind, variant):
 
 @pytest.mark.parametrize("kind", CREASED)
 def test_deep_networks_of_each_fold(kind):
-    model = seeded(lambda: nn.Sequential(nn.Linear(2, 12), folds(kind), nn.Linear(12, 12), folds(kind), nn.Linear(12, 1)))
+    wide = 24 if FOLDS[kind].widens else 12
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 12), folds(kind), nn.Linear(wide, 12), folds(kind), nn.Linear(wide, 1)))
     plane = folding.plane(model, torch.zeros(2), *torch.eye(2), bounds=(-2, 2, -2, 2))
     assert plane.areas.sum() == pytest.approx(16, rel=1e-12)
     assert plane.regions > 30

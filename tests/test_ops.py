@@ -37,7 +37,7 @@ def gradient_sample(op, variant, generator, device="cpu", shape=(2, 4, 6), dtype
     for name in op.differentiable:
         value = sample.get(name)
         for tensor in value if isinstance(value, list) else [value]:
-            if tensor is not None:
+            if isinstance(tensor, torch.Tensor):
                 leaves.append(tensor.requires_grad_())
     return sample, leaves
 
@@ -52,7 +52,10 @@ def call_with(op, sample, leaves):
             if name not in sample:
                 continue
             value = sample[name]
-            arguments[name] = [next(values) for _ in value] if isinstance(value, list) else next(values)
+            if isinstance(value, list):
+                arguments[name] = [next(values) for _ in value]
+            elif isinstance(value, torch.Tensor):
+                arguments[name] = next(values)
         return op.public(**arguments)
 
     return function
@@ -101,6 +104,7 @@ def test_matches_the_reference_for_drawn_shapes(device, case, shape, dtype, layo
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)
 def test_bits_do_not_depend_on_layout_or_threads(op, variant, generator, device):
     sample = op.sample((2, 8, 65, 64), torch.float32, device, generator, **op.variants[variant])
+    sample = sample or op.sample((2, 6, 65, 64), torch.float32, device, generator, **op.variants[variant])
     expected = outputs(op.public(**sample))
     threads = torch.get_num_threads()
     try:
@@ -255,7 +259,7 @@ def test_exports(op, variant, generator):
             return op.public(**tensors, **constants)
 
     program = torch.export.export(Module(), (tensors,))
-    assert any("pyfold" in str(node.target) for node in program.graph.nodes)
+    assert any("pyfold" in str(node.target) for node in program.graph.nodes) == bool(op.raw)
     for a, b in zip(outputs(program.module()(tensors)), outputs(op.public(**sample)), strict=True):
         assert torch.equal(a, b)
 
@@ -357,12 +361,12 @@ def test_saves_what_the_contract_says(op, variant, dtype, generator):
         for name in op.differentiable:
             if learned or name in op.tensors:
                 for tensor in sample[name] if isinstance(sample.get(name), list) else [sample.get(name)]:
-                    if tensor is not None:
+                    if isinstance(tensor, torch.Tensor):
                         tensor.requires_grad_()
         expected = op.saved_bytes(**sample)
         given = {t.data_ptr() for t in torch.utils._pytree.tree_leaves(sample) if isinstance(t, torch.Tensor)}
         angle = sample.get("angle")
-        given -= {angle.data_ptr()} if angle is not None else set()
+        given -= {angle.data_ptr()} if isinstance(angle, torch.Tensor) else set()
         total = 0
 
         def pack(tensor, given=given):
@@ -396,7 +400,7 @@ def test_nan_and_infinity_pass_through(op, variant, special, backend, generator)
     sample[op.tensors[0]][0, 1, 2] = special
     tested = False
     for a, e in zip(outputs(op.public(**sample)), outputs(op.reference(**in_float64(sample))), strict=True):
-        if op.name == "fold" and special != special:
+        if op.name in ("fold", "kaleidoscope") and special != special:
             # A NaN counts as a tie: it stays, and where it stays its partner is the reference's business.
             assert torch.isnan(a).any()
             return

@@ -1,121 +1,12 @@
 #include "cpu/folds.h"
 
-#include "core/bits.h"
-#include "cpu/convert.h"
+#include "cpu/fold_tile.h"
 #include "folds/abs.h"
 #include "folds/householder.h"
 #include "folds/maxmin.h"
 
 namespace pyfold {
 namespace {
-
-using cpu::kFoldTile;
-
-// Some units of one group, their values in the accumulation type.
-template <class A>
-class FoldTile {
- public:
-  FoldTile(const FoldArgs& args, int64_t tile) : args_(args) {
-    const FoldLayout& layout = args.layout;
-    const int64_t per_group = cpu::fold_tiles_per_group(layout);
-    group_ = tile / per_group;
-    start_ = (tile - group_ * per_group) * kFoldTile;
-    const int64_t left = layout.units_per_group() - start_;
-    count_ = left < kFoldTile ? static_cast<int>(left) : kFoldTile;
-    first_unit_ = group_ * layout.units_per_group() + start_;
-  }
-
-  int count() const { return count_; }
-  int64_t first_unit() const { return first_unit_; }
-
-  // Component k of the units, where it lies if it needs no conversion, else in buffer.
-  const A* load(const void* data, int k, A* buffer) const {
-    const A* result = buffer;
-    with_type<A>(args_.dtype, const_cast<void*>(data), [&](auto* memory) {
-      each_run([&](int at, const FoldRun& run, int length) {
-        const auto* from = memory + run.offset + k * run.apart;
-        if (run.step == 2) {
-          for (int i = 0; i < length; ++i) buffer[at + i] = static_cast<A>(widen(from[2 * i]));
-        } else if (sizeof(*memory) == sizeof(A) && length == kFoldTile) {
-          result = reinterpret_cast<const A*>(from);
-        } else {
-          load_run(from, buffer + at, length);
-        }
-      });
-    });
-    return result;
-  }
-
-  void store(const A* values, int k) const {
-    with_type<A>(args_.dtype, args_.out, [&](auto* memory) {
-      each_run([&](int at, const FoldRun& run, int length) {
-        auto* to = memory + run.offset + k * run.apart;
-        if (run.step == 2) {
-          for (int i = 0; i < length; ++i) narrow(values[at + i], to[2 * i]);
-        } else {
-          store_run(values + at, to, length);
-        }
-      });
-    });
-  }
-
-  // values[line] for each unit, where value(line) reads the parameter.
-  template <class Value>
-  void spread(A* out, Value&& value) const {
-    each_line([&](int at, int64_t line, int length) {
-      if (args_.layout.inner == 1) {
-        for (int i = 0; i < length; ++i) out[at + i] = value(line + i);
-      } else {
-        const A constant = value(line);
-        for (int i = 0; i < length; ++i) out[at + i] = constant;
-      }
-    });
-  }
-
-  // body(at, line, length): stretches of one line, or of neighbouring lines where inner is 1.
-  template <class Body>
-  void each_line(Body&& body) const {
-    const FoldLayout& layout = args_.layout;
-    for (int at = 0; at < count_;) {
-      const int64_t unit = first_unit_ + at;
-      const int64_t line = fold_line(layout, unit);
-      const int64_t left = layout.inner == 1 ? layout.lines() - line : layout.inner - unit % layout.inner;
-      const int length = left < count_ - at ? static_cast<int>(left) : count_ - at;
-      body(at, line, length);
-      at += length;
-    }
-  }
-
-  void read_flags(const uint8_t* bytes, uint8_t* flags) const {
-    for (int i = 0; i < count_; i += 8) unpack_bits(bytes[i / 8], flags + i);
-  }
-  // flags holds zeros from count to the next multiple of 8.
-  void write_flags(const uint8_t* flags, uint8_t* bytes) const {
-    for (int i = 0; i < count_; i += 8) bytes[i / 8] = pack_bits(flags + i);
-  }
-  uint8_t* bits() const { return args_.bits + group_ * args_.layout.bytes_per_group() + start_ / 8; }
-  uint8_t* clamped(int k) const {
-    const FoldLayout& layout = args_.layout;
-    return args_.clamped + (group_ * layout.components + k) * layout.bytes_per_group() + start_ / 8;
-  }
-
- private:
-  template <class Body>
-  void each_run(Body&& body) const {
-    for (int at = 0; at < count_;) {
-      const FoldRun run = fold_run(args_.layout, first_unit_ + at);
-      const int length = run.run < count_ - at ? static_cast<int>(run.run) : count_ - at;
-      body(at, run, length);
-      at += length;
-    }
-  }
-
-  const FoldArgs& args_;
-  int64_t group_;
-  int64_t start_;
-  int64_t first_unit_;
-  int count_;
-};
 
 template <class A, class Fold>
 struct Parameters {
@@ -167,7 +58,7 @@ inline void scale_and_mask(const FoldArgs& args, const FoldTile<A>& tile, A (*va
     if (args.gain != 1) multiply(values[k], static_cast<A>(args.gain), tile.count());
     if (args.clamped == nullptr) continue;
     alignas(64) uint8_t flags[kFoldTile];
-    tile.read_flags(tile.clamped(k), flags);
+    tile.read_flags(tile.plane(args.clamped, k, Fold::kComponents), flags);
     for (int i = 0; i < tile.count(); ++i) values[k][i] = flags[i] != 0 ? A{0} : values[k][i];
   }
 }
@@ -175,7 +66,7 @@ inline void scale_and_mask(const FoldArgs& args, const FoldTile<A>& tile, A (*va
 template <class A, class Fold>
 void forward_tile(const FoldArgs& args, int64_t index) {
   constexpr int K = Fold::kComponents;
-  const FoldTile<A> tile(args, index);
+  const FoldTile<A> tile(args.layout, args.dtype, kFoldTile, index);
   const int count = tile.count();
   alignas(64) A buffer[K][kFoldTile];
   alignas(64) A result[K][kFoldTile];
@@ -193,7 +84,7 @@ void forward_tile(const FoldArgs& args, int64_t index) {
   }
   const Parameters<A, Fold> parameters(args, tile);
   fold_lanes<A, Fold>(in, result, flags, parameters, count);
-  if (args.bits != nullptr) tile.write_flags(flags, tile.bits());
+  if (args.bits != nullptr) tile.write_flags(flags, tile.plane(args.bits, 0, 1));
   for (int k = 0; k < K; ++k) {
     if (args.gain != 1) multiply(result[k], static_cast<A>(args.gain), count);
     if (args.clamp > 0) {
@@ -203,21 +94,21 @@ void forward_tile(const FoldArgs& args, int64_t index) {
         flags[i] = (y > high) | (y < low);
         result[k][i] = y > high ? high : y < low ? low : y;
       }
-      if (args.clamped != nullptr) tile.write_flags(flags, tile.clamped(k));
+      if (args.clamped != nullptr) tile.write_flags(flags, tile.plane(args.clamped, k, K));
     }
-    tile.store(result[k], k);
+    tile.store(result[k], args.out, k);
   }
 }
 
 template <class A, class Fold>
 void backward_tile(const FoldArgs& args, int64_t index) {
   constexpr int K = Fold::kComponents;
-  const FoldTile<A> tile(args, index);
+  const FoldTile<A> tile(args.layout, args.dtype, kFoldTile, index);
   const int count = tile.count();
   alignas(64) A buffer[K][kFoldTile];
   alignas(64) A result[K][kFoldTile];
   alignas(64) uint8_t flags[kFoldTile];
-  tile.read_flags(tile.bits(), flags);
+  tile.read_flags(tile.plane(args.bits, 0, 1), flags);
   const A* in[K];
   const bool diagonal = args.gain != 1 || args.clamped != nullptr;
   for (int k = 0; k < K; ++k) {
@@ -231,15 +122,15 @@ void backward_tile(const FoldArgs& args, int64_t index) {
   const Parameters<A, Fold> parameters(args, tile);
   reflect_lanes<A, Fold>(in, result, flags, parameters, count);
   if (diagonal && args.transpose) scale_and_mask<A, Fold>(args, tile, result);
-  for (int k = 0; k < K; ++k) tile.store(result[k], k);
+  for (int k = 0; k < K; ++k) tile.store(result[k], args.out, k);
 }
 
 template <class A>
 void rotate_tile(const FoldArgs& args, int64_t index) {
-  const FoldTile<A> tile(args, index);
+  const FoldTile<A> tile(args.layout, args.dtype, kFoldTile, index);
   alignas(64) A buffer[2][kFoldTile], result[2][kFoldTile], weight[kFoldTile];
   alignas(64) uint8_t flags[kFoldTile];
-  tile.read_flags(tile.bits(), flags);
+  tile.read_flags(tile.plane(args.bits, 0, 1), flags);
   const A* in[2] = {tile.load(args.in, 0, buffer[0]), tile.load(args.in, 1, buffer[1])};
   const A* of_line = static_cast<const A*>(args.weight);
   tile.spread(weight, [&](int64_t line) { return of_line[line]; });
@@ -249,15 +140,15 @@ void rotate_tile(const FoldArgs& args, int64_t index) {
     result[0][i] = v[0];
     result[1][i] = v[1];
   }
-  for (int k = 0; k < 2; ++k) tile.store(result[k], k);
+  for (int k = 0; k < 2; ++k) tile.store(result[k], args.out, k);
 }
 
 template <class A>
 void angle_grad_tile(const FoldArgs& args, double* sums, int64_t index) {
-  const FoldTile<A> tile(args, index);
+  const FoldTile<A> tile(args.layout, args.dtype, kFoldTile, index);
   alignas(64) A g_buffer[2][kFoldTile], y_buffer[2][kFoldTile], product[kFoldTile];
   alignas(64) uint8_t flags[kFoldTile];
-  tile.read_flags(tile.bits(), flags);
+  tile.read_flags(tile.plane(args.bits, 0, 1), flags);
   const A* g[2] = {tile.load(args.in, 0, g_buffer[0]), tile.load(args.in, 1, g_buffer[1])};
   const A* y[2] = {tile.load(args.other, 0, y_buffer[0]), tile.load(args.other, 1, y_buffer[1])};
   for (int i = 0; i < tile.count(); ++i) {

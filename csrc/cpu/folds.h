@@ -12,10 +12,12 @@ constexpr int kFoldTile = 256;
 // Tiles whose angle gradients are summed together: fixed, so that the sum does not depend on the number of threads.
 constexpr int kFoldSumTiles = 64;
 
-inline int64_t fold_tiles_per_group(const FoldLayout& layout) {
-  return (layout.units_per_group() + kFoldTile - 1) / kFoldTile;
+inline int64_t fold_tiles_per_group(const FoldLayout& layout, int units = kFoldTile) {
+  return (layout.units_per_group() + units - 1) / units;
 }
-inline int64_t fold_tiles(const FoldLayout& layout) { return layout.groups * fold_tiles_per_group(layout); }
+inline int64_t fold_tiles(const FoldLayout& layout, int units = kFoldTile) {
+  return layout.groups * fold_tiles_per_group(layout, units);
+}
 
 struct FoldKernels {
   void (*forward)(const FoldArgs& args, int64_t begin, int64_t end);

@@ -7,6 +7,7 @@
 
 #include "cpu/diffusion.h"
 #include "cpu/folds.h"
+#include "cpu/sequence.h"
 
 namespace pyfold::cpu {
 
@@ -138,6 +139,11 @@ const DiffusionKernels& diffusion_kernels() {
 
 const FoldKernels& fold_kernels() {
   static constexpr const FoldKernels* tables[kTierCount] = PYFOLD_TABLES(fold_kernels);
+  return *tables[static_cast<int>(current_tier())];
+}
+
+const SequenceKernels& sequence_kernels() {
+  static constexpr const SequenceKernels* tables[kTierCount] = PYFOLD_TABLES(sequence_kernels);
   return *tables[static_cast<int>(current_tier())];
 }
 

@@ -17,7 +17,7 @@ namespace pyfold {
 
 enum class FoldKind : int { kAbs, kMaxMin, kHouseholder };
 
-// A tensor in memory order as [outer, channels, inner]. A unit is one value, or a pair of channels: neighbours, or one
+// A tensor in memory order as [outer, channels, inner]. A unit is one value, or several channels: neighbours, or one
 // of each half. Units count in memory order; they split into groups of equal size whose bits start on a byte.
 struct FoldLayout {
   int64_t outer = 0, channels = 0, inner = 0;
@@ -32,7 +32,7 @@ struct FoldLayout {
   PYFOLD_HD int64_t lines() const { return channels / components; }
 };
 
-// Where the values of unit t lie: the first at offset, the second at offset + apart; run units follow at step.
+// Where the values of unit t lie: the first at offset, each next one apart; run units follow at step.
 struct FoldRun {
   int64_t offset, apart, step, run;
 };
@@ -47,8 +47,8 @@ PYFOLD_HD FoldRun fold_run(const FoldLayout& layout, int64_t t) {
     return {row * 2 * half + within, half, 1, half - within};
   }
   const int64_t block = t / layout.inner, within = t - block * layout.inner;
-  if (layout.inner == 1) return {2 * t, 1, 2, layout.units() - t};
-  return {block * 2 * layout.inner + within, layout.inner, 1, layout.inner - within};
+  if (layout.inner == 1) return {layout.components * t, 1, layout.components, layout.units() - t};
+  return {block * layout.components * layout.inner + within, layout.inner, 1, layout.inner - within};
 }
 
 // The parameter line of unit t.
@@ -57,7 +57,7 @@ PYFOLD_HD int64_t fold_line(const FoldLayout& layout, int64_t t) { return t / la
 // The channel of component k of line j.
 PYFOLD_HD int64_t fold_channel(const FoldLayout& layout, int64_t line, int k) {
   if (layout.components == 1) return line;
-  return layout.halves ? line + k * layout.lines() : 2 * line + k;
+  return layout.halves ? line + k * layout.lines() : layout.components * line + k;
 }
 
 }  // namespace

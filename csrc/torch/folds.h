@@ -18,16 +18,17 @@ inline FoldKind fold_kind(const std::string& name) {
 }
 
 // A dense tensor, whatever the order of its dimensions in memory, as [outer, channels, inner] in memory order.
-inline FoldLayout fold_layout(const Tensor& x, const std::string& kind, int64_t dim, const std::string& pairing,
+inline FoldLayout fold_layout(const Tensor& x, int components, int64_t dim, const std::string& pairing,
                               int64_t groups) {
   FoldLayout layout;
-  layout.components = kind == "abs" ? 1 : 2;
+  layout.components = components;
   layout.halves = pairing == "halves";
   layout.groups = groups;
   const int64_t ndim = x.dim();
   if (ndim == 0) {
     layout.outer = layout.channels = layout.inner = 1;
-    STD_TORCH_CHECK(layout.components == 1 && groups == 1, "pyfold: pairs need a channel dimension");
+    STD_TORCH_CHECK(layout.components == 1 && groups == 1,
+                    "pyfold: units of several channels need a channel dimension");
     return layout;
   }
   STD_TORCH_CHECK(dim >= 0 && dim < ndim, "pyfold: dim is out of range");
@@ -54,7 +55,7 @@ inline FoldLayout fold_layout(const Tensor& x, const std::string& kind, int64_t 
     STD_TORCH_CHECK(strides[order[i]] == expected, "pyfold: the tensor must be dense");
     expected *= sizes[order[i]];
   }
-  STD_TORCH_CHECK(layout.channels % layout.components == 0, "pyfold: pairs need an even number of channels");
+  STD_TORCH_CHECK(layout.channels % layout.components == 0, "pyfold: units must divide the channels");
   STD_TORCH_CHECK(groups >= 1 && layout.units() % groups == 0, "pyfold: groups must divide the units");
   return layout;
 }
@@ -65,7 +66,7 @@ inline FoldArgs fold_args(const Tensor& in, const std::string& kind, int64_t dim
                           double gain, int64_t groups) {
   FoldArgs args;
   args.kind = fold_kind(kind);
-  args.layout = fold_layout(in, kind, dim, pairing, groups);
+  args.layout = fold_layout(in, args.kind == FoldKind::kAbs ? 1 : 2, dim, pairing, groups);
   args.dtype = dtype_of(in, "x");
   args.in = in.const_data_ptr();
   args.gain = gain;

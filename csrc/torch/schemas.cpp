@@ -31,4 +31,12 @@ STABLE_TORCH_LIBRARY(pyfold, m) {
       "float gain, int groups, bool transpose) -> Tensor");
   m.def("fold_angle_grad(Tensor grad, Tensor output, Tensor bits, int dim, str pairing, int groups) -> Tensor");
   m.def("fold_rotate(Tensor value, Tensor bits, Tensor weight, int dim, str pairing, int groups) -> Tensor");
+  // program: op, i, j, constant, plane of each instruction (csrc/folds/sequence.h); direction:
+  // tangent, adjoint or inverse. The narrower of in and out has rows channels a unit, bits [groups, planes * bytes].
+  m.def(
+      "fold_sequence(Tensor x, Tensor? bias, Tensor? parameters, int[] program, float[] constants, int rows, int dim, "
+      "str pairing, int groups, Tensor(a!) out, Tensor(b!)? bits) -> ()");
+  m.def(
+      "fold_sequence_apply(Tensor value, Tensor bits, Tensor? parameters, int[] program, float[] constants, int rows, "
+      "int dim, str pairing, int groups, str direction, Tensor(a!) out) -> ()");
 }

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pyfold.nn import Fold
+from pyfold.ops.fold_kinds import reflect_at_line
 
 _ZERO = 1e-12  # a value this small beside the largest of its layer lies on the crease, whatever its rounding says
 
@@ -132,8 +133,16 @@ def _maxmin(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
 
 
 def _householder(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
+    yield _values(reflect_at_line(*_pairs(fold, z), fold.angle / 2)[2], home=0)
+
+
+def _dihedral(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
+    # The mirrors of I_2(m); at home the pair lies counterclockwise of the first and clockwise of the others.
     a, b = _pairs(fold, z)
-    yield _values(a * torch.sin(fold.angle / 2) - b * torch.cos(fold.angle / 2), home=0)
+    mirrors = [reflect_at_line(a, b, fold.angle + math.pi * k / fold.m)[2] for k in range(fold.m)]
+    home = torch.ones(fold.m, dtype=torch.int64)
+    home[0] = 0
+    yield _values(torch.stack(mirrors, -1), home=home)
 
 
 def _groupsort(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
@@ -170,6 +179,7 @@ FOLD_CREASES: dict[str, Callable[[Fold, torch.Tensor], Iterator[Creases]]] = {
     "tri": _tri,
     "maxmin": _maxmin,
     "householder": _householder,
+    "dihedral": _dihedral,
     "groupsort": _groupsort,
     "sortabs": _sortabs,
     "hyperplane": _hyperplane,

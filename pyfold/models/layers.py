@@ -16,12 +16,14 @@ PLAIN_ACTIVATIONS = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-ACTIVATIONS = (*PLAIN_ACTIVATIONS, *FOLDS)
+#: Folds that a name alone describes; householder's angles learn.
+FOLD_ACTIVATIONS = tuple(kind for kind, fold in FOLDS.items() if fold.ready or kind == "householder")
+ACTIVATIONS = (*PLAIN_ACTIVATIONS, *FOLD_ACTIVATIONS)
 
 
 def activation(name: str, channels: int) -> nn.Module:
     """An activation by name; one of torch's, or a fold of the channel dimension 1."""
-    if name in FOLDS:
+    if name in FOLD_ACTIVATIONS:
         return Fold(name, channels)
     if name not in PLAIN_ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")

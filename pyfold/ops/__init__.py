@@ -10,7 +10,9 @@ from pyfold.ops.diffusion import (
     affine_table,
     denoising_loss,
 )
-from pyfold.ops.fold import FOLDS, fold, unfold
+from pyfold.ops.fold import fold, fold_with_bits, unfold
+from pyfold.ops.fold_kinds import FOLDS, fold_table
+from pyfold.ops.kaleidoscope import kaleidoscope
 from pyfold.ops.noise import INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM, randn
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "affine_table",
     "denoising_loss",
     "fold",
+    "fold_table",
+    "fold_with_bits",
+    "kaleidoscope",
     "randn",
     "unfold",
 ]

@@ -1,273 +1,25 @@
-"""Folds of space as activations, remembered by one bit each."""
+"""Folds of space as activations, remembered by a bit each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pyfold.ops._autograd import Differentiable, functorch_active
+from pyfold.ops import _fold_reflect, _fold_sequence
+from pyfold.ops._autograd import compiling_a_transform, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
+from pyfold.ops._fold_program import Program
 from pyfold.ops.diffusion import _accumulation, _normal
+from pyfold.ops.fold_kinds import FOLDS, REQUIRED, FoldKind
 
 PAIRINGS = ("adjacent", "halves")
 
 
-@dataclass(frozen=True)
-class FoldKind:
-    """What is true of one kind of fold.
-
-    Attributes:
-        components: values folded together: 1, or a pair of channels.
-        rule: the formula, with its source.
-        has_angle: takes a learned angle for each pair.
-        reference: ``reference(a, b, angle) -> (values, bit)`` in plain torch operations; b is None for one component.
-        bits_per_element: what backward remembers.
-        lipschitz: the Lipschitz constant; every kind here also preserves gradient norm and volume.
-        tie: where the bit is decided; there the fold is the identity.
-    """
-
-    components: int
-    rule: str
-    reference: Callable[..., Any]
-    tie: Callable[..., torch.Tensor]
-    has_angle: bool = False
-    lipschitz: float = 1.0
-
-    @property
-    def bits_per_element(self) -> float:
-        return 1 / self.components
-
-
-def _reference_abs(a, b, angle):
-    m = a < 0
-    return (torch.where(m, -a, a),), m
-
-
-def _reference_maxmin(a, b, angle):
-    m = a > b
-    return (torch.where(m, b, a), torch.where(m, a, b)), m
-
-
-def _reference_householder(a, b, angle):
-    side = a * torch.sin(angle / 2) - b * torch.cos(angle / 2)
-    m = side > 0
-    folded = a * torch.cos(angle) + b * torch.sin(angle), a * torch.sin(angle) - b * torch.cos(angle)
-    return (torch.where(m, folded[0], a), torch.where(m, folded[1], b)), m
-
-
-#: The kinds of fold. A new one is an entry here, a header in csrc/folds, and its name in the two dispatches.
-FOLDS: dict[str, FoldKind] = {
-    "abs": FoldKind(1, "|x|", _reference_abs, lambda a, b, angle: a),
-    "maxmin": FoldKind(2, "(min, max) of a pair; Anil, Lucas and Grosse 2019", _reference_maxmin, lambda a, b, t: a - b),
-    "householder": FoldKind(
-        2,
-        "reflect a pair at the line of a learned angle where it lies beyond; Singla, Singla and Feizi 2022, eq. 9",
-        _reference_householder,
-        lambda a, b, angle: a * torch.sin(angle / 2) - b * torch.cos(angle / 2),
-        has_angle=True,
-    ),
-}
-
-
-# --- gradients. fold_backward and fold_rotate are linear maps and fold_angle_grad is bilinear, so these rules are closed
-# under differentiation and give gradients of any order. What is remembered: the bits, and the output where the angle learns.
-
-
-def _channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
-    others = [d for d in range(value.dim()) if d != dim]
-    value = value.to(_accumulation(value.dtype))
-    return value.sum(others) if others else value
-
-
-def _like_layout(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """value with the memory order that the bits were packed in."""
-    if value.stride() == strides:
-        return value
-    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
-
-
-def _fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
-    acc = _accumulation(x.dtype)
-    bias = None if bias is None else bias.to(acc).contiguous()
-    angle = None if angle is None else angle.to(acc).contiguous()
-    return torch.ops.pyfold.fold(x, bias, angle, kind, dim, pairing, gain, clamp, groups)
-
-
-def _fold_save(ctx, args, output):
-    x, bias, angle, *ctx.rest = args
-    y, bits, clamped = output
-    ctx.mark_non_differentiable(bits, clamped)
-    ctx.set_materialize_grads(False)
-    ctx.strides = y.stride()
-    ctx.bias_like = None if bias is None else (bias.dtype, bias.shape)
-    learns = angle is not None and angle.requires_grad
-    ctx.save_for_backward(bits, clamped, angle, y if learns or (angle is not None and functorch_active()) else None)
-
-
-def _fold_backward(ctx, grad, *_):
-    if grad is None:
-        return (None,) * 9
-    bits, clamped, angle, y = ctx.saved_tensors
-    kind, dim, pairing, gain, _clamp, groups = ctx.rest
-    grad = _like_layout(grad, ctx.strides)
-    to_x = to_bias = to_angle = None
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        to_x = _backward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, False)
-        if ctx.needs_input_grad[1]:
-            dtype, shape = ctx.bias_like
-            to_bias = _channel_sum(to_x, dim).to(dtype).reshape(shape)
-    if ctx.needs_input_grad[2]:
-        to_angle = _angle_grad(grad, y, bits, dim, pairing, groups).to(angle.dtype).reshape(angle.shape)
-    return to_x, to_bias, to_angle, *[None] * 6
-
-
-def _backward_forward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose):
-    angle = None if angle is None else angle.to(_accumulation(grad.dtype)).contiguous()
-    return torch.ops.pyfold.fold_backward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose)
-
-
-def _backward_save(ctx, args, output):
-    grad, bits, clamped, angle, *ctx.rest = args
-    ctx.strides = output.stride()
-    learns = angle is not None and (angle.requires_grad or functorch_active())
-    ctx.save_for_backward(bits, clamped, angle, output if learns else None)
-
-
-def _backward_backward(ctx, cotangent):
-    bits, clamped, angle, output = ctx.saved_tensors
-    kind, dim, pairing, gain, groups, transpose = ctx.rest
-    cotangent = _like_layout(cotangent, ctx.strides)
-    to_grad = to_angle = None
-    if ctx.needs_input_grad[0]:
-        to_grad = _backward(cotangent, bits, clamped, angle, kind, dim, pairing, gain, groups, not transpose)
-    if ctx.needs_input_grad[3]:
-        # fold() never combines a learned angle with clamp, so gain is all that the diagonal part holds.
-        to_angle = _angle_grad(cotangent, output, bits, dim, pairing, groups).to(angle.dtype).reshape(angle.shape)
-    return to_grad, None, None, to_angle, *[None] * 6
-
-
-def _angle_grad_forward(grad, output, bits, dim, pairing, groups):
-    return torch.ops.pyfold.fold_angle_grad(grad, output, bits, dim, pairing, groups)
-
-
-def _angle_grad_save(ctx, args, output):
-    grad, value, bits, *ctx.rest = args
-    ctx.save_for_backward(grad, value, bits)
-
-
-def _angle_grad_backward(ctx, weight):
-    grad, value, bits = ctx.saved_tensors
-    to_grad = _rotate(value, bits, weight, *ctx.rest) if ctx.needs_input_grad[0] else None
-    to_value = _rotate(grad, bits, -weight, *ctx.rest) if ctx.needs_input_grad[1] else None
-    return to_grad, to_value, *[None] * 4
-
-
-def _rotate_forward(value, bits, weight, dim, pairing, groups):
-    weight = weight.to(_accumulation(value.dtype)).contiguous()
-    return torch.ops.pyfold.fold_rotate(value, bits, weight, dim, pairing, groups)
-
-
-def _rotate_save(ctx, args, output):
-    value, bits, weight, *ctx.rest = args
-    ctx.save_for_backward(value, bits, weight)
-    ctx.strides = value.stride()
-
-
-def _rotate_backward(ctx, cotangent):
-    value, bits, weight = ctx.saved_tensors
-    cotangent = _like_layout(cotangent, ctx.strides)
-    to_value = _rotate(cotangent, bits, -weight, *ctx.rest) if ctx.needs_input_grad[0] else None
-    to_weight = None
-    if ctx.needs_input_grad[2]:
-        to_weight = _angle_grad(cotangent, value, bits, *ctx.rest).to(weight.dtype)
-    return to_value, None, to_weight, *[None] * 3
-
-
-# --- vmap: the batch becomes the outermost dimension, and each of its entries a group of bits of its own.
-
-
-def _batch_first(value, dim, size):
-    value = value.unsqueeze(0).expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-    return value.contiguous()
-
-
-def _bits_first(bits, dim, size):
-    bits = _batch_first(bits, dim, size)
-    return bits.reshape(bits.shape[0] * bits.shape[1], bits.shape[2])
-
-
-def _no_batched_parameters(in_dims, names):
-    for name, dim in zip(names, in_dims, strict=True):
-        if dim is not None:
-            raise ValueError(f"under vmap the {name} of a fold must not be batched")
-
-
-def _split(value, size):
-    return value.reshape(size, value.shape[0] // size, *value.shape[1:])
-
-
-def _fold_vmap(info, in_dims, x, bias, angle, kind, dim, pairing, gain, clamp, groups):
-    _no_batched_parameters(in_dims[1:3], ("bias", "angle"))
-    x = _batch_first(x, in_dims[0], info.batch_size)
-    groups *= info.batch_size
-    y, bits, clamped = _fold(x, bias, angle, kind, dim + 1, pairing, gain, clamp, groups)
-    return (y, _split(bits, info.batch_size), _split(clamped, info.batch_size)), (0, 0, 0)
-
-
-def _backward_vmap(info, in_dims, grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose):
-    _no_batched_parameters(in_dims[3:4], ("angle",))
-    size = info.batch_size
-    grad = _batch_first(grad, in_dims[0], size)
-    bits, clamped = _bits_first(bits, in_dims[1], size), _bits_first(clamped, in_dims[2], size)
-    return _backward(grad, bits, clamped, angle, kind, dim + 1, pairing, gain, groups * size, transpose), 0
-
-
-def _angle_grad_vmap(info, in_dims, grad, output, bits, dim, pairing, groups):
-    # One sum for each entry of the batch.
-    pick = lambda value, d, i: value if d is None else value.select(d, i)  # noqa: E731
-    sums = [
-        _angle_grad(
-            *(pick(v, d, i).contiguous() for v, d in zip((grad, output, bits), in_dims[:3], strict=True)),
-            dim, pairing, groups,
-        )
-        for i in range(info.batch_size)
-    ]  # fmt: skip
-    return torch.stack(sums), 0
-
-
-def _rotate_vmap(info, in_dims, value, bits, weight, dim, pairing, groups):
-    size = info.batch_size
-    if in_dims[2] is not None:
-        pick = lambda v, d, i: v if d is None else v.select(d, i)  # noqa: E731
-        rows = [
-            _rotate(pick(value, in_dims[0], i).contiguous(), pick(bits, in_dims[1], i).contiguous(),
-                    weight.select(in_dims[2], i), dim, pairing, groups)
-            for i in range(size)
-        ]  # fmt: skip
-        return torch.stack(rows), 0
-    value, bits = _batch_first(value, in_dims[0], size), _bits_first(bits, in_dims[1], size)
-    return _rotate(value, bits, weight, dim + 1, pairing, groups * size), 0
-
-
-def _fold_composed(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
-    widened = [None if v is None else v.to(_accumulation(x.dtype)) for v in (x, bias, angle)]
-    options = {"gain": gain, "clamp": clamp or None, "dim": dim, "pairing": pairing}
-    y = _reference(widened[0], kind, bias=widened[1], angle=widened[2], **options)
-    return y.to(x.dtype), None, None
-
-
-_fold = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap, _fold_composed)
-_backward = Differentiable("FoldBackward", _backward_forward, _backward_save, _backward_backward, _backward_vmap)
-_angle_grad = Differentiable("FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap)
-_rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap)
-
-
-# --- the public op
+# --- checks
 
 
 def _is_dense(x: torch.Tensor) -> bool:
@@ -282,44 +34,113 @@ def _is_dense(x: torch.Tensor) -> bool:
     return True
 
 
-def _check_parameter(name: str, value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
-    check_tensor(name, value)
+def _check_bias(value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
+    check_tensor("bias", value)
     if tuple(value.shape) != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
-    check_device(name, value, "x", x)
+        raise ValueError(f"bias must have shape ({count},), got {tuple(value.shape)}")
+    check_device("bias", value, "x", x)
     return value
 
 
-def _prepare(x, kind, bias, gain, clamp, dim, angle, pairing):
+@dataclass(frozen=True)
+class Call:
+    """A checked call: x dense, dim from 0, every parameter given."""
+
+    x: torch.Tensor
+    kind: str
+    fold: FoldKind
+    dim: int
+    pairing: str
+    parameters: dict[str, Any]
+    rows: int
+
+    @property
+    def learns(self) -> bool:
+        """Whether a parameter's gradient may be asked for."""
+        return any(isinstance(v, torch.Tensor) and (v.requires_grad or functorch_active()) for v in self.parameters.values())
+
+    @property
+    def reflects(self) -> bool:
+        """Whether the kernels of one reflection serve it."""
+        if self.kind == "abs":
+            return self.parameters["offset"] == 0
+        return self.kind == "maxmin" or (self.kind == "householder" and isinstance(self.parameters["angle"], torch.Tensor))
+
+    @property
+    def has_tensors(self) -> bool:
+        return any(isinstance(v, torch.Tensor) for v in self.parameters.values())
+
+    def program(self, gain: float = 1.0, clamp: float | None = None, unfoldable: bool = False) -> Program | None:
+        """The call for the kernels of programs, or None where they do not serve it."""
+        if self.fold.emit is None or (self.has_tensors and self.kind != "hyperplane") or self.learns:
+            return None
+        program = Program(self.rows, unfoldable)
+        if program.fits:
+            self.fold.emit(program, range(self.rows), **self.parameters)
+        if gain != 1:
+            program.affine(gain)
+        if clamp is not None:
+            program.clamp(clamp)
+        return program if program.fits else None
+
+
+def _check_parameters(fold: FoldKind, kind: str, given: dict[str, Any], channels: int, units: int, x) -> dict[str, Any]:
+    for name in given:
+        if name not in fold.parameters:
+            allowed = ", ".join(fold.parameters) or "none"
+            raise ValueError(f"{name} is not a parameter of {kind}, whose parameters are: {allowed}")
+    parameters = {}
+    for name, parameter in fold.parameters.items():
+        value = given.get(name, parameter.default)
+        if value is REQUIRED or (value is None and parameter.default is not None):
+            raise ValueError(f"{name} is needed by {kind}: {parameter.allowed}")
+        value = parameter.check(name, value, channels, units)
+        if isinstance(value, torch.Tensor):
+            check_device(name, value, "x", x)
+        parameters[name] = value
+    if kind == "sphere" and parameters["inner"] > parameters["radius"]:
+        raise ValueError(f"inner must be at most radius, {parameters['radius']}, got {parameters['inner']}")
+    if kind == "hyperplane" and isinstance(parameters["offset"], torch.Tensor):
+        count = 1 if parameters["normal"].dim() == 1 else len(parameters["normal"])
+        if parameters["offset"].shape not in ((), (count,)):
+            shape = tuple(parameters["offset"].shape)
+            raise ValueError(f"offset must have shape () or ({count},), one for each hyperplane, got {shape}")
+    return parameters
+
+
+def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Call:
+    """widened: x is a fold's output, with twice the channels if the kind widens."""
     check_tensor("x", x)
     check_choice("kind", kind, FOLDS)
     check_choice("pairing", pairing, PAIRINGS)
-    gain = check_finite("gain", gain)
-    if clamp is not None and check_finite("clamp", clamp) <= 0:
-        raise ValueError(f"clamp must be positive, got {clamp}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     fold = FOLDS[kind]
-    elementwise = fold.components == 1 and bias is None
-    if elementwise and not -x.dim() <= dim < x.dim():
-        dim = 0  # nothing depends on it
-    if not (elementwise and x.dim() == 0) and not -x.dim() <= dim < x.dim():
+    # Where every value folds for itself nothing depends on dim.
+    free = fold.rows(channels=0, **fold.defaults()) == 1 and bias is None and not fold.widens if fold.ready else False
+    free = free and not any(isinstance(v, torch.Tensor) for v in given.values())
+    if free and not -x.dim() <= dim < x.dim():
+        dim = 0
+    elif not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim must be in [{-x.dim()}, {x.dim()}), got {dim} for x of shape {tuple(x.shape)}")
     dim = dim % x.dim() if x.dim() else 0
     channels = x.shape[dim] if x.dim() else 1
-    if channels % fold.components:
+    if widened and fold.widens:
+        if channels % 2:
+            raise ValueError(f"y must have an even number of channels for {kind}, got {channels} in dim {dim}")
+        channels //= 2
+    if fold.paired and channels % 2:
         raise ValueError(f"x must have an even number of channels for {kind}, got {channels} in dim {dim}")
+    parameters = _check_parameters(fold, kind, given, channels, channels // 2 if fold.paired else channels, x)
+    rows = fold.rows(channels=channels, **parameters)
+    if rows > 1 and channels % rows:
+        raise ValueError(f"size must divide the channels, {channels} in dim {dim}, got {rows}")
     if bias is not None:
-        _check_parameter("bias", bias, channels, x)
-    if fold.has_angle:
-        if angle is None:
-            raise ValueError(f"angle is needed by {kind}: one value for each of the {channels // 2} pairs")
-        _check_parameter("angle", angle, channels // 2, x)
-    elif angle is not None:
-        raise ValueError(f"angle is not a parameter of {kind}; it belongs to householder")
-    if not _is_dense(x):
-        x = x.contiguous()
-    return x, gain, dim
+        _check_bias(bias, channels, x)
+    return Call(x if _is_dense(x) else x.contiguous(), kind, fold, dim, pairing, parameters, max(rows, 1))
+
+
+# --- the public ops
 
 
 def fold(
@@ -330,166 +151,246 @@ def fold(
     gain: float = 1.0,
     clamp: float | None = None,
     dim: int = 1,
-    angle: torch.Tensor | None = None,
     pairing: str = "adjacent",
+    **parameters: Any,
 ) -> torch.Tensor:
-    """Folds space: ``y = clip(gain F(x + bias), -clamp, clamp)``, in one pass, remembering one bit for each fold.
+    """Folds space: ``y = clip(gain F(x + bias), -clamp, clamp)``, in one pass, remembering bits instead of values.
 
-    ``F`` reflects its argument at a hyperplane where it lies beyond it, ``F(z) = z - 2 m <n, z> n`` with
-    ``m = 1[<n, z> > 0]``:
+    ``F`` reflects its argument at hyperplanes where it lies beyond them, ``F(z) = z - 2 m <n, z> n`` with
+    ``m = 1[<n, z> > 0]``; ``kind`` says at which:
 
-    - ``"abs"``: ``|z|``, each value for itself.
+    - ``"abs"`` (offset=0): ``c + |z - c|``, each value for itself.
+    - ``"leaky"`` (slope=0.2): ``max(z, 0) + a min(z, 0)``; 1 is the identity, 0 ReLU, -1 abs. A tensor slope learns.
+    - ``"box"`` (length=1): ``2 clamp(z, -L, L) - z``. ``"tri"`` (length=1, phase=0): the same over and over.
     - ``"maxmin"``: ``(min, max)`` of a pair of channels (Anil, Lucas and Grosse 2019, GroupSort2).
-    - ``"householder"``: a pair ``(a, b)`` is reflected to ``(a cos t + b sin t, a sin t - b cos t)`` where
-      ``a sin(t/2) > b cos(t/2)`` (Singla, Singla and Feizi 2022), ``t = angle`` of the pair.
+    - ``"groupsort"`` (size=None): each group of channels ascending; ``"sortabs"`` (size=None): their absolute values.
+    - ``"householder"`` (angle): a pair ``(a, b)`` is reflected to ``(a cos t + b sin t, a sin t - b cos t)`` where
+      ``a sin(t/2) > b cos(t/2)`` (Singla, Singla and Feizi 2022).
+    - ``"dihedral"`` (m=3, angle=0): a pair is folded into the wedge between the angles t and t + pi / m.
+    - ``"hyperplane"`` (normal, offset=0): ``z - 2 max(0, <n, z> - b) n`` for one or several hyperplanes, in sequence.
+    - ``"crelu"``: ``(max(z, 0), max(-z, 0))``, twice the channels.
+    - ``"sphere"`` (radius=1, inner=0.5), ``"ball"`` (radius=1): inversions in a sphere; ``"soft"`` (epsilon=0.1):
+      ``sqrt(z^2 + e^2)``.
 
-    At a tie the fold is the identity, so its Jacobian is orthogonal at every input; NaN counts as a tie. Without clamp
-    every kind is 1-Lipschitz, preserves gradient norm and volume, and is undone by :func:`unfold`.
+    ``pyfold.ops.FOLDS`` and docs/folds.md give for each the rule, its source, its ties, what it remembers, and what it
+    preserves. At a tie a fold is the identity, so the Jacobian of those that keep lengths is orthogonal at every input; NaN
+    counts as a tie.
 
     Args:
         x: float32, float64, bfloat16 or float16, any strides; a dense memory order (channels_last) is kept.
         kind: a name of ``pyfold.ops.FOLDS``.
         bias: one value for each channel, added in the accumulation type.
-        gain: a constant factor on the output. 1 keeps the second moment of normal input.
+        gain: a constant factor on the output. 1 keeps the second moment of normal input under an isometry.
         clamp: a bound on the output, or None.
         dim: the channel dimension.
-        angle: radians, one for each pair; ``"householder"`` only.
-        pairing: ``"adjacent"`` pairs channels (0, 1), (2, 3), ...; ``"halves"`` pairs (0, C/2), (1, C/2 + 1), ...
+        pairing: of kinds that fold pairs: ``"adjacent"`` pairs channels (0, 1), (2, 3), ...; ``"halves"`` pairs (0, C/2),
+            (1, C/2 + 1), ...
+        parameters: those of the kind.
 
     Returns:
-        Like ``x``. Differentiable any number of times in ``x``, ``bias`` and ``angle``. Backward keeps the bits (an eighth
-        of a byte for each value or pair), another one for each value with clamp, and the output where ``angle`` learns.
+        Like ``x``, with twice the channels for crelu. Differentiable any number of times in ``x``, ``bias`` and the
+        parameters that are tensors. Kernels run for numbers (and for a tensor ``angle`` of householder, and tensors of
+        hyperplane that do not learn); with other tensors, for sphere, ball and soft where a gradient is needed, and for
+        sorts of more than 45 and hyperplanes of more than 192 channels, torch's own operations do, and remember more.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    x, gain, dim = _prepare(x, kind, bias, gain, clamp, dim, angle, pairing)
-    if clamp is not None and angle is not None and angle.requires_grad:
+    call = check_call(x, kind, bias, dim, pairing, parameters)
+    gain = check_finite("gain", gain)
+    if clamp is not None and check_finite("clamp", clamp) <= 0:
+        raise ValueError(f"clamp must be positive, got {clamp}")
+    clamp = None if clamp is None else float(clamp)
+    if compiling_a_transform():
+        return _composed(call, bias, gain, clamp)
+    if call.reflects:
+        angle = call.parameters.get("angle")
+        late_clamp = clamp is not None and angle is not None and angle.requires_grad
         # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
-        y = _fold(x, bias, angle, kind, dim, pairing, gain, 0.0, 1)[0]
-        return y.clamp(-clamp, clamp)
-    return _fold(x, bias, angle, kind, dim, pairing, gain, 0.0 if clamp is None else float(clamp), 1)[0]
+        now = 0.0 if clamp is None or late_clamp else clamp
+        y = _fold_reflect.reflect(call.x, bias, angle, kind, call.dim, call.pairing, gain, now, 1)[0]
+        return y.clamp(-clamp, clamp) if late_clamp else y
+    needed = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    remember = needed or functorch_active()
+    program = call.program(gain, clamp)
+    if program is None or (remember and not program.differentiable):
+        return _composed(call, bias, gain, clamp)
+    return _fold_sequence.sequence(*sequence_arguments(call, program, bias), 1, remember)[0]
+
+
+def sequence_arguments(call: Call, program: Program, bias: torch.Tensor | None = None) -> tuple[Any, ...]:
+    parameters = program.packed_parameters()
+    if parameters is not None:
+        parameters = parameters.detach().to(_accumulation(call.x.dtype))
+    return (call.x, bias, parameters, tuple(program.instructions), tuple(program.constants), call.rows, program.planes,
+            call.dim, call.pairing)  # fmt: skip
+
+
+def fold_with_bits(
+    x: torch.Tensor, kind: str, *, dim: int = 1, pairing: str = "adjacent", **parameters: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A fold and what :func:`unfold` needs to undo it.
+
+    Args:
+        x, kind, dim, pairing, parameters: as in :func:`fold`. No gradient flows.
+
+    Returns:
+        ``(y, bits)``: the fold, and uint8 bits: those of the fold, with box 2 a value, with tri 32.
+
+    Raises:
+        TypeError, ValueError: as in :func:`fold`; also for a fold that loses its input (soft, leaky with slope 0), for tensors
+            in place of numbers (but for householder and hyperplane), and for more channels than the kernels take.
+    """
+    call = check_call(x, kind, None, dim, pairing, parameters)
+    with torch.no_grad():
+        if call.reflects:
+            angle = call.parameters.get("angle")
+            return _fold_reflect.reflect(call.x, None, angle, kind, call.dim, call.pairing, 1.0, 0.0, 1)[:2]
+        return _fold_sequence.sequence(*sequence_arguments(call, _unfoldable(call)), 1, True)
 
 
 def unfold(
-    y: torch.Tensor,
-    bits: torch.Tensor,
-    kind: str,
-    *,
-    dim: int = 1,
-    angle: torch.Tensor | None = None,
-    pairing: str = "adjacent",
+    y: torch.Tensor, bits: torch.Tensor, kind: str, *, dim: int = 1, pairing: str = "adjacent", **parameters: Any
 ) -> torch.Tensor:
-    """The inverse of a fold: x from its output and its bits, as ``torch.ops.pyfold.fold`` returns them.
+    """The inverse of a fold: x from its output and its bits, as :func:`fold_with_bits` returns them.
 
     Args:
         y: a fold's output without bias, gain and clamp.
         bits: uint8, the fold's bits.
-        kind, dim, angle, pairing: as given to :func:`fold`.
+        kind, dim, pairing, parameters: as given to :func:`fold_with_bits`.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
+        TypeError, ValueError: as in :func:`fold_with_bits`.
     """
-    y, gain, dim = _prepare(y, kind, None, 1.0, None, dim, angle, pairing)
+    call = check_call(y, kind, None, dim, pairing, parameters, widened=True)
     check_tensor("bits", bits, (torch.uint8,))
-    units = y.numel() // FOLDS[kind].components
-    if bits.numel() != (units + 7) // 8:
-        raise ValueError(f"bits must hold {(units + 7) // 8} bytes for y of shape {tuple(y.shape)}, got {bits.numel()}")
-    none = torch.empty(1, 0, dtype=torch.uint8, device=y.device)
-    return _backward(y, bits.reshape(1, -1).contiguous(), none, angle, kind, dim, pairing, gain, 1, False)
+    check_device("bits", bits, "y", y)
+    program = None if call.reflects else _unfoldable(call)
+    values = y.numel() // 2 if call.fold.widens else y.numel()
+    expected = _fold_sequence.bit_bytes(values, call.rows, 1 if program is None else program.planes)
+    if bits.numel() != expected:
+        raise ValueError(f"bits must hold {expected} bytes for y of shape {tuple(y.shape)}, got {bits.numel()}")
+    bits = bits.reshape(1, -1).contiguous()
+    with torch.no_grad():
+        if program is None:
+            none, angle = torch.empty(1, 0, dtype=torch.uint8, device=y.device), call.parameters.get("angle")
+            rest = (kind, call.dim, call.pairing, 1.0, 1, False)
+            return _fold_reflect.reflect_backward(call.x, bits, none, angle, *rest)
+        x, _, *rest = sequence_arguments(call, program)
+        return _fold_sequence.apply(x, bits, *rest, 1, "inverse")
 
 
-# --- shape rules
+def _unfoldable(call: Call) -> Program:
+    if not call.fold.unfolds(**call.parameters):
+        raise ValueError(f"{call.kind} with {call.parameters} loses its input; it cannot be unfolded")
+    with torch.no_grad():
+        # What learns does not matter here, as no gradient flows.
+        fixed = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
+        call = Call(call.x, call.kind, call.fold, call.dim, call.pairing, fixed, call.rows)
+        program = call.program(unfoldable=True)
+    if program is None:
+        raise ValueError(f"the kernels do not take {call.kind} of {call.rows} channels, and only they remember bits")
+    return program
 
 
-def _bit_bytes(x, kind, groups):
-    units = x.numel() // FOLDS[kind].components
-    return (units // groups + 7) // 8
+# --- the same in torch's operations
 
 
-@torch.library.register_fake("pyfold::fold")
-def _(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
-    size = _bit_bytes(x, kind, groups)
-    planes = FOLDS[kind].components if clamp > 0 else 0
-    bits = x.new_empty((groups, size), dtype=torch.uint8)
-    return torch.empty_like(x), bits, x.new_empty((groups, planes * size), dtype=torch.uint8)
+def _parts(z: torch.Tensor, rows: int, dim: int, pairing: str) -> torch.Tensor:
+    """[..., units, rows]."""
+    z = z.movedim(dim, -1) if z.dim() else z.reshape(1)
+    if rows == 2 and pairing == "halves":
+        return z.unflatten(-1, (2, z.shape[-1] // 2)).transpose(-1, -2)
+    return z.unflatten(-1, (z.shape[-1] // rows, rows))
 
 
-@torch.library.register_fake("pyfold::fold_backward")
-def _(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose):
-    return torch.empty_like(grad)
+def _joined(parts: torch.Tensor, dim: int, pairing: str, dims: int) -> torch.Tensor:
+    if parts.shape[-1] == 2 and pairing == "halves":
+        parts = parts.transpose(-1, -2)
+    y = parts.flatten(-2)
+    return y.movedim(-1, dim) if dims else y.reshape(())
 
 
-@torch.library.register_fake("pyfold::fold_rotate")
-def _(value, bits, weight, dim, pairing, groups):
-    return torch.empty_like(value)
+def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+    call = check_call(x, kind, bias, dim, pairing, parameters)
+    dim, z = call.dim, x
+    if bias is not None:
+        z = x + bias.reshape([-1 if d == dim else 1 for d in range(x.dim())])
+    # Widened parameters: rounding them is not what is compared.
+    values = {k: v.to(x.dtype) if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
+    pairing = call.pairing if call.fold.paired else "adjacent"
+    parts = call.fold.reference(_parts(z, call.rows, dim, pairing), **values)
+    y = gain * _joined(parts, dim, "halves" if call.fold.widens else pairing, x.dim())
+    return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-@torch.library.register_fake("pyfold::fold_angle_grad")
-def _(grad, output, bits, dim, pairing, groups):
-    return grad.new_empty((grad.shape[dim] // 2,), dtype=_accumulation(grad.dtype))
+def _composed(call: Call, bias, gain, clamp):
+    acc = _accumulation(call.x.dtype)
+    widened = call.x.to(acc), None if bias is None else bias.to(acc)
+    options = {"gain": gain, "clamp": clamp, "dim": call.dim, "pairing": call.pairing}
+    y = fold_reference(widened[0], call.kind, bias=widened[1], **options, **call.parameters).to(call.x.dtype)
+    if functorch_active() or compiling_a_transform():
+        return y
+    if call.x.is_contiguous():
+        return y.contiguous()
+    last = y.dim() == 4 and call.x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
 # --- declaration
 
 
-def _parts(z, kind, dim, pairing):
-    """The components of the units, [..., lines] with the channels last."""
-    z = z.movedim(dim, -1) if z.dim() else z
-    if FOLDS[kind].components == 1:
-        return z, None
-    return z.chunk(2, -1) if pairing == "halves" else (z[..., 0::2], z[..., 1::2])
-
-
-def _reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, angle=None, pairing="adjacent"):
-    dim = dim if -x.dim() <= dim < x.dim() else 0
-    z = x if bias is None else x + bias.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
-    values, _ = FOLDS[kind].reference(*_parts(z, kind, dim, pairing), angle)
-    if len(values) == 1:
-        y = values[0]
-    elif pairing == "halves":
-        y = torch.cat(values, -1)
-    else:
-        y = torch.stack(values, -1).flatten(-2)
-    y = gain * (y.movedim(-1, dim) if y.dim() else y)
-    return y if clamp is None else y.clamp(-clamp, clamp)
-
-
-def _sample(shape, dtype, device, generator, *, kind, bias=False, **variant):
+def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False, **variant):
+    fold = FOLDS[kind]
     dim = variant.get("dim", 1)
-    if len(shape) == 0 and (FOLDS[kind].components == 2 or bias):
-        return None
     if not -len(shape) <= dim < len(shape):
-        if kind != "abs" or bias:
+        if bias or learned or not fold.ready or fold.rows(channels=0, **fold.defaults()) != 1 or fold.paired:
             return None
         channels = 1
     else:
         channels = shape[dim]
-    if channels % FOLDS[kind].components:
+    size = variant.get("size")
+    if (fold.paired and channels % 2) or (size is not None and channels % size):
         return None
     sample = {"x": _normal(shape, dtype, device, generator), "kind": kind, **variant}
     if bias:
         sample["bias"] = _normal([channels], dtype, device, generator)
-    if FOLDS[kind].has_angle:
+    if kind == "householder" or (kind == "dihedral" and learned):
         sample["angle"] = math.pi * _normal([channels // 2], dtype, device, generator)
+    elif kind == "leaky" and learned:
+        sample["slope"] = _normal([channels], dtype, device, generator).tanh()
+    elif kind == "hyperplane":
+        if channels == 0:
+            return None
+        sample["normal"] = _normal([3, channels], dtype, device, generator)
+        sample["offset"] = 0.3 * _normal([3], dtype, device, generator)
     return sample
 
 
-def _tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, angle=None, pairing="adjacent"):
-    dim = dim if -x.dim() <= dim < x.dim() else 0
-    z = x if bias is None else x + bias.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
-    distance = FOLDS[kind].tie(*_parts(z, kind, dim, pairing), angle).abs().flatten()
+def tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+    call = check_call(x, kind, bias, dim, pairing, parameters)
+    z = x if bias is None else x + bias.reshape([-1 if d == call.dim else 1 for d in range(x.dim())])
+    distance = call.fold.ties(_parts(z, call.rows, call.dim, call.pairing if call.fold.paired else "adjacent"),
+                              **call.parameters).abs().flatten()  # fmt: skip
     if clamp is None:
         return distance
-    y = _reference(x, kind, bias=bias, gain=gain, dim=dim, angle=angle, pairing=pairing)
+    y = fold_reference(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, **parameters)
     return torch.cat([distance, (y.abs() - clamp).abs().flatten()])
 
 
-def _saved_bytes(x, kind, *, clamp=None, angle=None, **_):
-    size = _bit_bytes(x, kind, 1)
+def _saved_bytes(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+    call = check_call(x, kind, bias, dim, pairing, parameters)
+    if not call.reflects:
+        program = call.program(gain, clamp)
+        if program is None or not program.differentiable:
+            return None
+        packed = program.packed_parameters()
+        extra = 0 if packed is None else packed.numel() * (8 if x.dtype == torch.float64 else 4)
+        return _fold_sequence.bit_bytes(x.numel(), call.rows, program.planes) + extra
+    angle = call.parameters.get("angle")
     if clamp is not None and angle is not None and angle.requires_grad:
         return None
-    total = size * (1 + (FOLDS[kind].components if clamp is not None else 0))
+    total = _fold_sequence.bit_bytes(x.numel(), call.rows, 1 if clamp is None else 1 + call.rows)
     if angle is not None:
         total += angle.numel() * angle.element_size()
         if angle.requires_grad:
@@ -497,32 +398,64 @@ def _saved_bytes(x, kind, *, clamp=None, angle=None, **_):
     return total
 
 
+_RULE = "y = clip(gain F(x + bias), -clamp, clamp), F(z) = z - 2 [<n, z> > 0] <n, z> n"
+
 declare(
     Op(
         name="fold",
         public=fold,
-        reference=_reference,
+        reference=fold_reference,
         sample=_sample,
         tensors=("x",),
-        raw=("fold", "fold_backward", "fold_angle_grad", "fold_rotate"),
-        rule="y = clip(gain F(x + bias), -clamp, clamp), F(z) = z - 2 [<n, z> > 0] <n, z> n",
+        raw=("fold", "fold_backward", "fold_angle_grad", "fold_rotate", "fold_sequence", "fold_sequence_apply"),
+        rule=_RULE,
         variants={
             "abs": {"kind": "abs"},
             "abs, bias, gain, clamp": {"kind": "abs", "bias": True, "gain": 1.25, "clamp": 0.9},
+            "abs, offset": {"kind": "abs", "offset": -0.4},
+            "leaky": {"kind": "leaky", "slope": -0.6},
+            "leaky, bias, gain, clamp": {"kind": "leaky", "bias": True, "gain": 1.25, "clamp": 0.9},
+            "box": {"kind": "box", "length": 0.6},
+            "tri": {"kind": "tri", "length": 0.4, "phase": 0.3},
             "maxmin": {"kind": "maxmin"},
             "maxmin, halves, last dim": {"kind": "maxmin", "pairing": "halves", "dim": -1},
             "maxmin, bias, gain, clamp": {"kind": "maxmin", "bias": True, "gain": 0.75, "clamp": 0.8},
+            "groupsort": {"kind": "groupsort"},
+            "groupsort of 2, bias, gain, clamp": {"kind": "groupsort", "size": 2, "bias": True, "gain": 0.75, "clamp": 0.8},
+            "sortabs, last dim": {"kind": "sortabs", "size": 2, "dim": -1},
             "householder": {"kind": "householder"},
-            "householder, halves, bias, gain": {
-                "kind": "householder",
-                "pairing": "halves",
-                "bias": True,
-                "gain": 1.5,
-            },
+            "householder, halves, bias, gain": {"kind": "householder", "pairing": "halves", "bias": True, "gain": 1.5},
+            "dihedral": {"kind": "dihedral", "m": 5, "angle": 0.7},
+            "dihedral, halves, bias": {"kind": "dihedral", "pairing": "halves", "bias": True},
+            "hyperplane": {"kind": "hyperplane"},
+            "crelu, bias": {"kind": "crelu", "bias": True},
+            "sphere": {"kind": "sphere", "radius": 1.5, "inner": 0.7},
+            "ball, gain": {"kind": "ball", "gain": 0.5},
         },
         differentiable=("x", "bias", "angle"),
-        tie_distance=_tie_distance,
+        tie_distance=tie_distance,
         saved_bytes=_saved_bytes,
+        batched=False,
+        dtypes=FLOAT_DTYPES,
+    )
+)
+
+declare(
+    Op(
+        name="fold, in torch operations",
+        public=fold,
+        reference=fold_reference,
+        sample=_sample,
+        tensors=("x",),
+        raw=(),
+        rule=_RULE,
+        variants={
+            "leaky, learned": {"kind": "leaky", "learned": True},
+            "dihedral, learned": {"kind": "dihedral", "m": 4, "learned": True},
+            "soft": {"kind": "soft"},
+        },
+        differentiable=("x", "slope", "angle"),
+        tie_distance=tie_distance,
         batched=False,
         dtypes=FLOAT_DTYPES,
     )
