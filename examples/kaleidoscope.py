@@ -5,7 +5,7 @@ point has come in the end, divided by how much it was stretched, bounds its dist
 without hitting it (sphere tracing). Colours come from how near the orbit came to the origin and to the axes.
 
   mandelbox     box folds and sphere folds (Tom Lowe's Mandelbox)
-  sponge        abs and maxmin folds with a turn between them (a Menger sponge, kaleidoscopic)
+  sponge        abs folds and sorts with a turn between them (a Menger sponge, kaleidoscopic)
   kaleidoscope  wedges of a dihedral group and hyperplane folds, in the plane
 
 python examples/kaleidoscope.py --scene sponge --out kaleidoscope.png
@@ -23,19 +23,16 @@ import pyfold
 from pyfold.train.files import write
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--scene", default="sponge", choices=("mandelbox", "sponge", "kaleidoscope"),
+parser.add_argument("--scene", default="mandelbox", choices=("mandelbox", "sponge", "kaleidoscope"),
                     help="what to draw (default: %(default)s)")  # fmt: skip
 parser.add_argument("--out", type=Path, default=Path("kaleidoscope.png"), help="the picture (default: %(default)s)")
-parser.add_argument("--width", type=int, default=900, help="of the picture in pixels; it is 3 to 2 (default: %(default)s)")
+parser.add_argument("--width", type=int, default=720, help="of the picture in pixels; it is 3 to 2 (default: %(default)s)")
 parser.add_argument("--smooth", type=int, default=2, help="rays a pixel, squared (default: %(default)s)")
 parser.add_argument(
     "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)"
 )
 parser.add_argument("--quick", action="store_true", help="a small picture, in seconds")
 arguments = parser.parse_args()
-NEEDS = {"mandelbox": {"box", "sphere"}, "sponge": {"abs", "maxmin"}, "kaleidoscope": {"dihedral", "hyperplane"}}
-if missing := NEEDS[arguments.scene] - set(pyfold.ops.FOLDS):
-    parser.error(f"{arguments.scene} needs the folds {', '.join(sorted(missing))}, which this pyfold does not have")
 if arguments.quick:
     arguments.width, arguments.smooth = 180, 1
 device = torch.device(arguments.device)
@@ -74,26 +71,17 @@ def turn(axis, angle):
     return torch.eye(3, device=device) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
-TURN = turn((1.0, 0.35, 0.2), -0.3)
-
-
-def in_order(z):
-    """The coordinates of each point from the least to the greatest: three folds of pairs."""
-    for first in (0, 1, 0):
-        pair = pyfold.fold(z[:, first : first + 2], "maxmin")
-        z = torch.cat([z[:, :first], pair, z[:, first + 2 :]], 1)
-    return z
+TURN, LEFT = turn((1.0, 0.35, 0.2), -0.3).tolist(), vector(-1.0, 0.0, 0.0)
 
 
 def sponge(p, scale=2.5, iterations=9):
     z, stretch = p, 1.0
     near = axis = torch.full((len(p),), 1e3, device=device)
     for _ in range(iterations):
-        z = pyfold.fold(z, "abs") @ TURN.T
-        z = in_order(pyfold.fold(z, "abs"))
-        z = scale * z - (scale - 1)
+        z = pyfold.kaleidoscope(z, ["abs"], rotation=TURN)
+        z = pyfold.kaleidoscope(z, ["abs", "groupsort"], scale=scale, centre=(1.0, 1.0, 1.0))
         # The smallest coordinate is folded at -1: what lies in a hole belongs to the wall across.
-        z = torch.cat([pyfold.fold(z[:, :1] + 1, "abs") - 1, z[:, 1:]], 1)
+        z = pyfold.fold(z, "hyperplane", normal=LEFT, offset=1.0)
         stretch *= scale
         near = torch.minimum(near, z.norm(dim=1))
         axis = torch.minimum(axis, z[:, 0].abs())

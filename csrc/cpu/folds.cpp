@@ -63,6 +63,61 @@ inline void scale_and_mask(const FoldArgs& args, const FoldTile<A>& tile, A (*va
   }
 }
 
+// abs alone, and its derivative, turn signs: a bit of memory, with no conversion and no copy.
+bool turns_signs(const FoldArgs& args) {
+  return args.kind == FoldKind::kAbs && args.bias == nullptr && args.gain == 1 && args.clamp == 0 &&
+         args.clamped == nullptr;
+}
+
+// Word: an unsigned integer as wide as the element; infinity: the bits of minus infinity.
+template <class Word>
+void sign_tile(const FoldArgs& args, int64_t index, bool forward, Word infinity) {
+  constexpr int kShift = 8 * sizeof(Word) - 1;
+  constexpr Word kSign = Word{1} << kShift;
+  const FoldTile<float> tile(args.layout, args.dtype, kFoldTile, index);
+  const int count = tile.count();
+  const Word* __restrict in = static_cast<const Word*>(args.in) + tile.first_unit();
+  Word* __restrict out = static_cast<Word*>(args.out) + tile.first_unit();
+  // Below zero: neither a zero nor NaN.
+  const auto negative = [&](Word word) { return static_cast<Word>((word > kSign) & (word <= infinity)); };
+  if (forward && args.bits == nullptr) {
+    for (int i = 0; i < count; ++i) out[i] = static_cast<Word>(in[i] ^ (negative(in[i]) << kShift));
+    return;
+  }
+  alignas(64) uint8_t flags[kFoldTile];
+  if (forward) {
+    for (int i = count & ~7; i < ((count + 7) & ~7); ++i) flags[i] = 0;
+    for (int i = 0; i < count; ++i) {
+      const Word m = negative(in[i]);
+      flags[i] = static_cast<uint8_t>(m);
+      out[i] = static_cast<Word>(in[i] ^ (m << kShift));
+    }
+    tile.write_flags(flags, tile.plane(args.bits, 0, 1));
+  } else {
+    tile.read_flags(tile.plane(args.bits, 0, 1), flags);
+    for (int i = 0; i < count; ++i) out[i] = static_cast<Word>(in[i] ^ (static_cast<Word>(flags[i]) << kShift));
+  }
+}
+
+void sign_tiles(const FoldArgs& args, int64_t begin, int64_t end, bool forward) {
+  for (int64_t i = begin; i < end; ++i) {
+    switch (args.dtype) {
+      case DType::kFloat32:
+        sign_tile<uint32_t>(args, i, forward, 0xFF800000u);
+        break;
+      case DType::kFloat64:
+        sign_tile<uint64_t>(args, i, forward, 0xFFF0000000000000u);
+        break;
+      case DType::kBFloat16:
+        sign_tile<uint16_t>(args, i, forward, 0xFF80u);
+        break;
+      case DType::kFloat16:
+        sign_tile<uint16_t>(args, i, forward, 0xFC00u);
+        break;
+    }
+  }
+}
+
 template <class A, class Fold>
 void forward_tile(const FoldArgs& args, int64_t index) {
   constexpr int K = Fold::kComponents;
@@ -184,12 +239,14 @@ inline void with_fold(const FoldArgs& args, Body&& body) {
 }
 
 void run_forward(const FoldArgs& args, int64_t begin, int64_t end) {
+  if (turns_signs(args)) return sign_tiles(args, begin, end, true);
   with_fold(args, [&](auto zero, auto fold) {
     for (int64_t i = begin; i < end; ++i) forward_tile<decltype(zero), decltype(fold)>(args, i);
   });
 }
 
 void run_backward(const FoldArgs& args, int64_t begin, int64_t end) {
+  if (turns_signs(args)) return sign_tiles(args, begin, end, false);
   with_fold(args, [&](auto zero, auto fold) {
     for (int64_t i = begin; i < end; ++i) backward_tile<decltype(zero), decltype(fold)>(args, i);
   });

@@ -104,16 +104,16 @@ template <class Launch>
 std::tuple<Tensor, Tensor, Tensor> fold_forward(const Tensor& x, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& angle, const std::string& kind,
                                                 int64_t dim, const std::string& pairing, double gain, double clamp,
-                                                int64_t groups, Launch&& launch) {
+                                                int64_t groups, bool remember, Launch&& launch) {
   FoldArgs args = fold_args(x, kind, dim, pairing, gain, groups);
   args.bias = fold_parameter(x, bias, args.layout.channels, "bias");
   args.angle = fold_parameter(x, angle, args.layout.lines(), "angle");
   args.clamp = clamp;
   Tensor y = torch::stable::empty_like(x);
-  Tensor bits = new_bits(x, args.layout, 1);
-  Tensor clamped = new_bits(x, args.layout, clamp > 0 ? args.layout.components : 0);
+  Tensor bits = new_bits(x, args.layout, remember ? 1 : 0);
+  Tensor clamped = new_bits(x, args.layout, remember && clamp > 0 ? args.layout.components : 0);
   args.out = y.mutable_data_ptr();
-  fold_bits(args, bits, clamped);
+  if (remember) fold_bits(args, bits, clamped);
   launch(args, x);
   return {y, bits, clamped};
 }

@@ -57,8 +57,9 @@ void launch(FoldArgs& args, FoldKernel kernel) {
 
 std::tuple<Tensor, Tensor, Tensor> fold_cpu(const Tensor& x, const std::optional<Tensor>& bias,
                                             const std::optional<Tensor>& angle, const std::string& kind, int64_t dim,
-                                            const std::string& pairing, double gain, double clamp, int64_t groups) {
-  return fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups,
+                                            const std::string& pairing, double gain, double clamp, int64_t groups,
+                                            bool remember) {
+  return fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember,
                       [](FoldArgs& args, const Tensor&) { launch(args, cpu::fold_kernels().forward); });
 }
 

@@ -17,8 +17,9 @@ auto launcher(FoldLauncher launch) {
 
 std::tuple<Tensor, Tensor, Tensor> fold_cuda(const Tensor& x, const std::optional<Tensor>& bias,
                                              const std::optional<Tensor>& angle, const std::string& kind, int64_t dim,
-                                             const std::string& pairing, double gain, double clamp, int64_t groups) {
-  return fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, launcher(cuda::fold_forward));
+                                             const std::string& pairing, double gain, double clamp, int64_t groups,
+                                             bool remember) {
+  return fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember, launcher(cuda::fold_forward));
 }
 
 Tensor fold_backward_cuda(const Tensor& grad, const Tensor& bits, const Tensor& clamped,

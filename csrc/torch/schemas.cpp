@@ -21,11 +21,11 @@ STABLE_TORCH_LIBRARY(pyfold, m) {
       "affine_step(Tensor x, Tensor[] models, Tensor? base, Tensor[] history, Tensor table, Tensor? index, "
       "Tensor? seeds, int stream, int[] offset, int[] global_shape, Tensor(a!) out, Tensor(b!)? history_out, "
       "Tensor(c!)? next_input, Tensor(d!)? x0_out) -> ()");
-  // clamp 0 is none. bits: [groups, bytes]; clamped: the same for each value of a unit, and empty without clamp.
+  // clamp 0 is none. bits: [groups, bytes]; clamped: the same for each value of a unit, and empty without clamp; both
+  // are empty unless they are to be remembered.
   m.def(
       "fold(Tensor x, Tensor? bias, Tensor? angle, str kind, int dim, str pairing, float gain, float clamp, int "
-      "groups) "
-      "-> (Tensor, Tensor, Tensor)");
+      "groups, bool remember) -> (Tensor, Tensor, Tensor)");
   m.def(
       "fold_backward(Tensor grad, Tensor bits, Tensor clamped, Tensor? angle, str kind, int dim, str pairing, "
       "float gain, int groups, bool transpose) -> Tensor");

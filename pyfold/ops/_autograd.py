@@ -69,9 +69,11 @@ class Differentiable:
         )
 
     def __call__(self, *args: Any) -> Any:
-        if self.composed is not None and compiling_a_transform():
-            return self.composed(*args)
-        if torch.compiler.is_compiling() or functorch_active():
+        if torch.compiler.is_compiling():
+            if self.composed is not None and compiling_a_transform():
+                return self.composed(*args)
+            return self.transformable.apply(*args)
+        if torch._C._are_functorch_transforms_active():
             return self.transformable.apply(*args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             return self.eager.apply(*args)

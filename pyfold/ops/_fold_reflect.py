@@ -15,15 +15,15 @@ COMPONENTS = {"abs": 1, "maxmin": 2, "householder": 2}
 # differentiation and give gradients of any order. What is remembered: the bits, and the output where the angle learns.
 
 
-def _fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
+def _fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember=True):
     acc = _accumulation(x.dtype)
     bias = None if bias is None else bias.to(acc).contiguous()
     angle = None if angle is None else angle.to(acc).contiguous()
-    return torch.ops.pyfold.fold(x, bias, angle, kind, dim, pairing, gain, clamp, groups)
+    return torch.ops.pyfold.fold(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember)
 
 
 def _fold_save(ctx, args, output):
-    x, bias, angle, *ctx.rest = args
+    x, bias, angle, *ctx.rest, _remember = args
     y, bits, clamped = output
     ctx.mark_non_differentiable(bits, clamped)
     ctx.set_materialize_grads(False)
@@ -35,7 +35,7 @@ def _fold_save(ctx, args, output):
 
 def _fold_backward(ctx, grad, *_):
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     bits, clamped, angle, y = ctx.saved_tensors
     kind, dim, pairing, gain, _clamp, groups = ctx.rest
     grad = in_order_of(grad, ctx.strides)
@@ -47,7 +47,7 @@ def _fold_backward(ctx, grad, *_):
             to_bias = channel_sum(to_x, dim).to(dtype).reshape(shape)
     if ctx.needs_input_grad[2]:
         to_angle = _angle_grad(grad, y, bits, dim, pairing, groups).to(angle.dtype).reshape(angle.shape)
-    return to_x, to_bias, to_angle, *[None] * 6
+    return to_x, to_bias, to_angle, *[None] * 7
 
 
 def _backward_forward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose):
@@ -112,11 +112,11 @@ def _rotate_backward(ctx, cotangent):
     return to_value, None, to_weight, *[None] * 3
 
 
-def _fold_vmap(info, in_dims, x, bias, angle, kind, dim, pairing, gain, clamp, groups):
+def _fold_vmap(info, in_dims, x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember):
     unbatched(in_dims[1:3], ("bias", "angle"))
     x = batch_first(x, in_dims[0], info.batch_size)
     groups *= info.batch_size
-    y, bits, clamped = reflect(x, bias, angle, kind, dim + 1, pairing, gain, clamp, groups)
+    y, bits, clamped = reflect(x, bias, angle, kind, dim + 1, pairing, gain, clamp, groups, remember)
     return (y, split_batch(bits, info.batch_size), split_batch(clamped, info.batch_size)), (0, 0, 0)
 
 
@@ -170,8 +170,8 @@ def bit_bytes(x, kind, groups):
 
 
 @torch.library.register_fake("pyfold::fold")
-def _(x, bias, angle, kind, dim, pairing, gain, clamp, groups):
-    size = bit_bytes(x, kind, groups)
+def _(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember):
+    size = bit_bytes(x, kind, groups) if remember else 0
     planes = COMPONENTS[kind] if clamp > 0 else 0
     bits = x.new_empty((groups, size), dtype=torch.uint8)
     return torch.empty_like(x), bits, x.new_empty((groups, planes * size), dtype=torch.uint8)

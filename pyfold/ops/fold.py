@@ -196,6 +196,11 @@ def fold(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
+    compiling = torch.compiler.is_compiling()
+    key = None if compiling else _key(x, kind, bias, gain, clamp, dim, pairing, parameters)
+    plan = None if key is None else _plans.get(key)
+    if plan is not None and (x.is_contiguous() or _is_dense(x)) and not torch._C._are_functorch_transforms_active():
+        return plan.run(x, bias, parameters.get("angle"))
     call = check_call(x, kind, bias, dim, pairing, parameters)
     gain = check_finite("gain", gain)
     if clamp is not None and check_finite("clamp", clamp) <= 0:
@@ -203,19 +208,73 @@ def fold(
     clamp = None if clamp is None else float(clamp)
     if compiling_a_transform():
         return _composed(call, bias, gain, clamp)
-    if call.reflects:
-        angle = call.parameters.get("angle")
-        late_clamp = clamp is not None and angle is not None and angle.requires_grad
+    angle = call.parameters.get("angle")
+    learns_angle = call.reflects and angle is not None and angle.requires_grad
+    if clamp is not None and learns_angle:
         # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
-        now = 0.0 if clamp is None or late_clamp else clamp
-        y = _fold_reflect.reflect(call.x, bias, angle, kind, call.dim, call.pairing, gain, now, 1)[0]
-        return y.clamp(-clamp, clamp) if late_clamp else y
-    needed = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    remember = needed or functorch_active()
+        return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
+    tensors = (x, bias, angle if call.reflects else None)
+    needed = functorch_active() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    if call.reflects:
+        rest = (kind, call.dim, call.pairing, gain, clamp or 0.0, 1)
+        if key is not None and clamp is None:
+            _remember_plan(key, _Plan(True, rest))
+        return _fold_reflect.reflect(call.x, bias, angle, *rest, needed)[0]
     program = call.program(gain, clamp)
-    if program is None or (remember and not program.differentiable):
+    if program is None or (needed and not program.differentiable):
         return _composed(call, bias, gain, clamp)
-    return _fold_sequence.sequence(*sequence_arguments(call, program, bias), 1, remember)[0]
+    arguments = sequence_arguments(call, program, bias)
+    if key is not None and program.differentiable and not call.has_tensors:
+        _remember_plan(key, _Plan(False, (*arguments[3:], 1)))
+    return _fold_sequence.sequence(*arguments, 1, needed)[0]
+
+
+# --- calls that were checked before: the same kind, numbers, dtype, device and channels need no second look
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of a call but for its tensors."""
+
+    reflects: bool
+    rest: tuple[Any, ...]
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None, angle: Any) -> torch.Tensor:
+        needed = torch.is_grad_enabled() and (
+            x.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (self.reflects and angle is not None and angle.requires_grad)
+        )
+        op = _fold_reflect.reflect if self.reflects else _fold_sequence.sequence
+        run = op.eager.apply if needed else op.forward
+        return run(x, bias, angle if self.reflects else None, *self.rest, needed)[0]
+
+
+def _key(x, kind, bias, gain, clamp, dim, pairing, parameters) -> tuple[Any, ...] | None:
+    """All that the checks of a call look at, or None where it cannot be remembered."""
+    try:
+        key = (kind, pairing, dim, gain, clamp, type(dim), type(gain), type(clamp), x.dtype, x.device, x.layout, x.dim(),
+               x.shape[dim])  # fmt: skip
+        if bias is not None:
+            key = (*key, bias.dtype, bias.device, bias.layout, bias.shape)
+        for name, value in parameters.items():
+            if isinstance(value, torch.Tensor):
+                if name != "angle" or kind != "householder":
+                    return None
+                value = value.dtype, value.device, value.layout, value.shape
+            key = (*key, name, value, type(value))
+        hash(key)
+    except (AttributeError, IndexError, TypeError):
+        return None
+    return key
+
+
+def _remember_plan(key: tuple[Any, ...], plan: _Plan) -> None:
+    if len(_plans) >= 1024:
+        _plans.clear()
+    _plans[key] = plan
 
 
 def sequence_arguments(call: Call, program: Program, bias: torch.Tensor | None = None) -> tuple[Any, ...]:
