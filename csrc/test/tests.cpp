@@ -1,5 +1,5 @@
 // Torch-free tests of what the Python tests cannot reach: conversions bit by bit, the merging of dimensions, packed
-// bits, and the GPU's arithmetic (four lanes at a time) against the CPU's (a tile at a time).
+// bits, and the GPU's arithmetic (four lanes of a step, one unit of a fold at a time) against the CPU's (a tile).
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -11,6 +11,9 @@
 #include "core/normal.h"
 #include "core/view.h"
 #include "cpu/diffusion.h"
+#include "cpu/flags.h"
+#include "cpu/folds.h"
+#include "cpu/sequence.h"
 
 using namespace pyfold;
 
@@ -161,6 +164,110 @@ void test_four_lanes_equal_a_tile() {
   EXPECT(std::memcmp(tile.data(), lanes.data(), tile.size() * sizeof(float)) == 0);
 }
 
+// One unit as a GPU thread holds it; writes a bit for each plane.
+struct OneUnit {
+  const SequenceArgs& args;
+  int64_t unit;
+  float rows[4], one_scratch;
+  uint8_t one_flag[2];
+
+  float* row(int r) { return rows + r; }
+  float* scratch() { return &one_scratch; }
+  int lanes() const { return 1; }
+  uint8_t* flags(int k) { return one_flag + k; }
+  uint8_t* byte(int plane) const { return args.bits + plane * args.in_layout.bytes_per_group() + unit / 8; }
+  void write(int plane, const uint8_t* flags) {
+    *byte(plane) = static_cast<uint8_t>((*byte(plane) & ~(1 << unit % 8)) | *flags << unit % 8);
+  }
+  void read(int plane, uint8_t* flags) const { *flags = *byte(plane) >> (unit % 8) & 1; }
+};
+
+void run_units(const SequenceArgs& args) {
+  for (int64_t unit = 0; unit < args.in_layout.units(); ++unit) {
+    OneUnit one{args, unit, {}, 0, {}};
+    const FoldRun run = fold_run(args.in_layout, unit);
+    for (int k = 0; k < 4; ++k) one.rows[k] = static_cast<const float*>(args.in)[run.offset + k * run.apart];
+    SequenceRunner<float, OneUnit>(args, one).run();
+    for (int k = 0; k < 4; ++k) static_cast<float*>(args.out)[run.offset + k * run.apart] = one.rows[k];
+  }
+}
+
+// Every instruction, in every direction that it has, gives the same bits for one unit as for a tile of them.
+void test_one_unit_equals_a_tile() {
+  SequenceArgs args = {};
+  args.in_layout = args.out_layout = {3, 8, 97, false, 4, 1};
+  const auto add = [&](FoldOp op, int i, int j, int constant, int planes) {
+    args.instructions[args.count++] = {static_cast<int16_t>(op), static_cast<int16_t>(i), static_cast<int16_t>(j),
+                                       static_cast<int16_t>(constant), static_cast<int16_t>(args.planes)};
+    args.planes += planes;
+  };
+  const double constants[] = {0.3, 0.8, 0.6, -0.2, 0.5, 1.5, 0.4, 0.9};
+  for (int k = 0; k < 8; ++k) args.constants[k] = constants[k];
+  for (int k = 0; k < 4; ++k) args.constants[8 + 5 * k] = 2.0, args.constants[24 + 5 * k] = 0.5;  // M and its inverse
+  add(FoldOp::kMirror, 0, 0, 0, 1);
+  add(FoldOp::kLeaky, 1, 0, 0, 1);
+  add(FoldOp::kBox, 2, 0, 1, 1);
+  add(FoldOp::kBoxSides, 3, 0, 1, 2);
+  add(FoldOp::kTri, 0, 0, 2, 1);
+  add(FoldOp::kTriCell, 1, 0, 2, kCellPlanes);
+  add(FoldOp::kSwap, 0, 3, 0, 1);
+  add(FoldOp::kLine, 1, 2, 2, 1);
+  add(FoldOp::kPlane, 0, 0, 1, 1);
+  add(FoldOp::kAffine, 0, 1, 5, 0);
+  add(FoldOp::kMatrix, 0, 0, 8, 0);
+  add(FoldOp::kClamp, 0, 0, 5, 4);
+  const int64_t numel = args.in_layout.units() * 4, bytes = args.planes * args.in_layout.bytes_per_group();
+  std::vector<float> x(numel), tile(numel), units(numel);
+  for (int64_t i = 0; i < numel; ++i) x[i] = static_cast<float>(i * 7919 % 613) * 0.01f - 3.0f;
+  x[5] = NAN;
+  x[77] = INFINITY;
+  std::vector<uint8_t> tile_bits(bytes), unit_bits(bytes);
+  args.in = x.data();
+  const auto both = [&] {
+    args.out = tile.data();
+    args.bits = tile_bits.data();
+    cpu::sequence_kernels().run(args, 0, cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args)));
+    args.out = units.data();
+    args.bits = unit_bits.data();
+    run_units(args);
+    EXPECT(std::memcmp(tile.data(), units.data(), numel * sizeof(float)) == 0);
+    EXPECT(tile_bits == unit_bits);
+  };
+  both();
+  for (SequenceMode mode : {SequenceMode::kTangent, SequenceMode::kAdjoint}) {
+    args.mode = mode;
+    both();
+  }
+  // The way forth and back, for instructions that remember enough for it, and the spheres, whose gradient is no map.
+  args.mode = SequenceMode::kForward;
+  args.count = args.planes = 0;
+  add(FoldOp::kMirror, 0, 0, 0, 1);
+  add(FoldOp::kSphere, 0, 0, 5, 2);
+  add(FoldOp::kBall, 0, 0, 5, 1);
+  add(FoldOp::kMatrix, 0, 0, 8, 0);
+  add(FoldOp::kTriCell, 1, 0, 2, kCellPlanes);
+  both();
+  const std::vector<float> y = tile;
+  args.in = y.data();
+  args.mode = SequenceMode::kInverse;
+  both();
+  for (int64_t i = 0; i < numel; ++i)
+    EXPECT(!std::isfinite(x[i]) || !std::isfinite(units[i]) || std::abs(units[i] - x[i]) < 1e-4f);
+}
+
+// Flags of every count, packed with every instruction set's way; this file is compiled for the baseline's.
+void test_flags() {
+  for (int count = 1; count <= 200; ++count) {
+    std::vector<uint8_t> flags(208), back(208), bytes(26), expected(26);
+    for (int i = 0; i < count; ++i) flags[i] = i * i % 7 < 3;
+    for (int i = 0; i < count; i += 8) expected[i / 8] = pack_bits(flags.data() + i);
+    pack_flags(flags.data(), bytes.data(), count);
+    EXPECT(bytes == expected);
+    unpack_flags(bytes.data(), back.data(), count);
+    EXPECT(std::memcmp(flags.data(), back.data(), count) == 0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -168,11 +275,13 @@ int main() {
   test_half_rounding();
   test_bits();
   test_collapse();
+  test_flags();
   for (int i = 0; i < cpu::kTierCount; ++i) {
     const auto tier = static_cast<cpu::Tier>(i);
     if (!cpu::tier_supported(tier)) continue;
     cpu::set_tier(cpu::tier_name(tier));
     test_four_lanes_equal_a_tile();
+    test_one_unit_equals_a_tile();
   }
   std::printf(failures == 0 ? "all hold\n" : "%d do not hold\n", failures);
   return failures == 0 ? 0 : 1;
