@@ -6,18 +6,12 @@
 namespace pyfold::ops {
 namespace {
 
-// Elements a thread should get at least: waking it costs a few microseconds.
-constexpr int64_t kNoiseGrain = 16384;
-constexpr int64_t kPlainGrain = 65536;
-
 template <class Body>
 void parallel_tasks(const Geometry& geometry, bool noisy, const Body& body) {
   const int64_t tasks = cpu::task_count(geometry);
   if (tasks == 0) return;
-  const int64_t elements = geometry.rows * geometry.numel / tasks;
-  const int64_t grain = (noisy ? kNoiseGrain : kPlainGrain) / (elements > 0 ? elements : 1) + 1;
-  if (tasks <= grain) return body(0, tasks);
-  torch::stable::parallel_for(0, tasks, grain, body);
+  if (cpu::for_one_thread(geometry, noisy)) return body(0, tasks);
+  torch::stable::parallel_for(0, tasks, cpu::task_grain(geometry, noisy), body);
 }
 
 void randn_cpu(const Tensor& seeds, int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape,

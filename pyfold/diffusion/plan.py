@@ -82,6 +82,29 @@ class Plan:
             self._on_device[device] = table, times, torch.arange(len(table), device=device)
         return self._on_device[device]
 
+    def _stages(self, device: torch.device, samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(times [samples], counter [1]) of every stage on the device, made once: two views would cost a small step's time."""
+        key = device, samples
+        if key not in self._on_device:
+            _, times, counters = self.on(device)
+            views = times[:-1, None].expand(-1, samples).unbind(), counters[:-1].split(1)
+            self._on_device[key] = list(zip(*views, strict=True))
+        return self._on_device[key]
+
+    def _next_entry(self, history: list[torch.Tensor] | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Where a stage puts its u: a ring's oldest entry, which is read and overwritten in the same pass."""
+        if not self.history:
+            return None
+        if history is None:
+            raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
+        return history[-1] if len(history) == self.history else torch.empty_like(like)
+
+    def _remember(self, history: list[torch.Tensor], entry: torch.Tensor | None) -> None:
+        if entry is None:
+            return
+        del history[self.history - 1 :]
+        history.insert(0, entry)
+
     def step(
         self,
         x: torch.Tensor,
@@ -106,12 +129,7 @@ class Plan:
             adapt: changes of each sample's coefficients by what the model said (``pyfold.diffusion.rescale`` and others).
             outputs: ``out``, ``next_input``, ``x0_out`` of :func:`pyfold.affine_step`.
         """
-        newest = None
-        if self.history:
-            if history is None:
-                raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
-            # A ring: the oldest entry is read and overwritten in the same pass.
-            newest = history[-1] if len(history) == self.history else torch.empty_like(x)
+        newest = self._next_entry(history, x)
         if self.noisy and seeds is None and noise is None:
             raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
         base = noise
@@ -137,9 +155,7 @@ class Plan:
             history_out=newest,
             **outputs,
         )
-        if newest is not None:
-            del history[self.history - 1 :]
-            history.insert(0, newest)
+        self._remember(history, newest)
         return result
 
     def log_prob(
@@ -410,7 +426,6 @@ def sample(
         raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
     device = torch.device(device)
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    _, times, counters = plan.on(device)
     x_given = x is not None
     x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
     inside, window = _region(region, shape, x_given)
@@ -426,32 +441,31 @@ def sample(
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
-    # Views of every stage's time and counter, made at once: a call for each would cost as much as a small step.
-    times, counters = times[:, None].expand(-1, len(seeds)).unbind(), counters.split(1)
-    for i, row in enumerate(plan.rows):
-        prediction = model(model_input, times[i])
+    fixed = {"out": part, "next_input": crop(model_input) if separate else None, **window}
+    plain = not (adapt or plan.learned or noise is not None or plan.base_output is not None)
+    table, drawn = plan.on(device)[0], seeds if plan.noisy else None
+    for i, (time, counter) in enumerate(plan._stages(device, len(seeds))):
+        models = model(model_input, time)
         given = None
         if plan.learned:
-            prediction, said = prediction.chunk(2, dim=1)
+            models, said = models.chunk(2, dim=1)
             given = _learned_noise(plan, i, said, seeds, noise)
         elif noise is not None:
+            row = plan.rows[i]
             terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
             given = sum(terms).to(x) if terms else torch.zeros_like(x)
-        models = [prediction] if isinstance(prediction, torch.Tensor) else prediction
-        plan.step(
-            part,
-            [crop(m) for m in models],
-            counters[i],
-            history=history,
-            seeds=seeds,
-            noise=None if given is None else crop(given).to(x.dtype),
-            adapt=adapt,
-            out=part,
-            next_input=crop(model_input) if separate else None,
-            **window,
-        )
+        if region is not None:
+            models = [crop(m) for m in ([models] if isinstance(models, torch.Tensor) else models)]
+        if plain:
+            # What plan.step does, without what it asks again at each stage.
+            entry = plan._next_entry(history, part)
+            affine_step(part, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
+            plan._remember(history, entry)
+        else:
+            given = None if given is None else crop(given).to(x.dtype)
+            plan.step(part, models, counter, history=history, seeds=seeds, noise=given, adapt=adapt, **fixed)
         if callback is not None:
             callback(i, x)
             if separate:
-                model_input = (x * row.get("c_in", 1.0)).to(dtype)
+                model_input.copy_(x * plan.rows[i].get("c_in", 1.0))
     return x
