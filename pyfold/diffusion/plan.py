@@ -39,6 +39,7 @@ class Plan:
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
         begins: the stages at which the sampler's steps begin; the stages between are inside a step.
         remembers: what u is: "x0", "epsilon" or "flow".
+        replaces: the stages whose u takes the place of the newest earlier one instead of being put in front of it.
         base_output: which of the model's outputs enters the step once more, with the rows' a_base.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
@@ -55,6 +56,7 @@ class Plan:
     start_churn: tuple[float, float] | None = None
     begins: tuple[int, ...] = ()
     remembers: str = "x0"
+    replaces: frozenset[int] = frozenset()
     base_output: int | None = None
     learned: tuple[tuple[float, float] | None, ...] = ()
     log_variance: bool = False
@@ -91,16 +93,20 @@ class Plan:
             self._on_device[key] = list(zip(*views, strict=True))
         return self._on_device[key]
 
-    def _next_entry(self, history: list[torch.Tensor] | None, like: torch.Tensor) -> torch.Tensor | None:
-        """Where a stage puts its u: a ring's oldest entry, which is read and overwritten in the same pass."""
+    def _next_entry(self, stage: int | None, history: list[torch.Tensor] | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Where a stage puts its u: a ring's oldest entry, which is read and overwritten in the same pass, or the newest."""
         if not self.history:
             return None
         if history is None:
             raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
+        if self.replaces and stage is None:
+            raise ValueError(f"stage must be given for {self.name}, whose stages remember in two ways, got None")
+        if stage in self.replaces:
+            return history[0]
         return history[-1] if len(history) == self.history else torch.empty_like(like)
 
-    def _remember(self, history: list[torch.Tensor], entry: torch.Tensor | None) -> None:
-        if entry is None:
+    def _remember(self, stage: int | None, history: list[torch.Tensor], entry: torch.Tensor | None) -> None:
+        if entry is None or stage in self.replaces:
             return
         del history[self.history - 1 :]
         history.insert(0, entry)
@@ -115,6 +121,7 @@ class Plan:
         seeds: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         adapt: Sequence[Callable[..., torch.Tensor]] = (),
+        stage: int | None = None,
         **outputs: Any,
     ) -> torch.Tensor:
         """One stage, in one pass, without a look at the device.
@@ -127,9 +134,10 @@ class Plan:
             seeds: int64 [B], for a plan with noise.
             noise: instead of noise from seeds, this, already scaled.
             adapt: changes of each sample's coefficients by what the model said (``pyfold.diffusion.rescale`` and others).
+            stage: the number that ``index`` holds, for a plan with ``replaces``: there all samples are at one stage.
             outputs: ``out``, ``next_input``, ``x0_out`` of :func:`pyfold.affine_step`.
         """
-        newest = self._next_entry(history, x)
+        newest = self._next_entry(stage, history, x)
         if self.noisy and seeds is None and noise is None:
             raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
         base = noise
@@ -155,7 +163,7 @@ class Plan:
             history_out=newest,
             **outputs,
         )
-        self._remember(history, newest)
+        self._remember(stage, history, newest)
         return result
 
     def log_prob(
@@ -208,6 +216,7 @@ class Builder:
         self.rows: list[dict[str, float]] = []
         self.points: list[Point] = []
         self.begins: list[int] = []
+        self.replaces: set[int] = set()
 
     def _predicted(self, here: Point, x0: bool, u: bool) -> dict[str, float]:
         """p, q, r, s, t and the clip: x0 and u from the state and the model."""
@@ -302,6 +311,7 @@ class Builder:
             start_churn=churn,
             begins=tuple(self.begins),
             remembers=self.u,
+            replaces=frozenset(self.replaces),
         )
 
 
@@ -458,12 +468,12 @@ def sample(
             models = [crop(m) for m in ([models] if isinstance(models, torch.Tensor) else models)]
         if plain:
             # What plan.step does, without what it asks again at each stage.
-            entry = plan._next_entry(history, part)
+            entry = plan._next_entry(i, history, part)
             affine_step(part, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
-            plan._remember(history, entry)
+            plan._remember(i, history, entry)
         else:
             given = None if given is None else crop(given).to(x.dtype)
-            plan.step(part, models, counter, history=history, seeds=seeds, noise=given, adapt=adapt, **fixed)
+            plan.step(part, models, counter, history=history, seeds=seeds, noise=given, adapt=adapt, stage=i, **fixed)
         if callback is not None:
             callback(i, x)
             if separate:
