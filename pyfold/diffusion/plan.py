@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def scales_input(self) -> bool:
         """Whether the model sees something else than the state."""
         return any(row.get("c_in", 1.0) != 1.0 for row in self.rows) or self.start_scale != 1.0
@@ -372,7 +373,7 @@ def initial_noise(
         return x if std == 1 else x.mul_(std), seeds
     if tuple(x.shape) != (len(seeds), *shape):
         raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
-    return x.to(device, dtype, copy=True), seeds
+    return (x.clone() if x.dtype == dtype and x.device == device else x.to(device, dtype, copy=True)), seeds
 
 
 def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool) -> tuple[tuple[slice, ...], dict[str, Any]]:
@@ -452,27 +453,27 @@ def sample(
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
     fixed = {"out": part, "next_input": crop(model_input) if separate else None, **window}
-    plain = not (adapt or plan.learned or noise is not None or plan.base_output is not None)
+    plain = region is None and not (adapt or plan.learned or noise is not None or plan.base_output is not None)
     table, drawn = plan.on(device)[0], seeds if plan.noisy else None
     for i, (time, counter) in enumerate(plan._stages(device, len(seeds))):
         models = model(model_input, time)
-        given = None
-        if plan.learned:
-            models, said = models.chunk(2, dim=1)
-            given = _learned_noise(plan, i, said, seeds, noise)
-        elif noise is not None:
-            row = plan.rows[i]
-            terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
-            given = sum(terms).to(x) if terms else torch.zeros_like(x)
-        if region is not None:
-            models = [crop(m) for m in ([models] if isinstance(models, torch.Tensor) else models)]
         if plain:
             # What plan.step does, without what it asks again at each stage.
-            entry = plan._next_entry(i, history, part)
-            affine_step(part, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
-            plan._remember(i, history, entry)
+            entry = plan._next_entry(i, history, x) if plan.history else None
+            affine_step(x, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
+            if entry is not None:
+                plan._remember(i, history, entry)
         else:
+            given = None
+            if plan.learned:
+                models, said = models.chunk(2, dim=1)
+                given = _learned_noise(plan, i, said, seeds, noise)
+            elif noise is not None:
+                row = plan.rows[i]
+                terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
+                given = sum(terms).to(x) if terms else torch.zeros_like(x)
             given = None if given is None else crop(given).to(x.dtype)
+            models = [crop(m) for m in ([models] if isinstance(models, torch.Tensor) else models)]
             plan.step(part, models, counter, history=history, seeds=seeds, noise=given, adapt=adapt, stage=i, **fixed)
         if callback is not None:
             callback(i, x)
