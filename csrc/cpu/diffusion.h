@@ -40,6 +40,20 @@ struct DiffusionKernels {
   void (*affine_step)(const AffineStepArgs& args, int64_t begin, int64_t end);
 };
 
+// Each row's sum, its tiles in order whatever the number of threads, times factor; wide: to double, else to float.
+inline void sum_rows(const Geometry& geometry, const double* sums, double factor, bool wide, void* result) {
+  const int64_t tiles = tiles_per_row(geometry);
+  for (int64_t row = 0; row < geometry.rows; ++row) {
+    double sum = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) sum += sums[row * tiles + tile];
+    if (wide) {
+      static_cast<double*>(result)[row] = sum * factor;
+    } else {
+      static_cast<float*>(result)[row] = static_cast<float>(sum * factor);
+    }
+  }
+}
+
 // One table for each tier that is built; diffusion_kernels() gives the current one.
 extern const DiffusionKernels diffusion_kernels_baseline, diffusion_kernels_avx2, diffusion_kernels_avx512,
     diffusion_kernels_neon;

@@ -346,6 +346,13 @@ PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return args[0];
 }
 
+// The rows of a table that is made already.
+const double* table_rows(PyObject* object, int64_t rows, int64_t columns) {
+  Operand table;
+  if (!read(object, table) || !table.is_float64() || table.ndim != 2) return nullptr;
+  return table.shape[0] == rows && table.shape[1] == columns ? static_cast<const double*>(table.data) : nullptr;
+}
+
 PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 10) {
     return PyErr_Format(PyExc_TypeError,
@@ -359,15 +366,19 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   static PyObject* const one = PyFloat_FromDouble(1.0);
   if (!call.seeds(kernel.noise, args[3])) Py_RETURN_NONE;
   if (!counter(args[5], kernel.noise.stream) || !counter(args[6], kernel.step)) Py_RETURN_NONE;
-  if (!noising_rows(args[1], args[2], one, args[4], call.geometry.rows, rows)) Py_RETURN_NONE;
+  // With a table in alpha's place, sigma and target are None.
+  const bool made = args[4] == Py_None;
+  const double* table = made ? table_rows(args[1], call.geometry.rows, kNoisingColumns) : rows;
+  if (table == nullptr) Py_RETURN_NONE;
+  if (!made && !noising_rows(args[1], args[2], one, args[4], call.geometry.rows, rows)) Py_RETURN_NONE;
   Result out, target;
-  if (args[8] != Py_None && args[7] != Py_None) Py_RETURN_NONE;
+  if (!made && args[8] != Py_None && args[7] != Py_None) Py_RETURN_NONE;
   if (!out.given_or_like(args[8], args[0], args[7]) || !call.operand(kernel.out, out.get(), true)) Py_RETURN_NONE;
   if (args[9] == Py_True) {
     if (!target.given_or_like(Py_None, out.get()) || !call.operand(kernel.target, target.get(), true)) Py_RETURN_NONE;
   }
   kernel.geometry = call.geometry;
-  kernel.table.data = rows;
+  kernel.table.data = table;
   kernel.table.rows = call.geometry.rows;
   call.view(kernel.x0, call.like.data, call.state);
   cpu::diffusion_kernels().add_noise(kernel, 0, cpu::task_count(kernel.geometry));
@@ -376,6 +387,60 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyTuple_SET_ITEM(both, 0, out.release());
   PyTuple_SET_ITEM(both, 1, target.release());
   return both;
+}
+
+// Arguments of the loss and its gradient, from the index of prediction on.
+bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
+  if (!call.begin(args[1]) || !cpu::for_one_thread(call.geometry, true)) return false;
+  if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3])) return false;
+  if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.step)) return false;
+  kernel.geometry = call.geometry;
+  kernel.table.data = table_rows(args[2], call.geometry.rows, kNoisingColumns);
+  kernel.table.rows = call.geometry.rows;
+  call.view(kernel.x0, call.like.data, call.state);
+  return kernel.table.data != nullptr;
+}
+
+// Whether a tensor holds one accumulation value for each row.
+bool row_values(const Call& call, PyObject* object, Operand& out) {
+  const uint8_t bits = call.state == DType::kFloat64 ? 64 : 32;
+  return read(object, out) && out.code == kDLFloat && out.bits == bits && out.ndim == 1 && out.numel == call.geometry.rows;
+}
+
+PyObject* denoising_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 7) {
+    return PyErr_Format(PyExc_TypeError, "denoising_loss takes prediction, x0, table, seeds, stream, step, dtype");
+  }
+  Call call;
+  NoisingArgs kernel;
+  if (!residual(call, kernel, args)) Py_RETURN_NONE;
+  Result out;
+  Operand losses;
+  PyObject* shape = Py_BuildValue("(L)", static_cast<long long>(call.geometry.rows));
+  const bool made = out.empty(shape, args[6]);
+  Py_DECREF(shape);
+  if (!made || !row_values(call, out.get(), losses)) Py_RETURN_NONE;
+  std::vector<double> sums(cpu::task_count(kernel.geometry));
+  cpu::diffusion_kernels().residual_square(kernel, sums.data(), 0, static_cast<int64_t>(sums.size()));
+  const double factor = 1.0 / static_cast<double>(call.geometry.numel);
+  cpu::sum_rows(kernel.geometry, sums.data(), factor, losses.bits == 64, losses.data);
+  return out.release();
+}
+
+PyObject* denoising_residual_scale(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 7) {
+    return PyErr_Format(PyExc_TypeError,
+                        "denoising_residual_scale takes prediction, x0, table, seeds, stream, step, scale");
+  }
+  Call call;
+  NoisingArgs kernel;
+  Operand scale;
+  if (!residual(call, kernel, args) || !row_values(call, args[6], scale) || !call.no_gradient(args[6])) Py_RETURN_NONE;
+  kernel.row_scale = scale.data;
+  Result out;
+  if (!out.given_or_like(Py_None, args[0]) || !call.operand(kernel.out, out.get(), true)) Py_RETURN_NONE;
+  cpu::diffusion_kernels().residual_scale(kernel, 0, cpu::task_count(kernel.geometry));
+  return out.release();
 }
 
 // Up to limit operands from a list or tuple.
@@ -445,6 +510,8 @@ void add_direct_calls(PyObject* module) {
       {"randn", fast<randn>(), METH_FASTCALL, "pyfold.randn of a plain small call, or None."},
       {"noising_table", fast<noising_table>(), METH_FASTCALL, "Fills in a noising table from plain values, or None."},
       {"add_noise", fast<add_noise>(), METH_FASTCALL, "pyfold.add_noise of a plain small call, or None."},
+      {"denoising_loss", fast<denoising_loss>(), METH_FASTCALL, "The losses of a plain small call, or None."},
+      {"denoising_residual_scale", fast<denoising_residual_scale>(), METH_FASTCALL, "Its gradient, or None."},
       {"affine_step", fast<affine_step>(), METH_FASTCALL, "pyfold.affine_step of a plain small call, or None."},
       {nullptr, nullptr, 0, nullptr},
   };

@@ -105,6 +105,10 @@ def _column(value: Any, samples: int, device: torch.device) -> torch.Tensor:
 
 
 def _add_noise_forward(x0, table, index, seeds, stream, step, offset, global_shape, dtype, want_target, out):
+    if index is None and not global_shape and not is_compiling():
+        done = _C.add_noise(x0, table, None, seeds, None, stream, step, dtype, out, want_target)
+        if done is not None:
+            return done
     if out is None:
         out = torch.empty_like(x0, dtype=dtype)
     target = torch.empty_like(out) if want_target else None
@@ -288,6 +292,10 @@ def _vmap_residual(count, run):
 
 
 def _loss_forward(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
+    if index is None and not global_shape and not is_compiling():
+        done = _C.denoising_loss(prediction, x0, table, seeds, stream, step, _accumulation(x0.dtype))
+        if done is not None:
+            return done
     return torch.ops.pyfold.denoising_loss(prediction, x0, table, index, seeds, stream, step, offset, global_shape)
 
 
@@ -304,6 +312,10 @@ def _loss_backward(ctx, grad):
 
 def _scale_forward(scale, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
     scale = scale.to(_accumulation(x0.dtype)).contiguous()
+    if index is None and not global_shape and not is_compiling():
+        done = _C.denoising_residual_scale(prediction, x0, table, seeds, stream, step, scale)
+        if done is not None:
+            return done
     noise = stream, step, offset, global_shape
     return torch.ops.pyfold.denoising_residual_scale(scale, prediction, x0, table, index, seeds, *noise)
 
