@@ -29,6 +29,21 @@ def _torch_too_old() -> bool:
     return (int(release[0]), int(release[1])) < (2, 10)
 
 
+def _use_torch(module: Any) -> None:
+    """Lets small plain calls go past the dispatcher, where this torch answers all that has to be asked before."""
+    try:
+        watchers = (
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._are_functorch_transforms_active,
+            torch._C._get_tracing_state,
+            torch._C._autograd._profiler_enabled,
+        )
+    except AttributeError:
+        return
+    module.use_torch(torch.Tensor, torch.is_grad_enabled, torch.empty, torch.empty_like, *watchers)
+
+
 def load() -> None:
     """Loads the ops, and the CUDA kernels where they can be used; called once, by ``import pyfold``."""
     global _cuda_reason
@@ -45,6 +60,7 @@ def load() -> None:
     except ValueError as error:
         raise ImportError(f"pyfold: {error}") from error
     _load("libpyfold_ops.so")
+    _use_torch(_C)
 
     if not _C.build_info()["cuda_built"]:
         _cuda_reason = _C.build_info()["cuda_reason"]

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfold
 from pyfold.ops import AFFINE_STEP_COLUMNS, affine_table
-from pyfold.ops.diffusion import _affine_composed
+from pyfold.ops.step import _affine_composed
 
 
 def random_row(generator, **fixed):

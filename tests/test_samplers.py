@@ -75,6 +75,7 @@ ORDERS = {
     "lms 2": (2, partial(diffusion.lms, order=2)),
     "ipndm, unequal steps": (2, diffusion.ipndm),
     "plms, unequal steps": (2, diffusion.plms),
+    "plms from Runge-Kutta, unequal steps": (2, partial(diffusion.plms, start="runge_kutta")),
     "unipc 1": (2, partial(diffusion.unipc, order=1, final_order=None)),
     "sa_solver 2": (2, partial(diffusion.sa_solver, tau=0.0, final_order=None)),
     "dpm_singlestep 3": (3, partial(diffusion.dpm_singlestep, order=3)),
@@ -374,6 +375,42 @@ def test_ipndm(order, start):
         past = [(x - x0_of(x, 1.0, s)) / s, *past]
         x = x + (s2 - s) * sum(w * d for w, d in zip(weights[min(order, len(past))], past, strict=False))
     assert_exact(diffusion.ipndm(PLAIN, prediction="x0", order=order, spacing=points), start, x)
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_plms_from_runge_kutta(clip, start):
+    points = spacings.at_times(VP, [900, 800, 660, 500, 300, 120])
+    at = [*points[:-1]]
+
+    def slope(x, p):
+        x0 = x0_of(x, p.alpha, p.sigma)
+        return (x - p.alpha * (x0 if clip is None else x0.clamp(-clip, clip))) / p.sigma
+
+    def move(x, k, p, q):
+        return x * q.alpha / p.alpha + q.alpha * (q.ratio - p.ratio) * k
+
+    x, past = start, []
+    for here, there in zip(points, points[1:], strict=False):
+        k = slope(x, here)
+        past = [k, *past]
+        if len(past) <= 3:
+            middle = VP.at((here.t + there.t) / 2)
+            k2 = slope(move(x, k, here, middle), middle)
+            k3 = slope(move(x, k2, here, middle), middle)
+            k = (k + 2 * k2 + 2 * k3 + slope(move(x, k3, here, there), there)) / 6
+        else:
+            k = sum(w * e for w, e in zip((55 / 24, -59 / 24, 37 / 24, -9 / 24), past, strict=False))
+        x = move(x, k, here, there)
+    plan = diffusion.plms(VP, prediction="x0", start="runge_kutta", clip=clip, spacing=points)
+    assert len(plan) == len(at) + 9
+    assert plan.begins == (0, 4, 8, 12, 13, 14)
+    assert_exact(plan, start, x)
+    with pytest.raises(ValueError, match="stage must be given"):
+        plan.step(start, start, torch.zeros(1, dtype=torch.int64), history=[])
+    with pytest.raises(ValueError, match="start must be 'heun' or 'runge_kutta', got 'euler'"):
+        diffusion.plms(VP, start="euler")
+    with pytest.raises(ValueError, match="steps must be at least 4 for start 'runge_kutta', got 3"):
+        diffusion.plms(VP, 3, start="runge_kutta")
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -163,12 +163,13 @@ def test_sa_solver(predictor, corrector, interpolated, monkeypatch, generator):
     torch.testing.assert_close(run_ours(plan, x), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 
-def test_pndm(monkeypatch, generator):
-    scheduler = diffusers.PNDMScheduler(**CONFIG, skip_prk_steps=True, set_alpha_to_one=True)
+@pytest.mark.parametrize("start", ["heun", "runge_kutta"])
+def test_pndm(start, monkeypatch, generator):
+    scheduler = diffusers.PNDMScheduler(**CONFIG, skip_prk_steps=start == "heun", set_alpha_to_one=True)
     scheduler.set_timesteps(20)
     scheduler.alphas_cumprod = torch.from_numpy(SCHEDULE.alphas**2)
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
-    plan = diffusion.plms(SCHEDULE, 20)
+    plan = diffusion.plms(SCHEDULE, 20, start=start)
     assert [int(t) for t in plan.times] == scheduler.timesteps.tolist()
     compare(plan, scheduler, monkeypatch, generator)
 

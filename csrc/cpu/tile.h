@@ -9,6 +9,13 @@
 namespace pyfold {
 namespace {
 
+// Lanes are worked on in any order, so an output may be the memory of an input.
+#if defined(__clang__)
+#define PYFOLD_IN_PLACE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PYFOLD_IN_PLACE _Pragma("GCC ivdep")
+#endif
+
 // Lanes are worked in whole groups; those past the end of a row hold whatever, and nobody reads it.
 constexpr int kLaneGroup = 16;
 
@@ -18,9 +25,14 @@ class CpuTile {
  public:
   using Acc = A;
 
-  // data points to buffer, or straight into memory where an operand needs no conversion.
+  // A pass over a tile costs as much as its arithmetic, so sums put two terms into one.
+  static constexpr bool kPassesCount = true;
+
+  // data points to buffer, or straight into memory where an operand needs no conversion. Results are written to target:
+  // buffer, or the memory of an output.
   struct Register {
     const A* data;
+    A* target = buffer;
     alignas(64) A buffer[cpu::kTileLanes + kNoiseSlack];
   };
 
@@ -34,7 +46,7 @@ class CpuTile {
   int64_t row() const { return row_; }
 
   void load(Register& out, const View& view) {
-    out.data = out.buffer;
+    out.data = out.target = out.buffer;
     with_type<A>(view.dtype, view.data, [&](auto* memory) {
       auto* first = memory + row_ * view.row_stride;
       if (view.flat) {
@@ -53,7 +65,18 @@ class CpuTile {
     });
   }
 
+  // What is computed into the register from now on lies where store(view, ...) would put it, if it may.
+  void aim(Register& out, const View& view) {
+    out.target = out.buffer;
+    if (!view.flat || count_ != lanes_ || view.dtype != (sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32)) return;
+    out.target = static_cast<A*>(view.data) + row_ * view.row_stride + start_;
+  }
+
+  // out = x, for as long as x stays.
+  void share(Register& out, const Register& x) { out.data = x.data; }
+
   void store(const View& view, const Register& value) {
+    if (value.target != value.buffer && value.data == value.target) return;
     with_type<A>(view.dtype, view.data, [&](auto* memory) {
       auto* first = memory + row_ * view.row_stride;
       if (view.flat) {
@@ -68,7 +91,7 @@ class CpuTile {
 
   void noise(Register& out, const NoiseSource& source, uint32_t step) {
     const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
-    out.data = out.buffer;
+    out.data = out.target = out.buffer;
     alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
     const Window& window = source.window;
     const int64_t element = window.base + start_;
@@ -95,21 +118,34 @@ class CpuTile {
     }
   }
 
+  // Out may be the memory of x itself, which restrict would deny.
   void fill(Register& out, A value) { pyfold::fill(written(out), value, lanes()); }
   void scale(Register& out, A coefficient, const Register& x) {
-    pyfold::scale(written(out), coefficient, x.data, lanes());
+    A* to = out.target;
+    const A* from = x.data;
+    PYFOLD_IN_PLACE
+    for (int i = 0, n = lanes(); i < n; ++i) to[i] = coefficient * from[i];
+    out.data = to;
+  }
+  // Rounded as scale and add_scaled one after the other.
+  void combine(Register& out, A first, const Register& x, A second, const Register& y) {
+    A* to = out.target;
+    const A *from_x = x.data, *from_y = y.data;
+    PYFOLD_IN_PLACE
+    for (int i = 0, n = lanes(); i < n; ++i) to[i] = first * from_x[i] + second * from_y[i];
+    out.data = to;
   }
   void add_scaled(Register& out, A coefficient, const Register& x) {
     own(out);
-    pyfold::add_scaled(out.buffer, coefficient, x.data, lanes());
+    pyfold::add_scaled(out.target, coefficient, x.data, lanes());
   }
   void subtract_from(Register& out, const Register& x) {
     own(out);
-    pyfold::subtract_from(out.buffer, x.data, lanes());
+    pyfold::subtract_from(out.target, x.data, lanes());
   }
   void clip(Register& out, A low, A high) {
     own(out);
-    pyfold::clip(out.buffer, low, high, lanes());
+    pyfold::clip(out.target, low, high, lanes());
   }
 
   // In kLaneGroup partial sums, then a tree: one order for every instruction set.
@@ -129,14 +165,14 @@ class CpuTile {
  private:
   int lanes() const { return lanes_ & ~(kLaneGroup - 1); }
   A* written(Register& out) {
-    out.data = out.buffer;
-    return out.buffer;
+    out.data = out.target;
+    return out.target;
   }
   // A register that still points into an operand's memory gets lanes of its own before they change.
   void own(Register& out) {
-    if (out.data == out.buffer) return;
-    __builtin_memcpy(out.buffer, out.data, sizeof(A) * lanes());
-    out.data = out.buffer;
+    if (out.data == out.target) return;
+    __builtin_memcpy(out.target, out.data, sizeof(A) * lanes());
+    out.data = out.target;
   }
 
   // The next tile's share of an operand: it comes from memory while this tile's noise is made.

@@ -31,6 +31,7 @@ template <class A, int kLanes>
 class CudaTile {
  public:
   using Acc = A;
+  static constexpr bool kPassesCount = false;
   struct Register {
     A lane[kLanes];
   };

@@ -72,21 +72,38 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
   const bool needs_x0 = c(kStep_c_x0) != 0 || (needs_u && c(kStep_t) != 0) || args.x0_out;
   if (needs_x0) {
     Sum<Tile> sum{x0};
-    sum.add(tile, c(kStep_p), x);
-    sum.add(tile, c(kStep_q), e);
+    sum.add(tile, c(kStep_p), x, true);
+    sum.add(tile, c(kStep_q), e, true);
     sum.finish(tile);
     tile.clip(x0, c(kStep_clip_min), c(kStep_clip_max));
   }
   if (needs_u) {
-    Sum<Tile> sum{u};
-    sum.add(tile, c(kStep_r), x);
-    sum.add(tile, c(kStep_s), e);
-    if (needs_x0) sum.add(tile, c(kStep_t), x0);
-    sum.finish(tile);
+    bool shared = false;
+    if constexpr (Tile::kPassesCount) {
+      // u is often what the model said, or x0. What is stored must not lie in an operand, which an output may be.
+      const bool of_e = c(kStep_s) == 1 && c(kStep_t) == 0 && !args.history_out;
+      const bool of_x0 = c(kStep_t) == 1 && c(kStep_s) == 0;
+      shared = c(kStep_r) == 0 && (of_e || of_x0);
+      if (shared) tile.share(u, of_e ? e : x0);
+    }
+    if (!shared) {
+      Sum<Tile> sum{u};
+      sum.add(tile, c(kStep_r), x, true);
+      sum.add(tile, c(kStep_s), e, true);
+      if (needs_x0) sum.add(tile, c(kStep_t), x0, true);
+      sum.finish(tile);
+    }
   }
 
+  if constexpr (Tile::kPassesCount) {
+    // x' is computed where it will lie, unless it lies in something that is still to be read.
+    bool apart = args.out.data != args.base.data;
+    for (int j = 0; j < kMaxModels; ++j) apart = apart && args.out.data != args.models[j].data;
+    for (int i = 0; i < kMaxHistory; ++i) apart = apart && args.out.data != args.history[i].data;
+    if (apart) tile.aim(y, args.out);
+  }
   Sum<Tile> next{y};
-  next.add(tile, c(kStep_a), x);
+  next.add(tile, c(kStep_a), x, true);
   if (args.base && c(kStep_a_base) != 0) {
     tile.load(operand, args.base);
     next.add(tile, c(kStep_a_base), operand);
@@ -98,8 +115,8 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
       next.add(tile, c(kStep_b1 + i), operand);
     }
   }
-  if (needs_x0) next.add(tile, c(kStep_c_x0), x0);
-  if (needs_u) next.add(tile, c(kStep_c_u), u);
+  if (needs_x0) next.add(tile, c(kStep_c_x0), x0, true);
+  if (needs_u) next.add(tile, c(kStep_c_u), u, true);
   if (args.noise.seeds != nullptr) {
     PYFOLD_UNROLL
     for (int k = 0; k < kMaxNoises; ++k) {
@@ -116,6 +133,7 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
   if (args.history_out) tile.store(args.history_out, u);
   if (args.x0_out) tile.store(args.x0_out, x0);
   if (args.next_input) {
+    if constexpr (Tile::kPassesCount) tile.aim(operand, args.next_input);
     tile.scale(operand, c(kStep_c_in), y);
     tile.store(args.next_input, operand);
   }

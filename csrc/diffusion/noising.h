@@ -55,14 +55,14 @@ PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
   tile.load(x0, args.x0);
   tile.noise(epsilon, args.noise, args.step);
   Sum<Tile> sum{y};
-  sum.add(tile, c.alpha, x0);
-  sum.add(tile, c.sigma, epsilon);
+  sum.add(tile, c.alpha, x0, true);
+  sum.add(tile, c.sigma, epsilon, true);
   sum.finish(tile);
   // Before out is stored, which may be x0 itself.
   if (args.target) {
     Sum<Tile> target_sum{target};
-    target_sum.add(tile, c.target_x0, x0);
-    target_sum.add(tile, c.target_epsilon, epsilon);
+    target_sum.add(tile, c.target_x0, x0, true);
+    target_sum.add(tile, c.target_epsilon, epsilon, true);
     target_sum.finish(tile);
     tile.store(args.target, target);
   }

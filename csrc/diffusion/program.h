@@ -12,6 +12,8 @@
 //   load, store               between a Register and a View, converting the dtype
 //   noise                     standard normals of the lanes' logical elements
 //   scale, add_scaled, ...    core/lanes.h on Registers
+//   kPassesCount              whether every operation is a pass over memory, a cache's; then it also has
+//   aim, share, combine       where a result will lie, a register that is another's value, two terms in one pass
 // and is written twice, in cpu/tile.h and cuda/tile.cuh; the programs are written once.
 namespace pyfold {
 
@@ -48,14 +50,32 @@ PYFOLD_HD A column(const double* row, int i) {
   return static_cast<A>(row != nullptr ? row[i] : static_cast<double>(NAN));
 }
 
-// sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite).
+// sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite). A term whose register
+// lasts until the next one is added may wait for it, so that both are one pass, rounded as two.
 template <class Tile>
 struct Sum {
-  typename Tile::Register& value;
+  using Acc = typename Tile::Acc;
+  using Register = typename Tile::Register;
+  Register& value;
   bool empty = true;
+  const Register* waiting = nullptr;
+  Acc waiting_coefficient = 0;
 
-  PYFOLD_HD void add(Tile& tile, typename Tile::Acc coefficient, const typename Tile::Register& x) {
+  PYFOLD_HD void add(Tile& tile, Acc coefficient, const Register& x, bool lasts = false) {
     if (coefficient == 0) return;
+    if constexpr (Tile::kPassesCount) {
+      if (empty && lasts) {
+        waiting = &x;
+        waiting_coefficient = coefficient;
+        empty = false;
+        return;
+      }
+      if (waiting != nullptr) {
+        tile.combine(value, waiting_coefficient, *waiting, coefficient, x);
+        waiting = nullptr;
+        return;
+      }
+    }
     if (empty) {
       tile.scale(value, coefficient, x);
     } else {
@@ -65,6 +85,9 @@ struct Sum {
   }
   PYFOLD_HD void finish(Tile& tile) {
     if (empty) tile.fill(value, 0);
+    if constexpr (Tile::kPassesCount) {
+      if (waiting != nullptr) tile.scale(value, waiting_coefficient, *waiting);
+    }
   }
 };
 

@@ -8,6 +8,7 @@
 #include "build_info.h"
 #include "core/philox.h"
 #include "cpu/diffusion.h"
+#include "python/direct.h"
 
 // pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
 namespace py = pybind11;
@@ -72,7 +73,7 @@ py::array_t<float> normals(int64_t seed, uint32_t stream, uint32_t step, int64_t
 #define PYFOLD_NAME(name) #name,
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build facts, the choice of CPU kernels, and noise on NumPy arrays; no torch in here.";
+  m.doc() = "Build facts, the choice of CPU kernels, noise on NumPy arrays, and small calls; no torch symbol in here.";
   m.def("build_info", &build_info, "How this build was made.");
   m.def("cpu_tier", [] { return cpu::tier_name(cpu::current_tier()); }, "The CPU instruction set in use.");
   m.def(
@@ -84,6 +85,7 @@ PYBIND11_MODULE(_C, m) {
         "Philox4x32-10 of counters uint32 [n, 4] under one key uint32 [2].");
   m.def("normals", &normals, py::arg("seed"), py::arg("stream"), py::arg("step"), py::arg("count"),
         py::arg("first") = 0, "Elements [first, first + count) of one sample's noise, float32.");
+  add_direct_calls(m.ptr());
   m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
   m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
   m.attr("TILE_LANES") = static_cast<int>(cpu::kTileLanes);

@@ -100,6 +100,7 @@ void test_collapse() {
 // Four lanes at a time, as a GPU thread works, without its memory: the programs' text is one, so its bits must be too.
 struct FourLanes {
   using Acc = float;
+  static constexpr bool kPassesCount = false;
   struct Register {
     float lane[4];
   };

@@ -6,18 +6,12 @@
 namespace pyfold::ops {
 namespace {
 
-// Elements a thread should get at least: waking it costs a few microseconds.
-constexpr int64_t kNoiseGrain = 16384;
-constexpr int64_t kPlainGrain = 65536;
-
 template <class Body>
 void parallel_tasks(const Geometry& geometry, bool noisy, const Body& body) {
   const int64_t tasks = cpu::task_count(geometry);
   if (tasks == 0) return;
-  const int64_t elements = geometry.rows * geometry.numel / tasks;
-  const int64_t grain = (noisy ? kNoiseGrain : kPlainGrain) / (elements > 0 ? elements : 1) + 1;
-  if (tasks <= grain) return body(0, tasks);
-  torch::stable::parallel_for(0, tasks, grain, body);
+  if (cpu::for_one_thread(geometry, noisy)) return body(0, tasks);
+  torch::stable::parallel_for(0, tasks, cpu::task_grain(geometry, noisy), body);
 }
 
 void randn_cpu(const Tensor& seeds, int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape,
@@ -38,25 +32,14 @@ void add_noise_cpu(const Tensor& x0, const Tensor& table, const std::optional<Te
   parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.add_noise(args, begin, end); });
 }
 
-// Sums over each row, its tiles in order whatever the number of threads, times factor.
 using SumKernel = void (*)(const NoisingArgs&, double*, int64_t, int64_t);
 
 Tensor row_sums(const NoisingArgs& args, SumKernel kernel, const Tensor& x0, double factor) {
   std::vector<double> sums(cpu::task_count(args.geometry));
   parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
-  const int64_t rows = args.geometry.rows;
-  const int64_t tiles = cpu::tiles_per_row(args.geometry);
-  Tensor result = torch::stable::new_empty(x0, {rows}, accumulation_type(x0));
-  for (int64_t row = 0; row < rows; ++row) {
-    double sum = 0;
-    for (int64_t tile = 0; tile < tiles; ++tile) sum += sums[row * tiles + tile];
-    sum *= factor;
-    if (accumulation_type(x0) == ScalarType::Double) {
-      static_cast<double*>(result.mutable_data_ptr())[row] = sum;
-    } else {
-      static_cast<float*>(result.mutable_data_ptr())[row] = static_cast<float>(sum);
-    }
-  }
+  const bool wide = accumulation_type(x0) == ScalarType::Double;
+  Tensor result = torch::stable::new_empty(x0, {args.geometry.rows}, accumulation_type(x0));
+  cpu::sum_rows(args.geometry, sums.data(), factor, wide, result.mutable_data_ptr());
   return result;
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Plan:
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
         begins: the stages at which the sampler's steps begin; the stages between are inside a step.
         remembers: what u is: "x0", "epsilon" or "flow".
+        replaces: the stages whose u takes the place of the newest earlier one instead of being put in front of it.
         base_output: which of the model's outputs enters the step once more, with the rows' a_base.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
@@ -55,6 +57,7 @@ class Plan:
     start_churn: tuple[float, float] | None = None
     begins: tuple[int, ...] = ()
     remembers: str = "x0"
+    replaces: frozenset[int] = frozenset()
     base_output: int | None = None
     learned: tuple[tuple[float, float] | None, ...] = ()
     log_variance: bool = False
@@ -63,7 +66,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def scales_input(self) -> bool:
         """Whether the model sees something else than the state."""
         return any(row.get("c_in", 1.0) != 1.0 for row in self.rows) or self.start_scale != 1.0
@@ -82,6 +85,33 @@ class Plan:
             self._on_device[device] = table, times, torch.arange(len(table), device=device)
         return self._on_device[device]
 
+    def _stages(self, device: torch.device, samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(times [samples], counter [1]) of every stage on the device, made once: two views would cost a small step's time."""
+        key = device, samples
+        if key not in self._on_device:
+            _, times, counters = self.on(device)
+            views = times[:-1, None].expand(-1, samples).unbind(), counters[:-1].split(1)
+            self._on_device[key] = list(zip(*views, strict=True))
+        return self._on_device[key]
+
+    def _next_entry(self, stage: int | None, history: list[torch.Tensor] | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Where a stage puts its u: a ring's oldest entry, which is read and overwritten in the same pass, or the newest."""
+        if not self.history:
+            return None
+        if history is None:
+            raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
+        if self.replaces and stage is None:
+            raise ValueError(f"stage must be given for {self.name}, whose stages remember in two ways, got None")
+        if stage in self.replaces:
+            return history[0]
+        return history[-1] if len(history) == self.history else torch.empty_like(like)
+
+    def _remember(self, stage: int | None, history: list[torch.Tensor], entry: torch.Tensor | None) -> None:
+        if entry is None or stage in self.replaces:
+            return
+        del history[self.history - 1 :]
+        history.insert(0, entry)
+
     def step(
         self,
         x: torch.Tensor,
@@ -92,6 +122,7 @@ class Plan:
         seeds: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         adapt: Sequence[Callable[..., torch.Tensor]] = (),
+        stage: int | None = None,
         **outputs: Any,
     ) -> torch.Tensor:
         """One stage, in one pass, without a look at the device.
@@ -104,14 +135,10 @@ class Plan:
             seeds: int64 [B], for a plan with noise.
             noise: instead of noise from seeds, this, already scaled.
             adapt: changes of each sample's coefficients by what the model said (``pyfold.diffusion.rescale`` and others).
+            stage: the number that ``index`` holds, for a plan with ``replaces``: there all samples are at one stage.
             outputs: ``out``, ``next_input``, ``x0_out`` of :func:`pyfold.affine_step`.
         """
-        newest = None
-        if self.history:
-            if history is None:
-                raise ValueError(f"history must be a list that outlives the steps of {self.name}, got None")
-            # A ring: the oldest entry is read and overwritten in the same pass.
-            newest = history[-1] if len(history) == self.history else torch.empty_like(x)
+        newest = self._next_entry(stage, history, x)
         if self.noisy and seeds is None and noise is None:
             raise ValueError(f"seeds must be given for {self.name}, which draws noise, got None")
         base = noise
@@ -137,9 +164,7 @@ class Plan:
             history_out=newest,
             **outputs,
         )
-        if newest is not None:
-            del history[self.history - 1 :]
-            history.insert(0, newest)
+        self._remember(stage, history, newest)
         return result
 
     def log_prob(
@@ -192,6 +217,7 @@ class Builder:
         self.rows: list[dict[str, float]] = []
         self.points: list[Point] = []
         self.begins: list[int] = []
+        self.replaces: set[int] = set()
 
     def _predicted(self, here: Point, x0: bool, u: bool) -> dict[str, float]:
         """p, q, r, s, t and the clip: x0 and u from the state and the model."""
@@ -286,6 +312,7 @@ class Builder:
             start_churn=churn,
             begins=tuple(self.begins),
             remembers=self.u,
+            replaces=frozenset(self.replaces),
         )
 
 
@@ -346,7 +373,7 @@ def initial_noise(
         return x if std == 1 else x.mul_(std), seeds
     if tuple(x.shape) != (len(seeds), *shape):
         raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
-    return x.to(device, dtype, copy=True), seeds
+    return (x.clone() if x.dtype == dtype and x.device == device else x.to(device, dtype, copy=True)), seeds
 
 
 def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool) -> tuple[tuple[slice, ...], dict[str, Any]]:
@@ -410,7 +437,6 @@ def sample(
         raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
     device = torch.device(device)
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    _, times, counters = plan.on(device)
     x_given = x is not None
     x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
     inside, window = _region(region, shape, x_given)
@@ -426,32 +452,31 @@ def sample(
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
-    # Views of every stage's time and counter, made at once: a call for each would cost as much as a small step.
-    times, counters = times[:, None].expand(-1, len(seeds)).unbind(), counters.split(1)
-    for i, row in enumerate(plan.rows):
-        prediction = model(model_input, times[i])
-        given = None
-        if plan.learned:
-            prediction, said = prediction.chunk(2, dim=1)
-            given = _learned_noise(plan, i, said, seeds, noise)
-        elif noise is not None:
-            terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
-            given = sum(terms).to(x) if terms else torch.zeros_like(x)
-        models = [prediction] if isinstance(prediction, torch.Tensor) else prediction
-        plan.step(
-            part,
-            [crop(m) for m in models],
-            counters[i],
-            history=history,
-            seeds=seeds,
-            noise=None if given is None else crop(given).to(x.dtype),
-            adapt=adapt,
-            out=part,
-            next_input=crop(model_input) if separate else None,
-            **window,
-        )
+    fixed = {"out": part, "next_input": crop(model_input) if separate else None, **window}
+    plain = region is None and not (adapt or plan.learned or noise is not None or plan.base_output is not None)
+    table, drawn = plan.on(device)[0], seeds if plan.noisy else None
+    for i, (time, counter) in enumerate(plan._stages(device, len(seeds))):
+        models = model(model_input, time)
+        if plain:
+            # What plan.step does, without what it asks again at each stage.
+            entry = plan._next_entry(i, history, x) if plan.history else None
+            affine_step(x, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
+            if entry is not None:
+                plan._remember(i, history, entry)
+        else:
+            given = None
+            if plan.learned:
+                models, said = models.chunk(2, dim=1)
+                given = _learned_noise(plan, i, said, seeds, noise)
+            elif noise is not None:
+                row = plan.rows[i]
+                terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
+                given = sum(terms).to(x) if terms else torch.zeros_like(x)
+            given = None if given is None else crop(given).to(x.dtype)
+            models = [crop(m) for m in ([models] if isinstance(models, torch.Tensor) else models)]
+            plan.step(part, models, counter, history=history, seeds=seeds, noise=given, adapt=adapt, stage=i, **fixed)
         if callback is not None:
             callback(i, x)
             if separate:
-                model_input = (x * row.get("c_in", 1.0)).to(dtype)
+                model_input.copy_(x * plan.rows[i].get("c_in", 1.0))
     return x

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.compiler import is_compiling
 
+from pyfold import _C
 from pyfold.ops import _noise_reference
 from pyfold.ops._checks import check_counter, check_device, check_seeds, check_tensor, check_window
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 
 #: Streams that pyfold itself draws from; a seed gives independent noise in each.
 INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM = 0, 1, 2
+_CPU = torch.device("cpu")
 
 
 def randn(
@@ -50,6 +53,10 @@ def randn(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
+    if offset is None and global_shape is None and (device is None or device == _CPU) and not is_compiling():
+        done = _C.randn(seeds, shape, stream, step, dtype, out)
+        if done is not None:
+            return done
     shape = [int(size) if not isinstance(size, torch.SymInt) else size for size in shape]
     if any(size < 0 for size in shape):
         raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")

@@ -20,6 +20,7 @@ from pyfold.adapters.diffusers._fused import (
     base,
     noise_tensor,
 )
+from pyfold.diffusion.samplers.linear import ADAMS_BASHFORTH
 from pyfold.ops import SAMPLER_STREAM, add_noise
 
 
@@ -528,9 +529,6 @@ class TCDScheduler(Consistency, base("TCDScheduler")):
 
 
 # --- pseudo numerical methods
-
-#: Adams-Bashforth of orders 1 to 4, the newest first.
-ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
 
 
 class PNDMScheduler(Noising, base("PNDMScheduler")):

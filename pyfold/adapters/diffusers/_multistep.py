@@ -14,7 +14,8 @@ from pyfold.adapters.diffusers._discrete import Noising
 from pyfold.adapters.diffusers._fused import BASE, X0, Form, Fused, H, M, N, Step, X, base
 from pyfold.adapters.diffusers._sigmas import BrownianSteps, OnSigmas, preconditioned
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.samplers.correctors import adams_adjustment, adams_weights
+from pyfold.diffusion.samplers.correctors import adams_adjustment, adams_weights, unipc_weights
+from pyfold.diffusion.samplers.exponential import bends
 
 
 class Level:
@@ -96,22 +97,19 @@ def exponential(algorithm: str, start: Level, there: Level) -> tuple[Any, ...]:
 
     ``D`` is x0 for the algorithms in "++", else epsilon.
     """
+    plus, stochastic = algorithm.endswith("++"), algorithm.startswith("sde")
     h = there.lam - start.lam
-    if algorithm == "dpmsolver++":
-        lead = -np.expm1(-h)
-        terms = lead, 1 - lead / h, (lead - h) / h**2 + 0.5
-        return there.sigma / start.sigma, *(there.alpha * c for c in terms), 0.0
-    if algorithm == "sde-dpmsolver++":
-        lead = -np.expm1(-2 * h)
-        terms = lead, 1 - lead / (2 * h), (lead - 2 * h) / (2 * h) ** 2 - 0.5
-        kept = there.sigma / start.sigma * np.exp(-h)
-        return kept, *(there.alpha * c for c in terms), there.sigma * lead**0.5
-    lead = -np.expm1(h)
-    terms = lead, lead / h + 1, (lead + h) / h**2 + 0.5
-    kept = there.alpha / start.alpha
-    if algorithm == "dpmsolver":
-        return kept, *(there.sigma * c for c in terms), 0.0
-    return kept, *(2 * there.sigma * c for c in terms), there.sigma * np.expm1(2 * h) ** 0.5
+    if not plus:
+        size = (2 if stochastic else 1) * there.sigma
+        noise = there.sigma * np.expm1(2 * h) ** 0.5 if stochastic else 0.0
+        return there.alpha / start.alpha, *(size * c for c in (-np.expm1(h), *bends(h, False))), noise
+    rate = 2 * h if stochastic else h
+    lead, (first, second) = -np.expm1(-rate), bends(rate, True)
+    kept = there.sigma / start.sigma
+    if not stochastic:
+        return kept, *(there.alpha * c for c in (lead, first, second)), 0.0
+    # Theirs is of D'' less by one, which only makes a difference of order 3.
+    return kept * np.exp(-h), *(there.alpha * c for c in (lead, first, second - 1)), there.sigma * lead**0.5
 
 
 def refined(algorithm: str, solver: str, x: Form, start: Level, there: Level, d0: Form, d1: Any = None, d2: Any = None) -> Form:
@@ -364,29 +362,12 @@ def unipc(
     Args:
         levels: there, here, before, ... told: here, before, ...
     """
-    there, here, *past = levels
-    h = there.lam - here.lam
-    hh = -h if of_x0 else h
-    scale = there.alpha if of_x0 else there.sigma
+    there, here = levels[:2]
     kept = there.sigma / here.sigma if of_x0 else there.alpha / here.alpha
-    result = x * kept - told[0] * (scale * np.expm1(hh))
-    if order == 1 and new is None:
-        return result
-    r = [(level.lam - here.lam) / h for level in past[: order - 1]]
-    differences = [(form - told[0]) / rk for form, rk in zip(told[1:order], r, strict=True)]
-    b_h = hh if variant == "bh1" else np.expm1(hh)
-    targets, phi, factorial = [], np.expm1(hh) / hh - 1, 1
-    for k in range(1, order + 1):
-        targets.append(phi * factorial / b_h)
-        factorial *= k + 1
-        phi = phi / hh - 1 / factorial
-    powers = np.array([[*r, 1.0]]) ** np.arange(order)[:, None]
+    predictor, corrector = unipc_weights(levels, order, variant, "x0" if of_x0 else "epsilon")
     if new is None:
-        rho = [0.5] if order == 2 else np.linalg.solve(powers[:-1, :-1], targets[:-1])
-    else:
-        rho = [0.5] if order == 1 else np.linalg.solve(powers, targets)
-        differences.append(new - told[0])
-    return result - sum(form * w for form, w in zip(differences, rho, strict=True)) * (scale * b_h)
+        return x * kept + sum(form * w for form, w in zip(told, predictor[1:], strict=False))
+    return x * kept + sum(form * w for form, w in zip([new, *told], corrector, strict=False))
 
 
 class PredictorCorrector(OnLevels):

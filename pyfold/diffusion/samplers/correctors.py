@@ -28,14 +28,14 @@ def _check_interpolated(interpolated: str, points: list[Point]) -> None:
         raise ValueError("interpolated must be 'x0' for a spacing that starts at pure noise (alpha 0), got 'epsilon'")
 
 
-def _unipc_weights(points: list[Point], i: int, order: int, variant: str, interpolated: str) -> tuple[np.ndarray, np.ndarray]:
-    """Step i's (predictor, corrector) coefficients of u at points i + 1, i, i - 1, ... (Zhao et al. 2023, theorem 3.1)."""
-    here, there = points[i], points[i + 1]
+def unipc_weights(points: list[Point], order: int, variant: str, interpolated: str) -> tuple[np.ndarray, np.ndarray]:
+    """(predictor, corrector) coefficients of u at points there, here, before, ... (Zhao et al. 2023, theorem 3.1)."""
+    there, here = points[:2]
     h = there.lam - here.lam
     # z is the exponent of what u is integrated against, from one end of the step to the other.
     z, size = (-h, there.alpha) if interpolated == "x0" else (h, there.sigma)
     plain = (decay(here, there) if interpolated == "x0" else growth(here, there))[1]
-    r = np.array([(points[i - k].lam - here.lam) / h for k in range(1, order)] + [1.0])
+    r = np.array([(point.lam - here.lam) / h for point in points[2 : order + 1]] + [1.0])
     scale = z if variant == "bh1" else math.expm1(z)
     target, phi, factorial = [], math.expm1(z) / z - 1, 1.0
     for k in range(1, order + 1):
@@ -120,7 +120,8 @@ def unipc(
         if not regular(points[i : i + 2]):
             plain = np.array([0.0, linear(points[i], points[i + 1])[1]])
             return plain, plain
-        return _unipc_weights(points, i, usable_order(points, i, order, final_order), variant, interpolated)
+        newest_first = points[i + 1 :: -1]
+        return unipc_weights(newest_first, usable_order(points, i, order, final_order), variant, interpolated)
 
     _run(build, points, linear, weights)
     return build.plan("unipc")

@@ -59,6 +59,12 @@ def _check_solver(solver: str) -> None:
         raise ValueError(f"solver must be 'midpoint', 'heun' or 'exact', got {solver!r}")
 
 
+def bends(h: float, plus: bool) -> tuple[float, float]:
+    """Of h times the first and h^2 times the second derivative in one step: times alpha' of x0 (plus), sigma' of epsilon."""
+    first = math.expm1(-h) / h + 1 if plus else 1 - math.expm1(h) / h
+    return first, 0.5 - first / h if plus else 0.5 + first / h
+
+
 def _factors(of_u: float, second: float, third: float, order: int, solver: str) -> list[float]:
     """Of the first and second differences; ``third`` is of h^2 times the second derivative."""
     if order == 2 and solver == "midpoint":
@@ -105,8 +111,7 @@ def dpmpp_multistep(
         factors = []
         if now > 1:
             h = (1 + eta) * (there.lam - here.lam)
-            second = math.expm1(-h) / h + 1
-            factors = _factors(of_x0, there.alpha * second, there.alpha * (0.5 - second / h), now, solver)
+            factors = _factors(of_x0, *(there.alpha * bend for bend in bends(h, True)), now, solver)
         c_u, *b = _combine(of_x0, factors, _differences(points, i, now))
         build.stage(here, a=a, c_u=c_u, b=b, noise=noise * noise_scale)
     return build.plan("dpmpp_multistep")
@@ -143,8 +148,7 @@ def dpm_multistep(
         h = there.lam - here.lam
         a, of_epsilon = growth(here, there)
         now = usable_order(points, i, order, final_order)
-        second = math.expm1(h) / h - 1
-        factors = _factors(of_epsilon, -there.sigma * second, there.sigma * (0.5 - second / h), now, solver)
+        factors = _factors(of_epsilon, *(there.sigma * bend for bend in bends(h, False)), now, solver)
         twice = 2.0 if stochastic else 1.0
         c_u, *b = _combine(twice * of_epsilon, [twice * f for f in factors], _differences(points, i, now))
         noise = there.sigma * math.sqrt(math.expm1(2 * h)) if stochastic else 0.0
@@ -181,7 +185,7 @@ def res_multistep(
         c_u, b = of_x0, []
         if last is not None and regular([last, here, aim]):
             h = aim.lam - here.lam
-            slope = there.alpha * (math.expm1(-h) / h + 1) * h / (here.lam - last.lam)
+            slope = there.alpha * bends(h, True)[0] * h / (here.lam - last.lam)
             c_u, b = of_x0 + slope, [-slope]
         build.stage(here, a=a, c_u=c_u, b=b, noise=there.alpha * up * noise_scale)
         last = here
@@ -206,8 +210,8 @@ def single_stages(
 
     def bend(p: Point, fraction: float) -> float:
         """Of ``fraction h`` times the derivative: the second function of the exponential integrator."""
-        z = -fraction * h if plus else fraction * h
-        return -(p.alpha if plus else p.sigma) * (math.expm1(z) / z - 1)
+        first, _ = bends(fraction * h, plus)
+        return first * (p.alpha if plus else p.sigma)
 
     if order == 1:
         return [Stage(there, end, [of_end], last)]
