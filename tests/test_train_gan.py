@@ -166,7 +166,7 @@ def test_a_step_is_what_the_formulas_say(loss):
 def test_defaults_fit_what_is_trained():
     images, points = Config("gan"), Config("gan", data="grid")
     assert (images.lr, images.batch, images.gamma, images.gamma_end) == (1e-3, 64, 2.0, 2.0)
-    assert (points.lr, points.batch, points.gamma, points.gamma_end) == (2e-3, 256, 0.1, 0.01)
+    assert (points.lr, points.batch, points.gamma, points.gamma_end) == (2e-3, 256, 0.03, 0.003)
     assert (images.generator_activation, points.generator_activation) == ("maxmin", "relu")
     assert Config("gan", data="grid", gamma=0.5).gamma_end == 0.5  # a weight that is given stays
     assert Config("gan", activation="tanh").generator_activation == "tanh"

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gan of images": {"lr": 1e-3, "batch": 64, "ema": 0.995, "latent": 32, "gamma": 2.0, "cooldown": 1 / 3},
     # A narrow Gaussian wants a discriminator that may become steep, once all of them are found.
     "gan of points": {
-        "lr": 2e-3, "batch": 256, "ema": 0.998, "latent": 4, "gamma": 0.1, "gamma_end": 0.01, "cooldown": 0.6,
+        "lr": 2e-3, "batch": 256, "ema": 0.998, "latent": 4, "gamma": 0.03, "gamma_end": 0.003, "cooldown": 0.6,
         "generator_activation": "relu",
     },
 }  # fmt: skip
