@@ -184,7 +184,8 @@ class GanTrainer:
         # R1 and R2: the mean over both halves is half the sum of their means.
         penalty = r1_penalty(logits, both, 2 * self._gamma) if self._gamma else logits.new_zeros(())
         margin = real_logits - fake_logits if self.config.loss == "relativistic" else real_logits
-        self._scalars = {"penalty": penalty.detach(), "sign": margin.detach().sign().mean()}
+        if not self._seen_first:  # a dynamic may look again, elsewhere
+            self._seen_first = {"penalty": penalty.detach(), "sign": margin.detach().sign().mean()}
         return loss + penalty
 
     def _generator_loss(self) -> torch.Tensor:
@@ -205,9 +206,10 @@ class GanTrainer:
         self._step, self._real = step, _rows(self.data, config, step, self.device)
         self._latents = self.latents(step_seeds(config, step, self.device))
 
+        self._seen_first: dict[str, torch.Tensor] = {}
         d_loss, g_loss = self.dynamic.step()
         update_average(self.average, self.generator, config.ema, step)
-        penalty, sign = self._scalars["penalty"], self._scalars["sign"]
+        penalty, sign = self._seen_first["penalty"], self._seen_first["sign"]
         scalars = {"loss_d": d_loss - penalty, "loss_g": g_loss, "penalty": penalty}
         if self.augment is not None and self.augment.target is not None:
             parallel.average([sign])
