@@ -30,7 +30,7 @@ HELP = {
     "latent": "size of the latent code (gan)",
     "loss": "relativistic, non_saturating, hinge, or another of pyfold.gan.LOSSES (gan)",
     "gamma": "weight of the R1 and R2 penalties (gan)",
-    "gamma_end": "what gamma falls to, geometrically, before the step size cools down; by itself gamma stays (gan)",
+    "gamma_end": "what gamma falls to, geometrically, before the step size cools down; a given gamma stays (gan)",
     "cooldown": "last part of the run, in which the step size falls to 0 (gan)",
     "generator_activation": "activation of the generator where it is another (gan)",
     "dynamics": "how the players move: alternating, simultaneous, extragradient, optimistic, proximal, consensus, symplectic, "
