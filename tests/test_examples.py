@@ -66,8 +66,10 @@ def test_readme_examples_are_short():
 def test_readme_commands_parse():
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("pyfold ")]
     assert len(lines) >= 4
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    lines += re.findall(r"^pyfold (?:train|sample) .*$", pages, re.MULTILINE)
     for line in lines:
-        cli._parser().parse_args(shlex.split(line)[1:])
+        cli._parser().parse_args(shlex.split(line, comments=True)[1:])
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
