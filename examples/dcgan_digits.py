@@ -74,8 +74,7 @@ def fit(trainer, steps, name):
 
 data = Data("digits", torch.from_numpy(pixels[train]).reshape(-1, 1, 8, 8), torch.from_numpy(labels[train]))
 common = {"seed": arguments.seed, "activation": arguments.activation}
-# A large step or a weak penalty lets the discriminator win: the generator then saturates to black.
-config = Config("gan", steps=arguments.steps, batch=64, lr=1e-3, gamma=2.0, augment=arguments.augment, **common)
+config = Config("gan", steps=arguments.steps, augment=arguments.augment, **common)
 made, gan = {}, GanTrainer(config, data, torch.device("cpu"))
 made["GAN"] = fit(gan, arguments.steps, "GAN")
 if arguments.diffusion_steps:

@@ -1,5 +1,6 @@
 """The README's Python runs, its commands parse, and the examples do their work, small."""
 
+import importlib
 import json
 import re
 import shlex
@@ -25,6 +26,8 @@ EXAMPLES = {
     "creative_fold.py": ["--quick"],
     "dcgan_digits.py": ["--quick"],
     "stacked_digits.py": ["--quick"],
+    "ring.py": ["--quick"],
+    "grid.py": ["--quick", "--recipes", "unrolled", "recommended", "--seeds", "0", "1", "--jobs", "2"],
     "train_diffusion.py": ["--steps", "3", "--batch", "16"],
     "train_gan.py": ["--steps", "3", "--batch", "16"],
     "langevin.py": ["--quick"],
@@ -62,8 +65,10 @@ def test_readme_examples_are_short():
 def test_readme_commands_parse():
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("pyfold ")]
     assert len(lines) >= 4
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    lines += re.findall(r"^pyfold (?:train|sample) .*$", pages, re.MULTILINE)
     for line in lines:
-        cli._parser().parse_args(shlex.split(line)[1:])
+        cli._parser().parse_args(shlex.split(line, comments=True)[1:])
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -125,7 +130,27 @@ def check_precision(text, out):
         assert max(by_kind["float32 state and model"]) < 1e-6
 
 
+def check_modes(text, out):
+    """The table is that of the file; real data are at the ceiling, and a few steps of training are not."""
+    report = json.loads(out.with_suffix(".json").read_text())
+    of = {"ring": 8, "grid": 25}[report["data"]]
+    columns, rows = table(text)
+    assert [row[0] for row in rows] == [*report["recipes"], "real data"]
+    assert report["real"]["modes"] == of and abs(report["real"]["high_quality"] - 0.98889) < 0.003
+    for row, recipe in zip(rows, report["recipes"].values(), strict=False):
+        assert row[1] == f"{', '.join(str(run['modes']) for run in recipe['runs'])} of {of}"
+        quality = np.mean([run["high_quality"] for run in recipe["runs"]])
+        assert row[2].startswith(f"{quality:.3f} ") and 0 <= quality < 0.2
+        assert all(run["curve"][-1]["step"] == recipe["config"]["steps"] for run in recipe["runs"])
+    configs = {name: recipe["config"] for name, recipe in report["recipes"].items()}
+    assert configs["unrolled"]["dynamics"] == "unrolled" and configs["recommended"]["loss"] == "relativistic"
+    with Image.open(out.with_suffix(".gif")) as animation:
+        assert animation.n_frames >= 4
+
+
 CHECKS = {
+    "ring.py": check_modes,
+    "grid.py": check_modes,
     "saddle.py": check_saddle,
     "langevin.py": check_langevin,
     "sampler_orders.py": check_orders,
@@ -143,6 +168,19 @@ def test_example(name, tmp_path):
     assert min(Image.open(out).size) > 100
     if name in CHECKS:
         CHECKS[name](result.stdout, out)
+
+
+def test_runs_that_are_kept_are_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    ring = importlib.import_module("ring")
+    first = ring.run("ring", "R1 + R2", 0, 4, 4, tmp_path)
+    other = ring.run("ring", "R1 + R2", 1, 4, 4, tmp_path)
+    assert first[0]["modes"] >= 0 and not np.array_equal(first[2], other[2])
+    monkeypatch.setattr(ring, "train", None)
+    again = ring.run("ring", "R1 + R2", 0, 4, 4, tmp_path)
+    assert again[0] == first[0] and np.array_equal(again[1], first[1]) and np.array_equal(again[2], first[2])
+    with pytest.raises(TypeError):  # other settings: it has to train
+        ring.run("ring", "R1 + R2", 0, 5, 4, tmp_path)
 
 
 @pytest.mark.parametrize("scene", ["sponge", "kaleidoscope"])

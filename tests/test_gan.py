@@ -259,6 +259,42 @@ def test_one_centred_penalty_compiles_whole():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda d, real, fake: gan.wgan_gp_penalty(d, real, fake, 3.0),
+        lambda d, real, fake: gan.zero_centred_penalty(d, real, fake, 3.0),
+        lambda d, real, fake: gan.dragan_penalty(d, real, 3.0),
+        lambda d, real, fake: gan.functional_penalty(d, real, 3.0) + gan.functional_penalty(d, fake, 2.0),
+    ],
+    ids=["wgan_gp", "zero_centred", "dragan", "r1 and r2"],
+)
+def test_every_penalty_by_name_compiles_whole(penalty):
+    """The same points and the same gradient in every weight, as one graph."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(5, 8), pyfold.nn.Fold("maxmin"), nn.Linear(8, 8), pyfold.nn.Fold("abs"), nn.Linear(8, 1))
+    weights = [p for name, p in critic.named_parameters() if name.endswith("weight")]
+    real, fake = torch.randn(2, 6, 5)
+    function = lambda real, fake: penalty(lambda x: torch.tanh(critic(x)), real, fake)  # noqa: E731
+    results = []
+    for form in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        results.append(torch.autograd.grad(form(real, fake), weights))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_lazy_penalties_pull_as_much_as_paid_every_step():
+    """Over one interval, what plain descent loses to the lazy penalty is the sum of what it loses paying every step."""
+    lazy = gan.LazyPenalty(4)
+    w = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 2, dtype=torch.float64).requires_grad_()
+    pull = lambda: torch.autograd.grad(gan.r1_penalty(x @ w, x, 0.5), w)[0]  # noqa: E731
+    paid = sum(lazy.scaled(pull()) for step in range(8) if lazy.due(step))
+    torch.testing.assert_close(paid, 8 * pull())
+
+
 def test_lazy_penalty():
     lazy = gan.LazyPenalty(16)
     assert [step for step in range(40) if lazy.due(step)] == [0, 16, 32]

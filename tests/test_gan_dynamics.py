@@ -1,5 +1,6 @@
 """Dynamics of games whose motion is known exactly: V(x, y) = x y, and the Dirac-GAN."""
 
+import copy
 import math
 
 import numpy as np
@@ -269,6 +270,49 @@ def test_optimistic_keeps_copies():
     plain = path(50, Optimistic, 0.1)
     reused = path(50, Optimistic, 0.1, loss=lambda x, y: Reusing.apply(x) * y)
     np.testing.assert_array_equal(plain, reused)
+
+
+def settings(name):
+    return {"steps": (2, 1), "momentum": MOMENTUM} if name == "alternating" else SETTINGS.get(name, {})
+
+
+@pytest.mark.parametrize("name", gan.DYNAMICS)
+def test_losses_one_by_one_are_the_losses_at_once(name):
+    ends = []
+    for one_by_one in (False, True):
+        dynamic, x, y = players(gan.DYNAMICS[name], 0.1, **settings(name))
+        together, calls = dynamic.losses, [0, 0]
+        if one_by_one:
+
+            def only(player, together=together, calls=calls):
+                calls[player] += 1
+                return together()[player]
+
+            dynamic.losses = [lambda: only(0), lambda: only(1)]
+        for _ in range(5):
+            values = dynamic.step()
+        assert len(values) == 2 and not any(value.requires_grad for value in values)
+        ends.append((x.item(), y.item()))
+    assert ends[0] == ends[1]
+    if name == "alternating":
+        assert calls == [10, 5]  # nobody's loss but that of who moves
+
+
+@pytest.mark.parametrize("name", gan.DYNAMICS)
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD])
+def test_the_optimizers_hold_all_that_a_dynamic_remembers(name, optimizer):
+    """Another dynamic with the parameters and the optimizers' states of the first goes on as the first does."""
+    make = lambda: players(gan.DYNAMICS[name], 0.1, optimizer=optimizer, **settings(name))  # noqa: E731
+    first, second = make(), make()
+    for _ in range(3):
+        first[0].step()
+    for a, b in zip(first[1:], second[1:], strict=True):
+        b.data.copy_(a.data)
+    for a, b in zip(first[0].optimizers, second[0].optimizers, strict=True):
+        b.load_state_dict(copy.deepcopy(a.state_dict()))
+    for _ in range(3):
+        first[0].step(), second[0].step()
+    assert [p.item() for p in first[1:]] == [p.item() for p in second[1:]]
 
 
 def test_eigenvalues_by_iteration_equal_the_dense_ones():

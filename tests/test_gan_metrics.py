@@ -31,6 +31,31 @@ def test_frechet_of_two_gaussians():
     assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
+def test_frechet_where_covariances_do_not_commute():
+    """Against scipy's root of a matrix, and the closed form of Gaussians in the plane, tr (C1 C2)^(1/2) =
+    sqrt(tr C1 C2 + 2 sqrt(det C1 C2))."""
+    linalg = pytest.importorskip("scipy.linalg")
+    for dims in (2, 6):
+        a, b = rng.standard_normal((2, dims, dims))
+        first, second = a @ a.T + np.diag(np.arange(1.0, dims + 1)), b @ b.T + np.ones((dims, dims)) + 0.1 * np.eye(dims)
+        shift = rng.standard_normal(dims)
+        value = metrics.frechet_distance(moments(np.zeros(dims), first), moments(shift, second))
+        cross = np.trace(linalg.sqrtm(first @ second).real)
+        if dims == 2:
+            product = first @ second
+            assert cross == pytest.approx(np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product))), rel=1e-8)
+        assert value == pytest.approx(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross, rel=1e-8)
+        assert np.linalg.norm(first @ second - second @ first) > 0.5
+
+
+def test_kernel_distance_by_another_library():
+    """scikit-learn's polynomial kernel, whose diagonals are left out within a set."""
+    kernel = pytest.importorskip("sklearn.metrics.pairwise").polynomial_kernel
+    x, y = rng.standard_normal((50, 7)), rng.standard_normal((40, 7)) + 0.3
+    within = sum((kernel(z).sum() - np.trace(kernel(z))) / (len(z) * (len(z) - 1)) for z in (x, y))
+    assert metrics.kernel_distance(x, y) == pytest.approx(within - 2 * kernel(x, y).mean(), rel=1e-10)
+
+
 def test_kernel_distance_of_points():
     """k(x, y) = (xy + 1)^3 in one dimension; E k over a standard normal pair and a shifted one is a polynomial."""
     x, y = np.array([[0.0], [1.0], [2.0]]), np.array([[1.0], [3.0]])

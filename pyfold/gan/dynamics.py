@@ -7,6 +7,10 @@ those of ``optimizers[i]``. A dynamic decides at which point and with which grad
     for batch in batches:
         values = dynamic.step()
 
+Where the players share little, one function for each, ``[discriminator_loss, generator_loss]``, saves work: a dynamic calls
+those whose gradient it takes. What a dynamic remembers between steps lies in its optimizers' state, so a checkpoint of the
+optimizers is one of the game.
+
 On ``V(x, y) = x y`` with plain gradient descent of step g, the distance to the equilibrium is multiplied by (exact values,
 tested): simultaneous sqrt(1 + g^2); extragradient sqrt(1 - g^2 + g^4); proximal 1 / sqrt(1 + g^2); consensus and symplectic
 sqrt((1 - g a)^2 + g^2); optimistic the larger root of l^2 - (1 - 2ig) l - ig, below one where g < 1/sqrt(3); unrolled by k
@@ -25,7 +29,7 @@ from typing import Any
 
 import torch
 
-Losses = Callable[[], Sequence[torch.Tensor]]
+Losses = Callable[[], Sequence[torch.Tensor]] | Sequence[Callable[[], torch.Tensor]]
 
 
 class Dynamic:
@@ -33,31 +37,49 @@ class Dynamic:
 
     Args:
         optimizers: one for each player, any of ``torch.optim``.
-        losses: returns each player's loss, a scalar with a graph, in the order of the optimizers. It is called as often as
-            the dynamic needs gradients, and must see the same batch within one step.
+        losses: returns each player's loss, a scalar with a graph, in the order of the optimizers; or a function for each
+            player. Called as often as the dynamic needs gradients, it must see the same batch within one step.
+
+    Attributes:
+        combine: called with each player's gradient before it is used, to average it over processes in place; by default None.
+            For the dynamics that are not ``mixed``.
+        mixed: whether it differentiates one player's gradient by another's parameters, so that each loss needs a graph to all.
     """
+
+    mixed = False
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], losses: Losses):
         if len(optimizers) < 2:
             raise ValueError(f"optimizers must hold one for each of at least two players, got {len(optimizers)}")
         self.optimizers, self.losses = list(optimizers), losses
         self.parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+        self.combine: Callable[[Sequence[torch.Tensor]], None] | None = None
 
     def step(self) -> list[torch.Tensor]:
-        """Moves the players; returns the losses where the step began, detached."""
+        """Moves the players; returns each one's loss, detached: where the step began, or with a function for each player where
+        its gradient was first taken."""
         raise NotImplementedError
 
-    def _gradients(self, players: Sequence[int] | None = None, graph: bool = False) -> tuple[list, list[torch.Tensor]]:
-        """Each player's gradient of its own loss, [player][parameter], and the losses, detached."""
-        losses = self.losses()
+    def _evaluate(self, players: Sequence[int]) -> list[Any]:
+        """The losses of at least these players; None for others that were not evaluated."""
+        one_by_one = not callable(self.losses)
+        losses = self.losses if one_by_one else self.losses()
         if len(losses) != len(self.optimizers):
-            raise ValueError(f"losses() must return {len(self.optimizers)} losses, one for each player, got {len(losses)}")
+            raise ValueError(f"losses must give {len(self.optimizers)} losses, one for each player, got {len(losses)}")
+        return [loss() if i in players else None for i, loss in enumerate(losses)] if one_by_one else list(losses)
+
+    def _gradients(self, players: Sequence[int] | None = None, graph: bool = False) -> tuple[list, list[Any]]:
+        """Each player's gradient of its own loss, [player][parameter], and the losses, detached."""
+        players = range(len(self.optimizers)) if players is None else players
+        losses = self._evaluate(players)
         gradients: list[Any] = [None] * len(losses)
-        for i in range(len(losses)) if players is None else players:
+        for i in players:
             gradients[i] = torch.autograd.grad(
                 losses[i], self.parameters[i], create_graph=graph, retain_graph=True, materialize_grads=True
             )
-        return gradients, [loss.detach() for loss in losses]
+            if self.combine and not graph:
+                self.combine(gradients[i])
+        return gradients, [None if loss is None else loss.detach() for loss in losses]
 
     def _move(self, player: int, gradient: Sequence[torch.Tensor]) -> None:
         for parameter, value in zip(self.parameters[player], gradient, strict=True):
@@ -112,22 +134,20 @@ class Alternating(Dynamic):
         if not -1 < momentum < 1:
             raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
         self.momentum = momentum
-        self._before = self._place() if momentum else None
 
     def step(self) -> list[torch.Tensor]:
-        first = None
+        first: list[Any] = [None] * len(self.optimizers)
         for player, count in enumerate(self.steps):
             for _ in range(count):
                 gradients, losses = self._gradients([player])
-                first = losses if first is None else first
-                here = [p.detach().clone() for p in self.parameters[player]] if self._before else None
+                first = [b if a is None else a for a, b in zip(first, losses, strict=True)]
+                here = [p.detach().clone() for p in self.parameters[player]] if self.momentum else []
                 self._move(player, gradients[player])
-                if self._before and here:
+                state = self.optimizers[player].state
+                for parameter, now in zip(self.parameters[player], here, strict=bool(here)):
                     with torch.no_grad():
-                        for parameter, now, before in zip(self.parameters[player], here, self._before[player], strict=True):
-                            parameter.add_(now - before, alpha=self.momentum)
-                    self._before[player] = here
-        assert first is not None
+                        parameter.add_(now - state[parameter].get("place_before", now), alpha=self.momentum)
+                    state[parameter]["place_before"] = now
         return first
 
 
@@ -183,24 +203,24 @@ class Optimistic(Dynamic):
     """``2 g_t - g_{t-1}`` in place of the gradient: extragradient with the gradient of the step before, at one evaluation a
     step (Popov 1980; Daskalakis et al. 2018, eq. 6). The first step is a plain one."""
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], losses: Losses):
-        super().__init__(optimizers, losses)
-        self._previous: list[list[torch.Tensor]] | None = None
-
     def step(self) -> list[torch.Tensor]:
         gradients, losses = self._gradients()
-        # Copies: an optimizer may write into what it is given.
+        # Copies: what made a gradient may write over it.
         present = [[g.detach().clone() for g in gradient] for gradient in gradients]
-        previous = self._previous or present
-        self._move_all(
-            [[2 * g - before for g, before in zip(a, b, strict=True)] for a, b in zip(gradients, previous, strict=True)]
-        )
-        self._previous = present
+        for player, (optimizer, parameters) in enumerate(zip(self.optimizers, self.parameters, strict=True)):
+            state = optimizer.state
+            # Not state[p], which would make an entry, and an optimizer sets up its own only where there is none.
+            before = [state.get(p, {}).get("gradient_before", g) for p, g in zip(parameters, gradients[player], strict=True)]
+            self._move(player, [2 * g - b for g, b in zip(gradients[player], before, strict=True)])
+            for parameter, gradient in zip(parameters, present[player], strict=True):
+                state[parameter]["gradient_before"] = gradient
         return losses
 
 
 class _Adjusted(Dynamic):
     """The gradient plus ``strength`` times something made from it and the game's Jacobian J."""
+
+    mixed = True
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], losses: Losses, *, strength: float):
         super().__init__(optimizers, losses)
@@ -253,6 +273,8 @@ class Unrolled(Dynamic):
         leader: who looks ahead; by default the last player, in the order of discriminator, generator.
     """
 
+    mixed = True
+
     def __init__(
         self,
         optimizers: Sequence[torch.optim.Optimizer],
@@ -287,7 +309,9 @@ class Unrolled(Dynamic):
                 ahead, _ = self._gradients(self.followers)
         own = self.parameters[self.leader]
         others = [p for player in self.followers for p in self.parameters[player]]
-        total = torch.autograd.grad(self.losses()[self.leader], [*own, *others], materialize_grads=True)
+        loss = self._evaluate([self.leader])[self.leader]
+        first[self.leader] = loss.detach() if first[self.leader] is None else first[self.leader]
+        total = torch.autograd.grad(loss, [*own, *others], materialize_grads=True)
         for place in reversed(path):
             self._return_to(place)
             ahead, _ = self._gradients(self.followers, graph=True)

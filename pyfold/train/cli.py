@@ -28,8 +28,16 @@ HELP = {
     "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS (diffusion)",
     "sampler_steps": "steps of the sampler (diffusion)",
     "latent": "size of the latent code (gan)",
-    "loss": "non_saturating or relativistic (gan)",
+    "loss": "relativistic, non_saturating, hinge, or another of pyfold.gan.LOSSES (gan)",
     "gamma": "weight of the R1 and R2 penalties (gan)",
+    "gamma_end": "what gamma falls to, geometrically, before the step size cools down; a given gamma stays (gan)",
+    "cooldown": "last part of the run, in which the step size falls to 0 (gan)",
+    "generator_activation": "activation of the generator where it is another (gan)",
+    "dynamics": "how the players move: alternating, simultaneous, extragradient, optimistic, proximal, consensus, symplectic, "
+    "unrolled (gan)",
+    "dynamics_steps": "moves looked ahead (unrolled), gradients taken in each step (proximal) (gan)",
+    "dynamics_rate": "step size of the moves looked ahead (unrolled) (gan)",
+    "dynamics_strength": "of the adjustment (consensus, symplectic) (gan)",
     "network": "for images: dcgan, or resnet, whose width is a multiple of 8 (gan)",
     "pack": "samples that the discriminator judges as one (gan)",
     "augment": "none, fixed (DiffAugment) or adaptive (ADA): images that the discriminator sees (gan)",
@@ -38,8 +46,19 @@ HELP = {
 
 _ONLY = {
     "diffusion": {"schedule", "prediction", "sampler", "sampler_steps"},
-    "gan": {"latent", "loss", "gamma", "network", "pack", "augment", "policy"},
-}
+    "gan": {
+        "latent", "loss", "gamma", "gamma_end", "cooldown", "generator_activation", "dynamics", "dynamics_steps",
+        "dynamics_rate", "dynamics_strength", "network", "pack", "augment", "policy",
+    },
+}  # fmt: skip
+
+
+def _default(kind: str, name: str) -> str:
+    from pyfold.train.config import Config
+
+    values = (getattr(Config(kind, data=data), name) for data in ("digits", "ring"))
+    images, points = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+    return images if points == images or name == "data" else f"{images}; for points {points}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         for option in dataclasses.fields(Config):
             if option.name == "model" or option.name in other:
                 continue
-            text = f"{HELP[option.name]} (default: {option.default})"
+            text = f"{HELP[option.name]} (default: {_default(kind, option.name)})"
             command.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 dest=option.name,
-                type=type(option.default),
+                type=option.metadata.get("type", type(option.default)),
                 default=argparse.SUPPRESS,
                 metavar=option.name.upper(),
                 help=text,

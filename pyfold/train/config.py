@@ -10,26 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from pyfold.diffusion import SAMPLERS, SCHEDULES, Plan
-from pyfold.gan import LOSSES
+from pyfold.gan import DYNAMICS, LOSSES
 from pyfold.gan.augment import POLICIES
 from pyfold.models import ACTIVATIONS
 from pyfold.ops import TARGETS
+from pyfold.train.data import POINTS
 from pyfold.train.files import write_text
+
+#: Settings whose best value depends on what is trained; a field that is None takes its value here.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "diffusion": {"lr": 2e-3, "batch": 128, "ema": 0.995},
+    # With a larger step or a weaker penalty the discriminator wins, and the generator saturates.
+    "gan of images": {"lr": 1e-3, "batch": 64, "ema": 0.995, "latent": 32, "gamma": 2.0, "cooldown": 1 / 3},
+    # A narrow Gaussian wants a discriminator that may become steep, once all of them are found.
+    "gan of points": {
+        "lr": 2e-3, "batch": 256, "ema": 0.998, "latent": 4, "gamma": 0.03, "gamma_end": 0.003, "cooldown": 0.6,
+        "generator_activation": "relu",
+    },
+}  # fmt: skip
+
+
+def _tuned(kind: type) -> Any:
+    """A field whose default is in DEFAULTS."""
+    return dataclasses.field(default=None, metadata={"type": kind})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run; every field is an option of the command line."""
+    """Settings of a run; every field is an option of the command line. Those of None become what ``DEFAULTS`` says."""
 
     model: str
     data: str = "digits"
     steps: int = 3000
-    batch: int = 128
-    lr: float = 2e-3
+    batch: int = _tuned(int)
+    lr: float = _tuned(float)
     seed: int = 0
     width: int = 32
     activation: str = "maxmin"
-    ema: float = 0.995
+    ema: float = _tuned(float)
     size: int = 32
     broken: str = "refuse"
     save_every: int = 500
@@ -42,18 +60,39 @@ class Config:
     sampler: str = "ddim"
     sampler_steps: int = 50
     # gan
-    latent: int = 32
+    latent: int = _tuned(int)
     loss: str = "relativistic"
-    gamma: float = 1.0
+    gamma: float = _tuned(float)
+    gamma_end: float = _tuned(float)
+    cooldown: float = _tuned(float)
+    generator_activation: str = _tuned(str)
+    dynamics: str = "alternating"
+    dynamics_steps: int = 5
+    dynamics_rate: float = 0.1
+    dynamics_strength: float = 0.1
     network: str = "dcgan"
     pack: int = 1
     augment: str = "none"
     policy: str = "color,translation,cutout"
 
+    @property
+    def kind(self) -> str:
+        """The key of DEFAULTS."""
+        return "diffusion" if self.model == "diffusion" else f"gan of {'points' if self.data in POINTS else 'images'}"
+
     def __post_init__(self) -> None:
+        if self.model not in ("diffusion", "gan"):
+            raise ValueError(f"model must be one of diffusion, gan, got {self.model!r}")
+        tuned = {**DEFAULTS["gan of images"], "generator_activation": self.activation, **DEFAULTS[self.kind]}
+        if self.gamma is not None or "gamma_end" not in tuned:
+            tuned["gamma_end"] = tuned["gamma"] if self.gamma is None else self.gamma
+        for name, value in tuned.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         choices = {
-            "model": ("diffusion", "gan"),
             "activation": ACTIVATIONS,
+            "generator_activation": ACTIVATIONS,
+            "dynamics": tuple(DYNAMICS),
             "schedule": tuple(SCHEDULES),
             "prediction": tuple(TARGETS),
             "sampler": tuple(SAMPLERS),
@@ -66,12 +105,30 @@ class Config:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("steps", "batch", "width", "size", "save_every", "log_every", "sampler_steps", "latent", "pack"):
+        counts = (
+            "steps",
+            "batch",
+            "width",
+            "size",
+            "save_every",
+            "log_every",
+            "sampler_steps",
+            "latent",
+            "pack",
+            "dynamics_steps",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "gamma"):
+        for name in ("lr", "gamma", "gamma_end", "dynamics_strength"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
+        if (self.gamma == 0) != (self.gamma_end == 0):
+            raise ValueError(f"gamma_end must be 0 where gamma is, and positive elsewhere, got {self.gamma_end}")
+        if not 0 < self.dynamics_rate < float("inf"):
+            raise ValueError(f"dynamics_rate must be positive, got {self.dynamics_rate}")
+        if not 0 < self.cooldown <= 1:
+            raise ValueError(f"cooldown must be in (0, 1], got {self.cooldown}")
         if self.metrics_every < 0:
             raise ValueError(f"metrics_every must be at least 0 (never), got {self.metrics_every}")
         if self.batch % self.pack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass
@@ -12,8 +13,14 @@ import torch
 
 from pyfold._requirements import need
 
-NAMED = ("digits", "mnist", "ring", "grid")
+POINTS = ("ring", "grid")
+NAMED = ("digits", "mnist", *POINTS)
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Data:
         first = step * size
         rows = []
         for epoch in range(first // count, (first + size - 1) // count + 1):
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+            order = _order(count, seed, epoch)
             begin, end = max(first - epoch * count, 0), min(first + size - epoch * count, count)
             rows.append(order[begin:end])
         return self.samples[torch.cat(rows)]
@@ -73,8 +80,8 @@ def ring(modes: int = 8, std: float = 0.01) -> Data:
     return _gaussians("ring", torch.stack([angles.cos(), angles.sin()], 1), std)
 
 
-def grid(side: int = 5, std: float = 0.025) -> Data:
-    """Gaussians on a square grid of points from -1 to 1."""
+def grid(side: int = 5, std: float = 0.0125) -> Data:
+    """Gaussians on a square grid of points from -1 to 1; the usual one of spacing 2 and deviation 0.05, scaled to fit."""
     line = torch.linspace(-1, 1, side)
     return _gaussians("grid", torch.cartesian_prod(line, line), std)
 

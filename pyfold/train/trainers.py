@@ -13,7 +13,7 @@ from torch import nn
 
 import pyfold
 from pyfold.diffusion import SCHEDULES, TrainingLoss, sample
-from pyfold.gan import LOSSES, r1_penalty, r2_penalty
+from pyfold.gan import DYNAMICS, LOSSES, r1_penalty
 from pyfold.gan.augment import Augment, pack
 from pyfold.models import (
     MLP,
@@ -64,6 +64,15 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
         mean.copy_(value)
 
 
+def _dynamic_options(config: Config) -> dict[str, float]:
+    return {
+        "unrolled": {"steps": config.dynamics_steps, "rate": config.dynamics_rate},
+        "proximal": {"iterations": config.dynamics_steps},
+        "consensus": {"strength": config.dynamics_strength},
+        "symplectic": {"strength": config.dynamics_strength},
+    }.get(config.dynamics, {})
+
+
 class DiffusionTrainer:
     """A denoiser trained on the loss that makes its noise again (``pyfold.diffusion.TrainingLoss``)."""
 
@@ -110,7 +119,8 @@ class DiffusionTrainer:
 
 
 class GanTrainer:
-    """A generator against a discriminator, one step of each, with R1 and R2 (Mescheder et al. 2018; Huang et al. 2024)."""
+    """A generator against a discriminator under one of the dynamics of ``pyfold.gan``, with R1 and R2 (Mescheder et al. 2018;
+    Huang et al. 2024)."""
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
@@ -121,12 +131,12 @@ class GanTrainer:
         if data.is_image:
             networks = {"dcgan": (Generator, Discriminator), "resnet": (ResNetGenerator, ResNetDiscriminator)}
             make_generator, make_discriminator = networks[config.network]
-            generator = make_generator(shape[0], shape[1], config.latent, config.width, config.activation)
+            generator = make_generator(shape[0], shape[1], config.latent, config.width, config.generator_activation)
             discriminator = make_discriminator(seen, shape[1], config.width, config.activation)
         else:
             if config.augment != "none":
                 raise ValueError(f"augment must be none for points, got {config.augment!r}")
-            generator = MLP(config.latent, shape[0], 4 * config.width, activation=config.activation)
+            generator = MLP(config.latent, shape[0], 4 * config.width, activation=config.generator_activation)
             discriminator = MLPCritic(seen, 4 * config.width, activation=config.activation)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -136,6 +146,17 @@ class GanTrainer:
             "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas),
             "discriminator": torch.optim.Adam(self.discriminator.parameters(), config.lr, betas=betas),
         }
+        self.dynamic = DYNAMICS[config.dynamics](
+            [self.optimizers["discriminator"], self.optimizers["generator"]],
+            [self._discriminator_loss, self._generator_loss],
+            **_dynamic_options(config),
+        )
+        if parallel.count() > 1:
+            if self.dynamic.mixed:
+                raise ValueError(
+                    f"dynamics must not be {config.dynamics} with several processes: it takes one batch as a whole"
+                )
+            self.dynamic.combine = parallel.average
         self.modules = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.average}
         self.augment = None
         if config.augment != "none":
@@ -151,50 +172,50 @@ class GanTrainer:
             samples = self.augment(samples, step_seeds(self.config, step, self.device), draw)
         return pack(samples, self.config.pack)
 
-    def step(self, step: int) -> dict[str, torch.Tensor]:
-        gamma = self.config.gamma
-        rows = _rows(self.data, self.config, step, self.device)
-        z = self.latents(step_seeds(self.config, step, self.device))
-        autocast = _autocast(self.config, self.device)
-
+    def _discriminator_loss(self) -> torch.Tensor:
         # The penalties bound the gradient at the discriminator's own inputs.
-        with autocast:
-            with torch.no_grad():
-                fake = self._seen(self.generator(z).float(), step, 1)
-            real = self._seen(rows, step, 0).requires_grad_()
-            fake.requires_grad_()
-            real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake).float()
-        d_loss = self.d_loss(real_logits, fake_logits)
-        penalty = r1_penalty(real_logits, real, gamma) + r2_penalty(fake_logits, fake, gamma)
-        self._update("discriminator", self.discriminator, d_loss + penalty, step)
+        with _autocast(self.config, self.device):
+            with torch.set_grad_enabled(self.dynamic.mixed):
+                fake = self._seen(self.generator(self._latents).float(), self._step, 1)
+            both = torch.cat([self._seen(self._real, self._step, 0), fake]).requires_grad_()
+            logits = self.discriminator(both).float()
+        real_logits, fake_logits = logits.chunk(2)
+        loss = self.d_loss(real_logits, fake_logits)
+        # R1 and R2: the mean over both halves is half the sum of their means.
+        penalty = r1_penalty(logits, both, 2 * self._gamma) if self._gamma else logits.new_zeros(())
+        margin = real_logits - fake_logits if self.config.loss == "relativistic" else real_logits
+        if not self._seen_first:  # a dynamic may look again, elsewhere
+            self._seen_first = {"penalty": penalty.detach(), "sign": margin.detach().sign().mean()}
+        return loss + penalty
 
-        self.discriminator.requires_grad_(False)
-        with autocast:
-            with torch.no_grad():
-                real_logits = self.discriminator(self._seen(rows, step, 2)).float()
-            fake_logits = self.discriminator(self._seen(self.generator(z).float(), step, 3)).float()
-        g_loss = self.g_loss(fake_logits, real_logits)
-        self._update("generator", self.generator, g_loss, step)
-        self.discriminator.requires_grad_(True)
-        update_average(self.average, self.generator, self.config.ema, step)
+    def _generator_loss(self) -> torch.Tensor:
+        with _autocast(self.config, self.device):
+            with torch.set_grad_enabled(self.dynamic.mixed):
+                real_logits = self.discriminator(self._seen(self._real, self._step, 2)).float()
+            fake = self._seen(self.generator(self._latents).float(), self._step, 3)
+            return self.g_loss(self.discriminator(fake).float(), real_logits)
 
-        scalars = {"loss_d": d_loss.detach(), "loss_g": g_loss.detach(), "penalty": penalty.detach()}
+    def step(self, step: int) -> dict[str, torch.Tensor]:
+        config = self.config
+        # The last part of the run cools down: the game orbits at a fixed rate, and settles at a falling one.
+        progress = step / config.steps
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = config.lr * min(1.0, (1 - progress) / config.cooldown)
+        fallen = min(1.0, progress / (1 - config.cooldown)) if config.cooldown < 1 else 1.0
+        self._gamma = config.gamma * (config.gamma_end / config.gamma) ** fallen if config.gamma else 0.0
+        self._step, self._real = step, _rows(self.data, config, step, self.device)
+        self._latents = self.latents(step_seeds(config, step, self.device))
+
+        self._seen_first: dict[str, torch.Tensor] = {}
+        d_loss, g_loss = self.dynamic.step()
+        update_average(self.average, self.generator, config.ema, step)
+        penalty, sign = self._seen_first["penalty"], self._seen_first["sign"]
+        scalars = {"loss_d": d_loss - penalty, "loss_g": g_loss, "penalty": penalty}
         if self.augment is not None and self.augment.target is not None:
-            margin = real_logits - fake_logits.detach() if self.config.loss == "relativistic" else real_logits
-            sign = margin.sign().mean()
             parallel.average([sign])
-            self.augment.update(sign, self.config.batch)
+            self.augment.update(sign, config.batch)
             scalars |= {"ada_sign": sign, "ada_p": self.augment.p.clone()}
         return scalars
-
-    def _update(self, player: str, network: nn.Module, loss: torch.Tensor, step: int) -> None:
-        optimizer = self.optimizers[player]
-        optimizer.zero_grad()
-        loss.backward()
-        parallel.average_gradients(network)
-        # The last third of the run cools down: the game orbits at a fixed rate, and settles at a falling one.
-        optimizer.param_groups[0]["lr"] = self.config.lr * min(1.0, 3 * (1 - step / self.config.steps))
-        optimizer.step()
 
     @torch.no_grad()
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
