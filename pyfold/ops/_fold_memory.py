@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyfold.ops.diffusion import _accumulation
+from pyfold.ops._tensors import _accumulation
 
 
 def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from pyfold.ops._autograd import Differentiable, functorch_active
 from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_order_of, split_batch, unbatched
-from pyfold.ops.diffusion import _accumulation
+from pyfold.ops._tensors import _accumulation
 
 #: Values folded together.
 COMPONENTS = {"abs": 1, "maxmin": 2, "householder": 2}

@@ -11,7 +11,7 @@ import torch
 from pyfold.ops._autograd import Differentiable
 from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_order_of, split_batch, unbatched
 from pyfold.ops._fold_program import Code
-from pyfold.ops.diffusion import _accumulation
+from pyfold.ops._tensors import _accumulation
 
 
 def _resized(x: torch.Tensor, dim: int, channels: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pyfold.ops._autograd import compiling_a_transform, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_program import Program
-from pyfold.ops.diffusion import _accumulation, _normal
+from pyfold.ops._tensors import _accumulation, _normal
 from pyfold.ops.fold_kinds import FOLDS, REQUIRED, FoldKind
 
 PAIRINGS = ("adjacent", "halves")

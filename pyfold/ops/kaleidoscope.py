@@ -12,7 +12,7 @@ from pyfold.ops._autograd import compiling_a_transform, functorch_active
 from pyfold.ops._checks import check_choice, check_finite, check_tensor
 from pyfold.ops._declare import Op, declare
 from pyfold.ops._fold_program import MAX_MATRIX_ROWS, Program
-from pyfold.ops.diffusion import _normal
+from pyfold.ops._tensors import _normal
 from pyfold.ops.fold import Call, check_call, fold, fold_reference, sequence_arguments, tie_distance
 from pyfold.ops.fold_kinds import FOLDS
 

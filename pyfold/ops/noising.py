@@ -22,7 +22,7 @@ from pyfold.ops._checks import (
     is_finite,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops.diffusion import _accumulation, _normal, _output_dtype, _per_sample, _rows
+from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows
 from pyfold.ops.noise import TRAINING_STREAM, randn
 
 #: Columns of a noising table; the kernels' own list.

@@ -23,7 +23,7 @@ from pyfold.ops._checks import (
     check_window,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops.diffusion import _accumulation, _normal, _output_dtype, _per_sample, _rows
+from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows
 from pyfold.ops.noise import SAMPLER_STREAM, randn
 
 #: Columns of a sampler's table; the kernels' own list.

@@ -1,4 +1,4 @@
-"""What noising and steps share."""
+"""What the families of ops share."""
 
 from __future__ import annotations
 
