@@ -15,7 +15,6 @@ than 2 % below is a gain that must be noted, or it could be lost again in silenc
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -164,36 +163,10 @@ def _bytes_kept(call: Callable[[], Any], arguments: Any) -> dict[str, int]:
     return {"kept": sum(kept.values()), "kept of its own": sum(n for at, n in kept.items() if at not in given)}
 
 
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """The profiler writes a line there whenever it starts or stops."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _allocations(phases: dict[str, Callable[[], Any]]) -> dict[str, list[int]]:
-    """The allocations that each phase makes, in bytes, as torch's allocator reports them."""
-    from torch.profiler import ProfilerActivity, profile, record_function
-
-    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for name, phase in phases.items():
-            with record_function(f"gate:{name}"):
-                phase()
-    events = profiler.profiler.kineto_results.events()
-    ranges = {e.name()[5:]: (e.start_ns(), e.end_ns()) for e in events if e.name().startswith("gate:")}
-    made = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.nbytes() > 0]
-    return {name: [n for at, n in made if begin <= at <= end] for name, (begin, end) in ranges.items()}
-
-
 def measure_op_memory(op: Any, variant: str) -> dict:
     import torch
+
+    from pyfold.bench.memory import allocations
 
     generator = torch.Generator().manual_seed(0)
     sample = op.sample(SHAPE, torch.float32, torch.device("cpu"), generator, **op.variants[variant])
@@ -222,7 +195,8 @@ def measure_op_memory(op: Any, variant: str) -> dict:
         backward()
         phases |= {"forward with gradient": forward, "backward": backward}
     measured = {}
-    for name, sizes in _allocations(phases).items():
+    for name, changes in allocations(phases).items():
+        sizes = [size for size in changes if size > 0]
         measured |= {f"{name}: allocations": len(sizes), f"{name}: bytes": sum(sizes)}
     if leaves:
         measured |= _bytes_kept(lambda: op.public(**sample), sample)
