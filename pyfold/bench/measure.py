@@ -19,8 +19,10 @@ from pyfold.ops import randn
 
 #: Forms that are measured beside the peers to say how near the machine's limits a row is.
 _TRIAD, _GENERATOR, _EMPTY = "triad", "generator", "empty"
-#: Normals of one call of the generator alone: enough that a call's overhead is little, few enough to stay in the caches.
-_GENERATED = (8, 65536)
+#: Normals of one call of the generator alone: enough that a call's overhead is little, few enough to stay in the caches. It is
+#: called a few times in a row, because the first call after something else also wakes the threads.
+_GENERATED, _CALLS = (8, 65536), 4
+_NORMALS = _CALLS * _GENERATED[0] * _GENERATED[1]
 #: A sample of the clock is at least this long; shorter calls are repeated within it.
 _SHORTEST = 2e-5
 
@@ -103,7 +105,7 @@ def _limits(case: Case, setting: Setting) -> dict[str, Form]:
         forms[_TRIAD] = lambda: torch.add(a, b, alpha=0.5, out=c)
     if case.normals:
         seeds, out = torch.arange(_GENERATED[0], device=setting.device), torch.empty(_GENERATED, device=setting.device)
-        forms[_GENERATOR] = lambda: randn(seeds, _GENERATED[1:], out=out)
+        forms[_GENERATOR] = lambda: [randn(seeds, _GENERATED[1:], out=out) for _ in range(_CALLS)]
     if case.overhead:
         forms[_EMPTY] = lambda: None
     return forms
@@ -134,7 +136,7 @@ def measure(row: Row, setting: Setting, budget: float = 0.5, case: Case | None =
         spread=(own[3 * len(own) // 4] - own[len(own) // 4]) / 2 / statistics.median(own),
         ratios={name: medians[name] / ours for name in forms if name != "pyfold"},
         bandwidth=medians[_TRIAD] / (12 * max(case.moved // 12, 1024)) * case.moved / ours if case.moved else None,
-        generator=medians[_GENERATOR] / (_GENERATED[0] * _GENERATED[1]) * case.normals / ours if case.normals else None,
+        generator=medians[_GENERATOR] / _NORMALS * case.normals / ours if case.normals else None,
         peak=peaks,
         floor=row.floor if gate and "eager" in medians else None,
     )
@@ -147,4 +149,4 @@ def machine_limits(device: torch.device) -> dict[str, float]:
     setting = Setting((1,), torch.float32, device, None, "large")  # type: ignore[arg-type]
     times = interleaved(_limits(case, setting), 0.5, device)
     triad, generator = (statistics.median(times[name]) for name in (_TRIAD, _GENERATOR))
-    return {"triad bytes per second": 12 * count / triad, "normals per second": _GENERATED[0] * _GENERATED[1] / generator}
+    return {"triad bytes per second": 12 * count / triad, "normals per second": _NORMALS / generator}
