@@ -118,5 +118,5 @@ def _sampling(s: Setting) -> Case:
         scheduler = s.peers.diffusers.DPMSolverMultistepScheduler()
         scheduler.set_timesteps(steps, device=s.device)
         theirs = denoise(_without_pyfold(ours))
-        forms["diffusers"] = lambda: diffusers_loop(scheduler, torch.randn(s.shape, device=s.device), theirs, {})()
+        forms["diffusers"] = diffusers_loop(scheduler, lambda: torch.randn(s.shape, device=s.device), theirs, {})
     return Case(forms, memory=True)

@@ -212,7 +212,7 @@ def _flow_step(s: Setting) -> Case:
     return Case(forms, moved=3 * x.numel() * x.element_size())
 
 
-@row("guided multistep, bfloat16 model", "steps", dtypes=(torch.float32,), floor=1.5)
+@row("guided multistep, bfloat16 model", "steps", dtypes=(torch.float32,), floor=0.6)
 def _guided_step(s: Setting) -> Case:
     """Guidance, a DPM-Solver++ 2M step on a float32 state, and the next model input in bfloat16: one pass of ours."""
     x, *models = s.tensors(3)

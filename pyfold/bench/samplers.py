@@ -60,16 +60,18 @@ SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str, dict[str, Any], dic
 }
 
 
-def diffusers_loop(scheduler: Any, x: torch.Tensor, model: Callable, asked: dict[str, Any], seeds=None) -> Form:
-    """A whole run. In between, the scheduler is put back to where set_timesteps left it, its tables kept."""
+def diffusers_loop(
+    scheduler: Any, start: Callable[[], torch.Tensor], model: Callable, asked: dict[str, Any], seeds: torch.Tensor | None = None
+) -> Form:
+    """A whole run from ``start()``. In between, the scheduler is put back to where set_timesteps left it, its tables kept."""
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True  # else it warns; scaling the input is no part of the step
-    start = dict(vars(scheduler))
+    fresh = dict(vars(scheduler))
 
     def run():
-        for name, value in start.items():
+        for name, value in fresh.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
-        state = x
+        state = start()
         if seeds is not None:
             scheduler.set_seeds(seeds)
         for t in scheduler.timesteps:
@@ -96,8 +98,8 @@ def _add_loop_row(name: str) -> None:
             theirs, adapted = (getattr(package, scheduler)(**options) for package in (s.peers.diffusers, adapters))
             for each in (theirs, adapted):
                 each.set_timesteps(STEPS, device=s.device)
-            forms["adapter"] = diffusers_loop(adapted, x, model, asked, seeds)
-            forms["diffusers"] = diffusers_loop(theirs, x, model, asked)
+            forms["adapter"] = diffusers_loop(adapted, lambda: x, model, asked, seeds)
+            forms["diffusers"] = diffusers_loop(theirs, lambda: x, model, asked)
         # A Brownian tree of torchsde's takes seconds for a loop at the larger size.
         if s.peers.k_diffusion and function and (s.level == "small" or not function.endswith("_sde")):
             sampler = getattr(s.peers.k_diffusion, function)
