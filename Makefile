@@ -4,14 +4,18 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := $(shell find csrc cmake build_backend -type f) CMakeLists.txt setup.py pyproject.toml
 RUNS ?= runs/demo
+# What 'make bench' writes; FULL=--full measures every size in every dtype.
+RESULTS ?= runs/bench.json
+FULL ?=
 
-.PHONY: help build demo test test-all lint format bench clean
+.PHONY: help build demo test test-all lint format bench gates gates-update clean
 
 help:
 	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
 	@echo "make test    the tests, but for the slow ones; 'make test-all' runs those too"
 	@echo "make lint    check style of Python and C++; 'make format' mends it"
-	@echo "make bench   the benchmark tables"
+	@echo "make bench   the benchmark tables, and RESULTS=$(RESULTS); FULL=--full for every size and dtype"
+	@echo "make gates   counts that say whether a kernel became slower; 'make gates-update' notes them anew"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
 
@@ -56,7 +60,13 @@ format: .venv/tools.stamp
 	$(BIN)/clang-format -i $$(find csrc -type f)
 
 bench: build
-	$(BIN)/python -m pytest benchmarks -q --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks -q --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --ratios-json $(RESULTS) $(FULL)
+
+gates: build
+	$(BIN)/python tools/gates.py
+
+gates-update: build
+	$(BIN)/python tools/gates.py --update
 
 clean:
 	rm -rf .venv build pyfold/_lib pyfold/_C*.so pyfold.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,91 +1,65 @@
-"""Ratios measured in one run: each row times its forms by turns and compares medians.
-
-Interleaving is what makes a ratio mean something on a noisy machine: a disturbance falls on all forms alike.
-"""
+"""The rows of ``pyfold.bench`` under pytest-benchmark, with the table at the end."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable
+import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-SIZES = {"1x4x64x64": (1, 4, 64, 64), "8x3x256x256": (8, 3, 256, 256), "16x3x512x512": (16, 3, 512, 512)}
-ROWS: list[dict] = []
+from pyfold import bench
+from pyfold.bench.measure import machine_limits
+
+RESULTS: list[bench.Measured] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--ratios-json", default=None, help="write the table of ratios to this file")
+    parser.addoption("--ratios-json", metavar="OUT", help="write the table of ratios to this file, as pyfold bench --json does")
+    parser.addoption("--full", action="store_true", help="every size in every dtype, torch.compile at every size")
+    parser.addoption("--budget", type=float, default=0.5, metavar="SECONDS", help="of measuring, for each row and size")
 
 
-def interleaved(forms: dict[str, Callable[[], object]], budget: float) -> dict[str, float]:
-    """Median seconds of each form, measured by turns until the budget is spent, at least seven turns."""
-    for form in forms.values():
-        form()
-        form()
-    times = {name: [] for name in forms}
-    end = time.perf_counter() + budget
-    while len(next(iter(times.values()))) < 7 or time.perf_counter() < end:
-        for name, form in forms.items():
-            begin = time.perf_counter()
-            form()
-            times[name].append(time.perf_counter() - begin)
-        if len(next(iter(times.values()))) > 2000:
-            break
-    return {name: statistics.median(values) for name, values in times.items()}
+def found_peers() -> bench.Peers:
+    peers = bench.Peers.found()
+    if peers.k_diffusion is None and importlib.util.find_spec("k_diffusion"):
+        # Its package imports what its samplers do not need.
+        peers.k_diffusion = importlib.import_module("k_diffusion_reference").sampling
+        peers.k_diffusion.torchsde = importlib.import_module("torchsde")
+    return peers
 
 
-@pytest.fixture
-def compare(benchmark):
-    """compare(row, size, {"pyfold": f, peer: g, ...}, moved=bytes): prints nothing, keeps the row, feeds pytest-benchmark."""
-
-    def run(row: str, size: str, forms: dict[str, Callable[[], object]], *, moved: int | None = None, budget: float = 1.5):
-        with torch.no_grad() if row.endswith("step") else torch.enable_grad():
-            if moved is not None:
-                count = max(moved // 12, 1024)
-                a, b, c = (torch.ones(count) for _ in range(3))
-                # Two reads and a write: the bandwidth that this size has, here and now.
-                forms = {**forms, "triad": lambda: torch.add(a, b, alpha=0.5, out=c)}
-            medians = interleaved(forms, budget)
-            benchmark.pedantic(forms["pyfold"], rounds=5, iterations=1, warmup_rounds=1)
-        ours = medians["pyfold"]
-        entry = {"row": row, "size": size, "ms": round(1000 * ours, 4)}
-        entry |= {f"vs {name}": round(value / ours, 2) for name, value in medians.items() if name not in ("pyfold", "triad")}
-        if moved is not None:
-            entry["bandwidth share"] = round(medians["triad"] / (12 * count) * moved / ours, 3)
-        benchmark.extra_info.update(entry)
-        ROWS.append(entry)
-        return entry
-
-    return run
-
-
-def table(rows: list[dict]) -> str:
-    columns = ["row", "size", "ms", *sorted({k for r in rows for k in r if k.startswith("vs ")}), "bandwidth share"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        lines.append("| " + " | ".join(str(row.get(c, "")) for c in columns) + " |")
-    return "\n".join(lines)
+def pytest_generate_tests(metafunc):
+    """Every row at every size in float32, and at the middle size in bfloat16; torch.compile at the middle size, where it takes
+    its seconds once."""
+    if "setting" not in metafunc.fixturenames:
+        return
+    peers, full, cpu = found_peers(), metafunc.config.getoption("--full"), torch.device("cpu")
+    without = bench.Peers(False, peers.diffusers, peers.k_diffusion, peers.torchlip)
+    points, names = [], []
+    for row in bench.ROWS.values():
+        for setting in bench.settings(row, bench.LEVELS, row.dtypes, cpu, peers):
+            if not (full or setting.dtype == torch.float32 or setting.level == "middle"):
+                continue
+            if not (full or setting.level == "middle"):
+                setting = bench.Setting(setting.shape, setting.dtype, cpu, without, setting.level)
+            points.append((row, setting))
+            names.append(f"{row.name}-{setting.level}-{setting.dtype}".replace("torch.", ""))
+    metafunc.parametrize(("row", "setting"), points, ids=names)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not ROWS:
+    if not RESULTS:
         return
-    terminalreporter.write_line("")
-    terminalreporter.write_line(
-        f"medians of interleaved runs; 'vs' is how many times longer the peer takes; threads: {torch.get_num_threads()}"
-    )
-    terminalreporter.write_line(table(ROWS))
-    path = config.getoption("--ratios-json")
-    if path:
-        from pyfold import config as pyfold_config
+    terminalreporter.write_line(f"\nmedians of forms run by turns, {torch.get_num_threads()} threads\n")
+    terminalreporter.write_line(bench.table(RESULTS))
+    if path := config.getoption("--ratios-json"):
+        limits = machine_limits(torch.device("cpu"))
+        bench.write_json(Path(path), RESULTS, limits=limits, budget=config.getoption("--budget"))
+        terminalreporter.write_line(f"\n{path}")
 
-        record = {"config": pyfold_config(), "rows": ROWS}
-        record["config"].pop("libraries")
-        temporary = Path(path).with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(path)
+
+@pytest.fixture
+def results():
+    return RESULTS

@@ -90,9 +90,10 @@ if(PYFOLD_CUDA_BUILT)
     set(object "${CMAKE_BINARY_DIR}/cuda_${family}.o")
     add_custom_command(
       OUTPUT "${object}"
-      COMMAND ${PYFOLD_NVCC} ${nvcc_flags} ${gencode} --threads 2 "-I${CMAKE_SOURCE_DIR}/csrc" -c
+      COMMAND ${Python_EXECUTABLE} "${CMAKE_SOURCE_DIR}/cmake/nvcc.py" "${CMAKE_BINARY_DIR}/cuda_${family}.ptxas"
+              ${PYFOLD_NVCC} ${nvcc_flags} ${gencode} --threads 2 "-I${CMAKE_SOURCE_DIR}/csrc" -c
               "${CMAKE_SOURCE_DIR}/csrc/cuda/${family}.cu" -o "${object}"
-      DEPENDS "${CMAKE_SOURCE_DIR}/csrc/cuda/${family}.cu" ${device_headers}
+      DEPENDS "${CMAKE_SOURCE_DIR}/csrc/cuda/${family}.cu" "${CMAKE_SOURCE_DIR}/cmake/nvcc.py" ${device_headers}
       COMMENT "Compiling csrc/cuda/${family}.cu for ${PYFOLD_GENCODE_NAMES}"
       VERBATIM)
     list(APPEND objects "${object}")

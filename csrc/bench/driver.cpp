@@ -1,6 +1,8 @@
-// Runs one kernel over a fixed number of elements, without torch: for counting instructions per element.
-//   pyfold_driver KERNEL TIER ELEMENTS     e.g. valgrind --tool=callgrind pyfold_driver affine_step avx2 65536
-// ELEMENTS 0 runs all but the kernel, so that a difference of two counts is the kernel's own.
+// Runs kernels over a fixed number of elements, without torch: for counting their instructions (tools/gates.py).
+//   pyfold_driver KERNEL TIER ELEMENTS     KERNEL: a name of the table below, or "all"
+// It prints one line for each run, "name dtype", and calls pyfold_mark before each and after the last, so that
+//   valgrind --tool=callgrind --dump-before=pyfold_mark pyfold_driver all avx2 16384
+// writes one dump for each run.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,105 +13,292 @@
 
 using namespace pyfold;
 
+extern "C" __attribute__((noinline, visibility("default"))) void pyfold_mark() { asm volatile("" ::: "memory"); }
+
 namespace {
 
-constexpr int64_t kElements = 65536;
+constexpr int64_t kMaxElements = 65536;
+constexpr int64_t kChannels = 16;  // of the layout that folds see
+constexpr int kOperands = 9;       // x, three models, base, four histories: the most that one kernel reads
 
-struct Buffers {
-  std::vector<float> x, model, out;
-  std::vector<uint8_t> bits;
-  Buffers() : x(kElements), model(kElements), out(kElements), bits(kElements / 8) {
-    for (int64_t i = 0; i < kElements; ++i) {
-      x[i] = static_cast<float>(i % 251) * 0.01f - 1.0f;
-      model[i] = static_cast<float>(i % 83) * 0.02f - 0.8f;
-    }
+struct Run {
+  DType dtype;
+  int64_t elements;
+};
+
+// Operands of any dtype. Their values do not matter to the kernels, which do not branch on them; the bytes 0x3C make
+// numbers near 0.01 in every dtype, so that none is denormal, infinite or NaN.
+struct Memory {
+  std::vector<char> in[kOperands], out[4];
+  std::vector<uint8_t> bits, clamped;
+  std::vector<double> parameters, sums;
+  Memory() : bits(kMaxElements / 8, 0x5A), clamped(kMaxElements / 4, 0), parameters(kChannels), sums(kMaxElements) {
+    for (auto& operand : in) operand.assign(kMaxElements * sizeof(double), 0x3C);
+    for (auto& result : out) result.assign(kMaxElements * sizeof(double), 0);
+    std::memset(parameters.data(), 0x3C, parameters.size() * sizeof(double));
   }
 };
 
-void view(View& v, std::vector<float>& data, int64_t elements) {
-  v.data = data.data();
-  v.row_stride = elements;
-  v.stride[0] = 1;
+Memory& memory() {
+  static Memory shared;
+  return shared;
 }
 
-void run_step(Buffers& buffers, int64_t elements, bool noisy) {
-  double row[kStepColumns] = {};
-  row[kStep_a] = 0.9;
-  row[kStep_g1] = 1.0;
-  row[kStep_p] = 1.1;
-  row[kStep_q] = -0.3;
-  row[kStep_clip_min] = -1.0;
-  row[kStep_clip_max] = 1.0;
-  row[kStep_c_x0] = 0.1;
-  row[kStep_d1] = noisy ? 0.2 : 0.0;
-  const int64_t seed = 42;
-  AffineStepArgs args;
-  args.geometry = {1, elements, 1, {elements}};
-  args.table.data = row;
-  args.table.rows = 1;
-  args.noise.seeds = &seed;
-  args.noise.window.stride[0] = 1;
-  view(args.x, buffers.x, elements);
-  view(args.models[0], buffers.model, elements);
-  view(args.out, buffers.out, elements);
-  cpu::diffusion_kernels().affine_step(args, 0, cpu::task_count(args.geometry));
+Geometry geometry(const Run& run) { return {1, run.elements, 1, {run.elements}}; }
+
+View view(std::vector<char>& data, const Run& run) {
+  View result;
+  result.data = data.data();
+  result.dtype = run.dtype;
+  result.row_stride = run.elements;
+  result.stride[0] = 1;
+  return result;
 }
 
-void run_randn(Buffers& buffers, int64_t elements) {
-  const int64_t seed = 42;
+const int64_t kSeed = 42;
+
+NoiseSource noise() {
+  NoiseSource source;
+  source.seeds = &kSeed;
+  source.window.stride[0] = 1;
+  return source;
+}
+
+void randn(const Run& run) {
   RandnArgs args;
-  args.geometry = {1, elements, 1, {elements}};
-  args.noise.seeds = &seed;
-  args.noise.window.stride[0] = 1;
-  view(args.out, buffers.out, elements);
+  args.geometry = geometry(run);
+  args.noise = noise();
+  args.out = view(memory().out[0], run);
   cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));
 }
 
-void run_fold(Buffers& buffers, int64_t elements, FoldKind kind, bool backward) {
-  FoldArgs args;
-  args.kind = kind;
-  args.layout = {1, 16, elements / 16, false, kind == FoldKind::kAbs ? 1 : 2, 1};
-  args.in = buffers.x.data();
-  args.out = buffers.out.data();
-  args.bits = buffers.bits.data();
-  std::vector<float> half(16, 0.6f);
-  args.half_sine = half.data();
-  args.half_cosine = half.data();
-  const auto& kernels = cpu::fold_kernels();
-  (backward ? kernels.backward : kernels.forward)(args, 0, cpu::fold_tiles(args.layout));
+struct Noising {
+  double row[kNoisingColumns] = {0.8, 0.6, -0.6, 0.8, 0.5};
+  NoisingArgs args;
+  explicit Noising(const Run& run) {
+    args.geometry = geometry(run);
+    args.table.data = row;
+    args.table.rows = 1;
+    args.noise = noise();
+    args.x0 = view(memory().in[0], run);
+    args.prediction = view(memory().in[1], run);
+    args.cotangent = view(memory().in[2], run);
+    args.out = view(memory().out[0], run);
+    args.row_scale = memory().parameters.data();
+  }
+  int64_t tasks() const { return cpu::task_count(args.geometry); }
+};
+
+template <bool kTarget>
+void add_noise(const Run& run) {
+  Noising noising(run);
+  if (kTarget) noising.args.target = view(memory().out[1], run);
+  cpu::diffusion_kernels().add_noise(noising.args, 0, noising.tasks());
 }
+
+void residual_square(const Run& run) {
+  Noising noising(run);
+  cpu::diffusion_kernels().residual_square(noising.args, memory().sums.data(), 0, noising.tasks());
+}
+
+void residual_dot(const Run& run) {
+  Noising noising(run);
+  cpu::diffusion_kernels().residual_dot(noising.args, memory().sums.data(), 0, noising.tasks());
+}
+
+void residual_scale(const Run& run) {
+  Noising noising(run);
+  cpu::diffusion_kernels().residual_scale(noising.args, 0, noising.tasks());
+}
+
+// What the steps of a sampler ask of the one kernel that runs them all.
+struct Step {
+  const char* coefficients;  // those that are not zero
+  int models = 1, history = 0;
+  bool base = false, history_out = false, next_input = false, channels_last = false;
+};
+
+constexpr Step kFlowStep{"a c_u s"};
+constexpr Step kDdimStep{"p q c_x0 c_u s"};
+constexpr Step kDdpmStep{"a p q c_x0 d1"};
+constexpr Step kMultistep{"a p q c_x0 c_u t b1 b2", 1, 2, false, true};
+constexpr Step kGuidedStep{"a g2 s c_u c_in", 2, 0, false, false, true};
+constexpr Step kWholeStep{"a a_base b1 b2 b3 b4 c_x0 c_u d1 d2 d3 g2 g3 p q r s t c_in", 3, 4, true, true, true};
+constexpr Step kStridedStep{"a p q c_x0 d1", 1, 0, false, false, false, true};
+
+template <const Step& step>
+void affine_step(const Run& run) {
+  static const char* const kNames[] = {
+#define PYFOLD_NAME(name) #name,
+      PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)
+#undef PYFOLD_NAME
+  };
+  double row[kStepColumns] = {};
+  const std::vector<char> padded = [] {
+    std::vector<char> text(1, ' ');
+    text.insert(text.end(), step.coefficients, step.coefficients + std::strlen(step.coefficients));
+    text.insert(text.end(), {' ', '\0'});
+    return text;
+  }();
+  for (int i = 0; i < kStepColumns; ++i) {
+    char word[16];
+    std::snprintf(word, sizeof(word), " %s ", kNames[i]);
+    if (std::strstr(padded.data(), word) != nullptr) row[i] = 0.3;
+  }
+  row[kStep_g1] = 1;
+  row[kStep_clip_min] = -1;
+  row[kStep_clip_max] = 1;
+  AffineStepArgs args;
+  args.geometry = geometry(run);
+  args.table.data = row;
+  args.table.rows = 1;
+  args.noise = noise();
+  args.x = view(memory().in[0], run);
+  for (int j = 0; j < step.models; ++j) args.models[j] = view(memory().in[1 + j], run);
+  if (step.base) args.base = view(memory().in[4], run);
+  for (int i = 0; i < step.history; ++i) args.history[i] = view(memory().in[5 + i], run);
+  args.out = view(memory().out[0], run);
+  if (step.history_out) args.history_out = view(memory().out[1], run);
+  if (step.next_input) args.next_input = view(memory().out[2], run);
+  if (step.channels_last) {
+    // Channels outside, as the logical order has them; inside, as memory does.
+    args.geometry.ndim = 2;
+    args.geometry.size[0] = kChannels;
+    args.geometry.size[1] = run.elements / kChannels;
+    for (View* each : {&args.x, &args.models[0], &args.out}) {
+      each->flat = false;
+      each->stride[0] = 1;
+      each->stride[1] = kChannels;
+    }
+  }
+  cpu::diffusion_kernels().affine_step(args, 0, cpu::task_count(args.geometry));
+}
+
+// A kind of fold and the smallest set of channels that it folds together.
+struct Fold {
+  FoldKind kind;
+  int components;
+};
+
+constexpr Fold kAbs{FoldKind::kAbs, 1};
+constexpr Fold kMaxMin{FoldKind::kMaxMin, 2};
+constexpr Fold kHouseholder{FoldKind::kHouseholder, 2};
+
+FoldArgs fold_args(const Run& run, const Fold& fold, bool channels_last) {
+  FoldArgs args;
+  args.kind = fold.kind;
+  const int64_t each = run.elements / kChannels;
+  args.layout = {channels_last ? each : 1, kChannels, channels_last ? 1 : each, false, fold.components, 1};
+  args.dtype = run.dtype;
+  args.in = memory().in[0].data();
+  args.other = memory().in[1].data();
+  args.out = memory().out[0].data();
+  args.bits = memory().bits.data();
+  args.angle = args.half_sine = args.half_cosine = args.weight = memory().parameters.data();
+  return args;
+}
+
+template <const Fold& fold, bool kBackward, bool kChannelsLast = false>
+void fold_values(const Run& run) {
+  const FoldArgs args = fold_args(run, fold, kChannelsLast);
+  const auto& kernels = cpu::fold_kernels();
+  (kBackward ? kernels.backward : kernels.forward)(args, 0, cpu::fold_tiles(args.layout));
+}
+
+// With bias, gain and clamp: what a layer after a convolution may ask for.
+template <const Fold& fold, bool kBackward>
+void fold_dressed(const Run& run) {
+  FoldArgs args = fold_args(run, fold, false);
+  args.bias = kBackward ? nullptr : memory().parameters.data();
+  args.gain = 1.5;
+  args.clamp = 256;
+  args.clamped = memory().clamped.data();
+  const auto& kernels = cpu::fold_kernels();
+  (kBackward ? kernels.backward : kernels.forward)(args, 0, cpu::fold_tiles(args.layout));
+}
+
+void fold_rotate(const Run& run) {
+  const FoldArgs args = fold_args(run, kHouseholder, false);
+  cpu::fold_kernels().rotate(args, 0, cpu::fold_tiles(args.layout));
+}
+
+void fold_angle_grad(const Run& run) {
+  const FoldArgs args = fold_args(run, kHouseholder, false);
+  cpu::fold_kernels().angle_grad(args, memory().sums.data(), 0, cpu::fold_tiles(args.layout));
+}
+
+// Every kernel whose instructions are counted. A new one is a line.
+struct Kernel {
+  const char* name;
+  void (*run)(const Run& run);
+};
+
+const Kernel kKernels[] = {
+    {"randn", randn},
+    {"add_noise", add_noise<false>},
+    {"add_noise_target", add_noise<true>},
+    {"residual_square", residual_square},
+    {"residual_dot", residual_dot},
+    {"residual_scale", residual_scale},
+    {"step_flow", affine_step<kFlowStep>},
+    {"step_ddim", affine_step<kDdimStep>},
+    {"step_ddpm", affine_step<kDdpmStep>},
+    {"step_multistep", affine_step<kMultistep>},
+    {"step_guided", affine_step<kGuidedStep>},
+    {"step_everything", affine_step<kWholeStep>},
+    {"step_channels_last", affine_step<kStridedStep>},
+    {"fold_abs", fold_values<kAbs, false>},
+    {"fold_abs_backward", fold_values<kAbs, true>},
+    {"fold_abs_dressed", fold_dressed<kAbs, false>},
+    {"fold_abs_dressed_backward", fold_dressed<kAbs, true>},
+    {"fold_maxmin", fold_values<kMaxMin, false>},
+    {"fold_maxmin_backward", fold_values<kMaxMin, true>},
+    {"fold_maxmin_channels_last", fold_values<kMaxMin, false, true>},
+    {"fold_maxmin_channels_last_backward", fold_values<kMaxMin, true, true>},
+    {"fold_maxmin_dressed", fold_dressed<kMaxMin, false>},
+    {"fold_householder", fold_values<kHouseholder, false>},
+    {"fold_householder_backward", fold_values<kHouseholder, true>},
+    {"fold_rotate", fold_rotate},
+    {"fold_angle_grad", fold_angle_grad},
+};
+
+struct NamedDType {
+  const char* name;
+  DType dtype;
+};
+
+const NamedDType kDTypes[] = {{"float32", DType::kFloat32},
+                              {"float64", DType::kFloat64},
+                              {"bfloat16", DType::kBFloat16},
+                              {"float16", DType::kFloat16}};
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 4) {
-    std::fprintf(stderr, "usage: pyfold_driver KERNEL TIER ELEMENTS\n");
+    std::fprintf(stderr, "usage: pyfold_driver KERNEL|all TIER ELEMENTS\n");
     return 2;
   }
-  const char* name = argv[1];
-  cpu::set_tier(argv[2]);
   const int64_t elements = std::atoll(argv[3]);
-  if (elements < 0 || elements > kElements || elements % 16 != 0) {
-    std::fprintf(stderr, "ELEMENTS must be a multiple of 16 up to %lld\n", static_cast<long long>(kElements));
+  if (elements < 128 || elements > kMaxElements || elements % 128 != 0) {
+    std::fprintf(stderr, "ELEMENTS must be a multiple of 128 up to %lld\n", static_cast<long long>(kMaxElements));
     return 2;
   }
-  Buffers buffers;
-  if (elements == 0) return 0;
-  const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
-  if (is("randn")) {
-    run_randn(buffers, elements);
-  } else if (is("affine_step")) {
-    run_step(buffers, elements, false);
-  } else if (is("affine_step_noise")) {
-    run_step(buffers, elements, true);
-  } else if (is("fold_abs") || is("fold_abs_backward")) {
-    run_fold(buffers, elements, FoldKind::kAbs, is("fold_abs_backward"));
-  } else if (is("fold_maxmin") || is("fold_maxmin_backward")) {
-    run_fold(buffers, elements, FoldKind::kMaxMin, is("fold_maxmin_backward"));
-  } else if (is("fold_householder") || is("fold_householder_backward")) {
-    run_fold(buffers, elements, FoldKind::kHouseholder, is("fold_householder_backward"));
-  } else {
-    std::fprintf(stderr, "no kernel is named %s\n", name);
+  cpu::set_tier(argv[2]);
+  memory();
+  bool found = false;
+  for (const Kernel& kernel : kKernels) {
+    if (std::strcmp(argv[1], "all") != 0 && std::strcmp(argv[1], kernel.name) != 0) continue;
+    found = true;
+    for (const NamedDType& each : kDTypes) {
+      std::printf("%s %s\n", kernel.name, each.name);
+      pyfold_mark();
+      kernel.run({each.dtype, elements});
+    }
+  }
+  pyfold_mark();
+  if (!found) {
+    std::fprintf(stderr, "no kernel is named %s\n", argv[1]);
     return 2;
   }
   return 0;

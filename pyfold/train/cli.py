@@ -62,9 +62,12 @@ def _default(kind: str, name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from pyfold.bench import cli as bench
     from pyfold.train.config import Config
 
-    parser = argparse.ArgumentParser("pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, info.")
+    parser = argparse.ArgumentParser(
+        "pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, bench, info."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a diffusion model or a GAN")
@@ -97,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="of the first sample; the next ones count up")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="the picture")
     sample.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
+
+    bench.add_parser(commands)
 
     about = "versions, libraries, instruction sets and CUDA in use"
     commands.add_parser("info", help=about, description=f"Say {about}, and why not what is not.")
@@ -150,6 +155,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             _train(arguments)
         elif arguments.command == "sample":
             _sample(arguments)
+        elif arguments.command == "bench":
+            from pyfold.bench import cli as bench
+
+            if status := bench.run(arguments):
+                raise SystemExit(status)
         else:
             import pyfold
 

@@ -1,0 +1,72 @@
+"""Rows of what a call costs before any work is done: 64 elements, above an empty Python call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import pyfold
+from pyfold import diffusion
+from pyfold.bench.ops import step_form
+from pyfold.bench.rows import Case, Setting, row
+from pyfold.ops import FOLDS, OPS
+
+_SHAPES = {"small": (1, 4, 4, 4)}
+_OPTIONS = {"shapes": _SHAPES, "dtypes": (torch.float32,)}
+
+
+@row("randn, out=", "overhead", **_OPTIONS)
+def _randn(s: Setting) -> Case:
+    seeds, out = s.seeds(), torch.empty(s.shape, device=s.device)
+    forms = {
+        "pyfold": lambda: pyfold.randn(seeds, s.shape[1:], out=out),
+        "eager": lambda: torch.randn(s.shape, out=out),
+    }
+    return Case(forms, overhead=True)
+
+
+@row("affine_step, in place", "overhead", **_OPTIONS)
+def _step(s: Setting) -> Case:
+    x, model = s.tensors(2)
+    ours = step_form(diffusion.ddim(diffusion.vp_linear(), 50), x, model, s.seeds())
+    return Case({"pyfold": ours, "eager": lambda: x.add_(model, alpha=0.1)}, overhead=True)
+
+
+@row("add_noise, out=", "overhead", **_OPTIONS)
+def _add_noise(s: Setting) -> Case:
+    (x0,) = s.tensors(1)
+    seeds, out = s.seeds(), torch.empty_like(x0)
+    alpha, sigma = (torch.full((s.shape[0],), value, device=s.device) for value in (0.8, 0.6))
+    a, b = s.per_sample(alpha), s.per_sample(sigma)
+    forms = {
+        "pyfold": lambda: pyfold.add_noise(x0, alpha, sigma, seeds, out=out),
+        "eager": lambda: a * x0 + b * torch.randn_like(x0),
+    }
+    return Case(forms, overhead=True)
+
+
+def _add_call_rows(name: str, variant: str, label: str) -> None:
+    """A call of an op without and with a gradient to come, from its declaration."""
+
+    def sample(s: Setting) -> dict:
+        op = OPS[name]
+        return op.sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), **op.variants[variant])
+
+    def forms(arguments: dict) -> dict[str, Callable[[], object]]:
+        op = OPS[name]
+        return {"pyfold": lambda: op.public(**arguments), "eager": lambda: op.reference(**arguments)}
+
+    @row(f"{label}, no gradient", "overhead", **_OPTIONS)
+    def plain(s: Setting) -> Case:
+        return Case(forms(sample(s)), overhead=True)
+
+    @row(f"{label}, with gradient", "overhead", **_OPTIONS)
+    def recorded(s: Setting) -> Case:
+        arguments = sample(s)
+        arguments[OPS[name].differentiable[0]].requires_grad_()
+        return Case(forms(arguments), overhead=True, grad=True)
+
+
+for _kind in FOLDS:
+    _add_call_rows("fold", next(n for n, v in OPS["fold"].variants.items() if v["kind"] == _kind), f"fold {_kind}")

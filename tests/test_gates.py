@@ -1,0 +1,167 @@
+"""Counts that say whether a kernel became slower (tools/gates.py), and that each gate notices it when one does."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gates
+from pyfold import _C
+from pyfold.ops import OPS
+
+BUILDS = [p.parent for p in sorted((gates.ROOT / "build").glob("*/compile_commands.json"))]
+
+
+def or_skip(function, *arguments):
+    try:
+        return function(*arguments)
+    except gates.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+def test_nothing_became_slower(gate):
+    complaints = or_skip(gates.check, gate)
+    assert not complaints, "\n".join([*complaints, "where this is meant, note it: make gates-update"])
+
+
+def test_every_cpu_kernel_has_its_instructions_counted():
+    """Every entry of the kernel tables is called by the driver."""
+    driver = (gates.NOTES / "driver.cpp").read_text()
+    for header in (gates.ROOT / "csrc" / "cpu").glob("*.h"):
+        for name in re.findall(r"void \(\*(\w+)\)\(", header.read_text()):
+            assert re.search(rf"kernels(\(\))?\.{name}\b", driver), f"{name} of {header.name} is not in csrc/bench/driver.cpp"
+
+
+def test_counts_are_the_same_twice():
+    first, second = (or_skip(gates.measure_instructions, gates.LIBRARY, "step_ddpm") for _ in range(2))
+    assert first == second
+    assert all(count > 1 for _, count in gates._leaves(first))
+
+
+def slowed_source(folder, path, before, after):
+    """A copy of csrc in which one kernel does work that it need not."""
+    source = folder / "csrc"
+    shutil.copytree(gates.ROOT / "csrc", source)
+    text = (source / path).read_text()
+    assert text.count(before) == 1, f"{before!r} is no longer in csrc/{path}"
+    (source / path).write_text(text.replace(before, after))
+    return source
+
+
+@pytest.mark.skipif(not BUILDS, reason="needs the build folder of this source tree")
+def test_a_slower_cpu_kernel_is_noticed(tmp_path):
+    """randn that draws its noise twice, compiled with the build's own command and linked in the place of the true one."""
+    noted = or_skip(gates.read_notes, "instructions")
+    tier = next(t for t in _C.cpu_tiers_supported() if t in noted and (t != "baseline" or len(noted) == 1))
+    draw = "tile.noise(z, args.noise, args.step);"
+    read = 'asm volatile("" : : "r"(z.data) : "memory");'  # else the compiler could drop the first
+    source = slowed_source(tmp_path, "diffusion/randn.h", draw, f"{draw}\n  {read}\n  {draw}")
+    commands = json.loads((BUILDS[0] / "compile_commands.json").read_text())
+    (entry,) = [c for c in commands if c["file"].endswith("cpu/diffusion.cpp") and f"PYFOLD_TIER={tier} " in c["command"]]
+    command = entry["command"].replace(f"{gates.ROOT}/csrc", str(source))
+    slowed = tmp_path / "diffusion.o"
+    command = re.sub(r" -o \S+ ", f" -o {slowed} ", command)
+    subprocess.run(command, shell=True, cwd=entry["directory"], check=True)
+    true_object = Path(entry["directory"], re.search(r" -o (\S+) ", entry["command"])[1])
+    objects = [o for o in BUILDS[0].glob("CMakeFiles/pyfold_cpu_*.dir/**/*.o") if o != true_object]
+    objects += BUILDS[0].glob("CMakeFiles/pyfold_kernels.dir/**/*.o")
+    library = tmp_path / gates.LIBRARY.name
+    compiler = entry["command"].split()[0]
+    subprocess.run([compiler, "-shared", *objects, slowed, "-o", library], check=True)
+
+    complaints = gates.compare({tier: noted[tier]}, gates.measure_instructions(library))
+    assert len(complaints) == len(noted[tier]["randn"]), complaints
+    assert all(c.startswith(f"{tier} / randn / ") and "above the noted" in c for c in complaints)
+
+
+def test_a_cuda_kernel_of_more_registers_is_noticed(tmp_path):
+    """randn that holds its numbers in an array it looks into at a place known only at run time, by nvcc."""
+    noted, build = or_skip(gates.read_notes, "resources"), or_skip(gates.build_folder)
+    nvcc = re.search(r"^PYFOLD_NVCC:\w+=(.+)$", (build / "CMakeCache.txt").read_text(), re.MULTILINE)[1]
+    arch = next(iter(noted))
+    store = "tile.store(args.out, z);"
+    slower = "float held[64];\n  for (int i = 0; i < 64; ++i) held[i] = static_cast<float>(args.step * i);\n"
+    slower += "  tile.scale(z, held[args.step % 64], z);\n  " + store
+    source = slowed_source(tmp_path, "diffusion/randn.h", store, slower)
+    flags = re.search(r"set\(nvcc_flags (.*?)\)", (gates.ROOT / "cmake" / "cuda.cmake").read_text())[1].split()
+    command = [sys.executable, gates.ROOT / "cmake" / "nvcc.py", tmp_path / "cuda_diffusion.ptxas", nvcc, *flags]
+    command += [f"-arch={arch}", f"-I{source}", "-cubin", source / "cuda" / "diffusion.cu", "-o", tmp_path / "diffusion.cubin"]
+    subprocess.run([str(c) for c in command], check=True)
+
+    measured = gates.measure_resources(tmp_path)[arch]
+    complaints = gates.compare({arch: {name: noted[arch][name] for name in measured}}, {arch: measured})
+    assert any(c.startswith(f"{arch} / map_kernel<Randn, float> / stack: ") and "above the noted" in c for c in complaints)
+    assert all("<Randn, " in c for c in complaints), complaints
+
+
+class Hoarder(torch.autograd.Function):
+    """abs as a fold has it, but for its memory: it keeps its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.abs()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.where(x < 0, -grad, grad)
+
+
+def test_an_op_that_keeps_its_input_is_noticed():
+    import dataclasses
+
+    noted = or_skip(gates.read_notes, "memory")["fold"]["abs"]
+    hoarder = dataclasses.replace(OPS["fold"], public=lambda x, kind: Hoarder.apply(x))
+    measured = gates.measure_op_memory(hoarder, "abs")
+    complaints = gates.compare({"fold": {"abs": noted}}, {"fold": {"abs": measured}})
+    assert any(c.startswith("fold / abs / kept: 65536, above the noted 2048") for c in complaints), complaints
+    assert any(c.startswith("fold / abs / backward: allocations: ") and "above" in c for c in complaints), complaints
+
+
+def test_comparison_names_what_differs():
+    noted = {"avx2": {"randn": {"float32": 10.0}, "gone": {"float32": 1.0}}, "neon": {"randn": {"float32": 9.0}}}
+    same = {"avx2": {"randn": {"float32": 10.1}, "gone": {"float32": 1.0}}}
+    assert gates.compare(noted, same) == []
+    other = {"avx2": {"randn": {"float32": 10.3}, "new": {"float32": 2.0}}}
+    assert gates.compare(noted, other) == [
+        "avx2 / gone / float32: noted, but no longer there",
+        "avx2 / new / float32: 2, not noted yet",
+        "avx2 / randn / float32: 10.3, above the noted 10",
+    ]
+    faster = {"avx2": {"randn": {"float32": 9.0}, "gone": {"float32": 1.0}}}
+    assert gates.compare(noted, faster) == ["avx2 / randn / float32: 9, a gain over the noted 10 to be noted"]
+    assert gates.compare({"a": {"k": {"spills": 0}}}, {"a": {"k": {"spills": 8}}})
+
+
+def test_another_compiler_is_no_failure(tmp_path, monkeypatch):
+    """It has notes of its own, or none, and then the gate says so."""
+    _, measure, _ = gates.GATES["instructions"]
+    path = tmp_path / "instructions.json"
+    path.write_text(json.dumps({"Clang 99": {"avx2": {"randn": {"float32": 1.0}}}}))
+    monkeypatch.setitem(gates.GATES, "instructions", (path, measure, lambda: "GNU 12"))
+    with pytest.raises(gates.Unavailable, match=r"notes nothing for GNU 12 \(only for: Clang 99\); 'make gates-update'"):
+        gates.check("instructions")
+    monkeypatch.setitem(gates.GATES, "instructions", (path, lambda: {"avx2": {"randn": {"float32": 2.0}}}, lambda: "GNU 12"))
+    gates.update("instructions")
+    assert gates.check("instructions") == []
+    assert set(json.loads(path.read_text())) == {"Clang 99", "GNU 12"}
+
+
+def test_what_ptxas_says_is_understood():
+    text = (
+        "ptxas info    : 0 bytes gmem\n"
+        "ptxas info    : Compiling entry function '_Z5scalePfi' for 'sm_90'\n"
+        "ptxas info    : Function properties for _Z5scalePfi\n"
+        "    24 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 1 barriers, 24 bytes cumulative stack size\n"
+    )
+    assert or_skip(gates.parse_resources, text) == {"sm_90": {"scale": {"stack": 24, "spills": 20, "registers": 40}}}
+    with pytest.raises(RuntimeError, match="not understood"):
+        gates.parse_resources("ptxas info : something else\n")
