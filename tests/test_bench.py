@@ -74,6 +74,12 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
+def test_a_file_is_shown_again(file, capsys):
+    assert quick("--show", str(file), "--markdown") == 0
+    printed = capsys.readouterr().out
+    assert "| randn | 1x4x64x64 | " in printed and "GB/s" not in printed
+
+
 def test_compare_passes_and_fails(file, tmp_path, capsys):
     slower_before = doctor(file, tmp_path / "slower.json", 1e-3)
     assert quick("--compare", slower_before, "--fail-above", "10%") == 0

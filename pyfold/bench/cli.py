@@ -71,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="P%",
         help="with --compare: exit status 1 if a row is slower by more",
     )
+    add("--show", type=Path, metavar="FILE", help="print the tables of a file written by --json, and measure nothing")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--list", action="store_true", help="name all rows and stop")
 
@@ -145,6 +146,9 @@ def run(arguments: argparse.Namespace) -> int:
         for group, about in GROUPS.items():
             print(f"{group}: {about}")
             print("".join(f"  {row.name}\n" for row in ROWS.values() if row.group == group))
+        return 0
+    if arguments.show:
+        print(table(read_json(arguments.show)[0], arguments.markdown))
         return 0
     if arguments.fail_above is not None and not arguments.compare:
         raise ValueError("--fail-above needs --compare OLD")

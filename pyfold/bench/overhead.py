@@ -8,7 +8,7 @@ import torch
 
 import pyfold
 from pyfold import diffusion
-from pyfold.bench.ops import step_form
+from pyfold.bench.ops import eager_fold, step_form
 from pyfold.bench.rows import Case, Setting, row
 from pyfold.ops import FOLDS, OPS
 
@@ -46,27 +46,25 @@ def _add_noise(s: Setting) -> Case:
     return Case(forms, overhead=True)
 
 
-def _add_call_rows(name: str, variant: str, label: str) -> None:
-    """A call of an op without and with a gradient to come, from its declaration."""
+def _add_fold_rows(kind: str) -> None:
+    """A fold without and with a gradient to come."""
 
-    def sample(s: Setting) -> dict:
-        op = OPS[name]
-        return op.sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), **op.variants[variant])
+    def forms(s: Setting, grad: bool) -> dict[str, Callable[[], object]]:
+        op = OPS["fold"]
+        variant = next(v for v in op.variants.values() if v["kind"] == kind)
+        sample = op.sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), **variant)
+        x = sample.pop("x").requires_grad_(grad)
+        eager = eager_fold(**sample)
+        return {"pyfold": lambda: pyfold.fold(x, **sample), "eager": lambda: eager(x)}
 
-    def forms(arguments: dict) -> dict[str, Callable[[], object]]:
-        op = OPS[name]
-        return {"pyfold": lambda: op.public(**arguments), "eager": lambda: op.reference(**arguments)}
-
-    @row(f"{label}, no gradient", "overhead", **_OPTIONS)
+    @row(f"fold {kind}, no gradient", "overhead", **_OPTIONS)
     def plain(s: Setting) -> Case:
-        return Case(forms(sample(s)), overhead=True)
+        return Case(forms(s, False), overhead=True)
 
-    @row(f"{label}, with gradient", "overhead", **_OPTIONS)
+    @row(f"fold {kind}, with gradient", "overhead", **_OPTIONS)
     def recorded(s: Setting) -> Case:
-        arguments = sample(s)
-        arguments[OPS[name].differentiable[0]].requires_grad_()
-        return Case(forms(arguments), overhead=True, grad=True)
+        return Case(forms(s, True), overhead=True, grad=True)
 
 
 for _kind in FOLDS:
-    _add_call_rows("fold", next(n for n, v in OPS["fold"].variants.items() if v["kind"] == _kind), f"fold {_kind}")
+    _add_fold_rows(_kind)
