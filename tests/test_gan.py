@@ -48,11 +48,23 @@ def critic(kind, dtype):
     angle = nn.Parameter(torch.randn(4, dtype=dtype))
 
     def fused(h):
-        return pyfold.fold(h, kind, angle=angle if kind == "householder" else None)
+        parameters = {
+            "householder": {"angle": angle},
+            "leaky": {"slope": -0.5},
+            "groupsort": {"size": 4},
+            "box": {"length": 0.5},
+        }
+        return pyfold.fold(h, kind, **parameters.get(kind, {}))
 
     def eager(h):
         if kind == "abs":
             return h.abs()
+        if kind == "leaky":
+            return nn.functional.leaky_relu(h, -0.5)
+        if kind == "groupsort":
+            return h.unflatten(1, (-1, 4)).sort(-1).values.flatten(1)
+        if kind == "box":
+            return 2 * h.clamp(-0.5, 0.5) - h
         a, b = h[:, 0::2], h[:, 1::2]
         if kind == "maxmin":
             return torch.stack([torch.minimum(a, b), torch.maximum(a, b)], 2).flatten(1)
@@ -66,7 +78,7 @@ def critic(kind, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
-@pytest.mark.parametrize("kind", ["abs", "maxmin", "householder"])
+@pytest.mark.parametrize("kind", ["abs", "maxmin", "householder", "leaky", "groupsort", "box"])
 def test_r1_through_folds_equals_eager(kind, dtype, tolerance):
     forms, parameters = critic(kind, dtype)
     results = {}

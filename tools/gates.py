@@ -170,10 +170,12 @@ def measure_op_memory(op: Any, variant: str) -> dict:
 
     generator = torch.Generator().manual_seed(0)
     sample = op.sample(SHAPE, torch.float32, torch.device("cpu"), generator, **op.variants[variant])
+    if sample is None:  # not of this shape
+        return {}
     leaves = []
     for name in op.differentiable:
         value = sample.get(name)
-        leaves += [t.requires_grad_() for t in (value if isinstance(value, list) else [value]) if t is not None]
+        leaves += [t.requires_grad_() for t in (value if isinstance(value, list) else [value]) if isinstance(t, torch.Tensor)]
     results: list[Any] = []
 
     def forward():

@@ -10,6 +10,7 @@
 
 #include "cpu/diffusion.h"
 #include "cpu/folds.h"
+#include "cpu/sequence.h"
 
 using namespace pyfold;
 
@@ -227,6 +228,53 @@ void fold_angle_grad(const Run& run) {
   cpu::fold_kernels().angle_grad(args, memory().sums.data(), 0, cpu::fold_tiles(args.layout));
 }
 
+// Programs of folds: each instruction by itself on the fewest rows that it takes, and a sort of eight values.
+struct Sequence {
+  FoldOp op;
+  int rows, planes;
+};
+
+constexpr Sequence kSequences[] = {
+    {FoldOp::kMirror, 1, 1}, {FoldOp::kLeaky, 1, 1},  {FoldOp::kBox, 1, 1},    {FoldOp::kTri, 1, 1},
+    {FoldOp::kSwap, 2, 1},   {FoldOp::kLine, 2, 1},   {FoldOp::kPlane, 16, 1}, {FoldOp::kClamp, 1, 1},
+    {FoldOp::kAffine, 2, 0}, {FoldOp::kMatrix, 2, 0}, {FoldOp::kBall, 4, 1},   {FoldOp::kSphere, 4, 2},
+};
+
+void run_sequence(SequenceArgs& args, const Run& run, int rows) {
+  args.in_layout = args.out_layout = {1, kChannels, run.elements / kChannels, false, rows, 1};
+  args.dtype = run.dtype;
+  args.in = memory().in[0].data();
+  args.out = memory().out[0].data();
+  args.bits = memory().bits.data();
+  for (double& constant : args.constants) constant = 0.7;
+  const int64_t tiles = cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args));
+  cpu::sequence_kernels().run(args, 0, tiles);
+}
+
+template <const Sequence& sequence, SequenceMode mode>
+void sequence_one(const Run& run) {
+  SequenceArgs args = {};
+  args.mode = mode;
+  args.count = 1;
+  args.planes = sequence.planes;
+  args.instructions[0] = {static_cast<int16_t>(sequence.op), 0, 1, 0, 0};
+  run_sequence(args, run, sequence.rows);
+}
+
+// Batcher's network of 19 swaps.
+template <SequenceMode mode>
+void sort_eight(const Run& run) {
+  constexpr int kSwaps[19][2] = {{0, 4}, {1, 5}, {2, 6}, {3, 7}, {0, 2}, {1, 3}, {4, 6}, {5, 7}, {2, 4}, {3, 5},
+                                 {0, 1}, {2, 3}, {4, 5}, {6, 7}, {1, 4}, {3, 6}, {1, 2}, {3, 4}, {5, 6}};
+  SequenceArgs args = {};
+  args.mode = mode;
+  for (const auto& swap : kSwaps) {
+    args.instructions[args.count++] = {static_cast<int16_t>(FoldOp::kSwap), static_cast<int16_t>(swap[0]),
+                                       static_cast<int16_t>(swap[1]), 0, static_cast<int16_t>(args.planes++)};
+  }
+  run_sequence(args, run, 8);
+}
+
 // Every kernel whose instructions are counted. A new one is a line.
 struct Kernel {
   const char* name;
@@ -260,6 +308,26 @@ const Kernel kKernels[] = {
     {"fold_householder_backward", fold_values<kHouseholder, true>},
     {"fold_rotate", fold_rotate},
     {"fold_angle_grad", fold_angle_grad},
+    {"sequence_mirror", sequence_one<kSequences[0], SequenceMode::kForward>},
+    {"sequence_mirror_adjoint", sequence_one<kSequences[0], SequenceMode::kAdjoint>},
+    {"sequence_leaky", sequence_one<kSequences[1], SequenceMode::kForward>},
+    {"sequence_leaky_adjoint", sequence_one<kSequences[1], SequenceMode::kAdjoint>},
+    {"sequence_box", sequence_one<kSequences[2], SequenceMode::kForward>},
+    {"sequence_box_adjoint", sequence_one<kSequences[2], SequenceMode::kAdjoint>},
+    {"sequence_tri", sequence_one<kSequences[3], SequenceMode::kForward>},
+    {"sequence_swap", sequence_one<kSequences[4], SequenceMode::kForward>},
+    {"sequence_swap_adjoint", sequence_one<kSequences[4], SequenceMode::kAdjoint>},
+    {"sequence_line", sequence_one<kSequences[5], SequenceMode::kForward>},
+    {"sequence_line_adjoint", sequence_one<kSequences[5], SequenceMode::kAdjoint>},
+    {"sequence_plane", sequence_one<kSequences[6], SequenceMode::kForward>},
+    {"sequence_plane_adjoint", sequence_one<kSequences[6], SequenceMode::kAdjoint>},
+    {"sequence_clamp", sequence_one<kSequences[7], SequenceMode::kForward>},
+    {"sequence_scale", sequence_one<kSequences[8], SequenceMode::kForward>},
+    {"sequence_matrix", sequence_one<kSequences[9], SequenceMode::kForward>},
+    {"sequence_ball", sequence_one<kSequences[10], SequenceMode::kForward>},
+    {"sequence_sphere", sequence_one<kSequences[11], SequenceMode::kForward>},
+    {"sequence_sort_8", sort_eight<SequenceMode::kForward>},
+    {"sequence_sort_8_adjoint", sort_eight<SequenceMode::kAdjoint>},
 };
 
 struct NamedDType {

@@ -249,49 +249,68 @@ def eager_fold(kind: str, **parameters) -> Callable[[torch.Tensor], torch.Tensor
             return torch.stack([torch.minimum(a, b), torch.maximum(a, b)], 2).flatten(1, 2)
 
         return maxmin
+    if kind == "groupsort":
+        return lambda x: x.unflatten(1, (-1, parameters["size"])).sort(2).values.flatten(1, 2)
+    if kind == "leaky":
+        return lambda x: torch.nn.functional.leaky_relu(x, parameters["slope"])
+    if kind == "box":
+        return lambda x: 2 * x.clamp(-parameters["length"], parameters["length"]) - x
     return lambda x: OPS["fold"].reference(x, kind, **parameters).to(x.dtype)
+
+
+#: Folds that are timed: what follows "fold" in the row's name -> kind, parameters that are numbers, the least ratio against
+#: eager, forward and backward.
+_TIMED = {
+    "abs": ("abs", {}, 0.3),
+    "leaky": ("leaky", {"slope": 0.2}, 0.3),
+    "box": ("box", {"length": 1.0}, 0.8),
+    "maxmin": ("maxmin", {}, 3.0),
+    "groupsort(8)": ("groupsort", {"size": 8}, 2.5),
+    "householder": ("householder", {}, 3.0),
+    "dihedral(6)": ("dihedral", {"m": 6}, 3.0),
+    "hyperplane": ("hyperplane", {}, 1.0),
+}
 
 
 def _torchlip_fold(s: Setting, kind: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
     if s.peers.torchlip is None:
         return None
-    return {"maxmin": s.peers.torchlip.group_sort_2}.get(kind)
+    return {"maxmin": s.peers.torchlip.group_sort_2, "groupsort(8)": lambda x: s.peers.torchlip.group_sort(x, 8)}.get(kind)
 
 
-def _fold_forms(s: Setting, kind: str) -> tuple[torch.Tensor, dict[str, Callable[[torch.Tensor], torch.Tensor] | None]]:
+def _fold_forms(s: Setting, name: str) -> tuple[torch.Tensor, dict[str, Callable[[torch.Tensor], torch.Tensor] | None]]:
     """x, and each form as a function of it."""
-    op = OPS["fold"]
-    variant = next(v for v in op.variants.values() if v["kind"] == kind)
-    sample = op.sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), **variant)
+    kind, numbers, _ = _TIMED[name]
+    sample = OPS["fold"].sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), kind=kind, **numbers)
     x = sample.pop("x")
-    eager = eager_fold(**sample)
+    eager = eager_fold(**{**FOLDS[kind].defaults(), **sample})
     return x, {
         "pyfold": lambda x: pyfold.fold(x, **sample),
         "eager": eager,
         "compile": s.peers.compiled(eager),
-        "torchlip": _torchlip_fold(s, kind),
+        "torchlip": _torchlip_fold(s, name),
     }
 
 
-def _add_fold_rows(kind: str, floor: float) -> None:
-    @row(f"fold {kind}", "ops", shapes=FEATURES)
+def _add_fold_rows(name: str, floor: float) -> None:
+    @row(f"fold {name}", "ops", shapes=FEATURES)
     def forward(s: Setting) -> Case:
-        x, folds = _fold_forms(s, kind)
-        forms = {name: fold and (lambda fold=fold: fold(x)) for name, fold in folds.items()}
+        x, folds = _fold_forms(s, name)
+        forms = {form: fold and (lambda fold=fold: fold(x)) for form, fold in folds.items()}
         return Case(forms, moved=2 * x.numel() * x.element_size())
 
-    @row(f"fold {kind}, forward + backward", "gradients", shapes=FEATURES, floor=floor)
+    @row(f"fold {name}, forward + backward", "gradients", shapes=FEATURES, floor=floor)
     def backward(s: Setting) -> Case:
-        x, folds = _fold_forms(s, kind)
+        x, folds = _fold_forms(s, name)
         gradient = torch.randn_like(x)
         x.requires_grad_()
-        forms = {name: fold and (lambda fold=fold: torch.autograd.grad(fold(x), x, gradient)) for name, fold in folds.items()}
+        forms = {form: fold and (lambda fold=fold: torch.autograd.grad(fold(x), x, gradient)) for form, fold in folds.items()}
         return Case(forms, moved=4 * x.numel() * x.element_size(), grad=True)
 
-    @row(f"fold {kind}, backward of backward", "gradients", shapes=FEATURES, dtypes=(torch.float32,))
+    @row(f"fold {name}, backward of backward", "gradients", shapes=FEATURES, dtypes=(torch.float32,))
     def twice(s: Setting) -> Case:
         """What a gradient penalty runs: forward, backward, and the derivative of that in its cotangent."""
-        x, folds = _fold_forms(s, kind)
+        x, folds = _fold_forms(s, name)
         gradient, direction = torch.randn_like(x).requires_grad_(), torch.randn_like(x)
         x.requires_grad_()
 
@@ -303,11 +322,9 @@ def _add_fold_rows(kind: str, floor: float) -> None:
             return both
 
         # torch.compile has no second derivative.
-        forms = {name: fold and run(fold) for name, fold in folds.items() if name != "compile"}
+        forms = {form: fold and run(fold) for form, fold in folds.items() if form != "compile"}
         return Case(forms, moved=6 * x.numel() * x.element_size(), grad=True)
 
 
-#: The least ratio against eager, forward and backward; a kind that is not named must not be slower than eager.
-_FLOORS = {"abs": 0.3, "maxmin": 3.0, "householder": 3.0}
-for _kind in FOLDS:
-    _add_fold_rows(_kind, _FLOORS.get(_kind, 1.0))
+for _name in _TIMED:
+    _add_fold_rows(_name, _TIMED[_name][2])
