@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-SOURCES := $(shell find csrc cmake build_backend -type f) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc cmake build_backend -type f -not -name '*.json') CMakeLists.txt setup.py pyproject.toml
 RUNS ?= runs/demo
 # What 'make bench' writes; FULL=--full measures every size in every dtype.
 RESULTS ?= runs/bench.json
