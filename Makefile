@@ -52,12 +52,12 @@ test-all: build
 lint: .venv/tools.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f -not -name '*.json')
 
 format: .venv/tools.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -type f)
+	$(BIN)/clang-format -i $$(find csrc -type f -not -name '*.json')
 
 bench: build
 	$(BIN)/python -m pytest benchmarks -q --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --ratios-json $(RESULTS) $(FULL)
