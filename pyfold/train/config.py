@@ -68,7 +68,7 @@ class Config:
     generator_activation: str = _tuned(str)
     dynamics: str = "alternating"
     dynamics_steps: int = 5
-    dynamics_rate: float = 0.1
+    dynamics_rate: float = 0.03
     dynamics_strength: float = 0.1
     network: str = "dcgan"
     pack: int = 1
