@@ -64,6 +64,39 @@ def test_in_place_gives_the_same_bits(backend, generator):
     assert torch.equal(history[-1], u)
 
 
+ROWS = {
+    "of everything": {},
+    "u is the model's output": {"r": 0.0, "s": 1.0, "t": 0.0},
+    "u is x0": {"r": 0.0, "s": 0.0, "t": 1.0},
+    "x' without x": {"a": 0.0},
+    "x' of x alone": dict.fromkeys(("a_base", "b1", "b2", "c_x0", "c_u", "d1", "d2", "d3"), 0.0),
+}
+
+
+@pytest.mark.parametrize("size", [1024, 1000])
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("over", ["x", "model", "base", "newest", "oldest"])
+@pytest.mark.parametrize("output", ["out", "history_out", "next_input", "x0_out"])
+def test_any_output_may_be_any_operand(output, over, row, size, backend, generator):
+    table = affine_table(
+        [random_row(generator, **{"g1": 1.0, "g2": 0.0, "g3": 0.0, "b3": 0.0, "b4": 0.0, **ROWS[row]})], backend
+    )
+
+    def run(operands, **outputs):
+        x, model, base, newest, oldest = operands
+        noise = {"seeds": torch.tensor([1, 2], device=backend), "history": [newest, oldest], "base": base}
+        outputs = {"out": torch.empty_like(x), output: torch.empty_like(x), **outputs}
+        pyfold.affine_step(x, model, table, **noise, **outputs)
+        return outputs["out"], outputs[output]
+
+    operands = [torch.randn(2, size, generator=generator).to(backend) for _ in range(5)]
+    expected = run(operands)
+    copies = [t.clone() for t in operands]
+    written = copies[["x", "model", "base", "newest", "oldest"].index(over)]
+    for a, b in zip(run(copies, **{output: written}), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_zero_coefficient_drops_its_term_whatever_it_holds(backend):
     x = torch.ones(1, 40, device=backend)
     bad = torch.full_like(x, float("nan"))

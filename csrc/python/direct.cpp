@@ -66,7 +66,8 @@ bool says_no(PyObject* result) {
 }
 
 PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count < 4) return PyErr_Format(PyExc_TypeError, "use_torch takes Tensor, is_grad_enabled, empty, empty_like, ...");
+  if (count < 4)
+    return PyErr_Format(PyExc_TypeError, "use_torch takes Tensor, is_grad_enabled, empty, empty_like, ...");
   PyObject* capsule = quiet(PyObject_GetAttrString(args[0], "__dlpack_c_exchange_api__"));
   if (capsule == nullptr) Py_RETURN_FALSE;
   const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
@@ -314,7 +315,8 @@ struct Coefficient {
 // The rows of a noising table. target: for x0 and for epsilon the factors of 1, alpha and sigma.
 bool noising_rows(PyObject* alpha, PyObject* sigma, PyObject* weight, PyObject* target, int64_t samples, double* rows) {
   Coefficient of_alpha, of_sigma, of_weight;
-  if (!of_alpha.take(alpha, samples) || !of_sigma.take(sigma, samples) || !of_weight.take(weight, samples)) return false;
+  if (!of_alpha.take(alpha, samples) || !of_sigma.take(sigma, samples) || !of_weight.take(weight, samples))
+    return false;
   double factor[6];
   if (!PyTuple_CheckExact(target) || PyTuple_GET_SIZE(target) != 6) return false;
   for (int i = 0; i < 6; ++i) {
@@ -392,7 +394,8 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // Arguments of the loss and its gradient, from the index of prediction on.
 bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
   if (!call.begin(args[1]) || !cpu::for_one_thread(call.geometry, true)) return false;
-  if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3])) return false;
+  if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3]))
+    return false;
   if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.step)) return false;
   kernel.geometry = call.geometry;
   kernel.table.data = table_rows(args[2], call.geometry.rows, kNoisingColumns);
@@ -404,7 +407,8 @@ bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
 // Whether a tensor holds one accumulation value for each row.
 bool row_values(const Call& call, PyObject* object, Operand& out) {
   const uint8_t bits = call.state == DType::kFloat64 ? 64 : 32;
-  return read(object, out) && out.code == kDLFloat && out.bits == bits && out.ndim == 1 && out.numel == call.geometry.rows;
+  return read(object, out) && out.code == kDLFloat && out.bits == bits && out.ndim == 1 &&
+         out.numel == call.geometry.rows;
 }
 
 PyObject* denoising_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {

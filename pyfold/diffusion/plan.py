@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pyfold import _C
 from pyfold.diffusion.predictions import check_prediction, convert
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS, INITIAL_STREAM, SAMPLER_STREAM, add_noise, affine_step, affine_table, randn
@@ -452,15 +453,19 @@ def sample(
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
     history: list[torch.Tensor] = []
-    fixed = {"out": part, "next_input": crop(model_input) if separate else None, **window}
+    next_input = crop(model_input) if separate else None
+    fixed = {"out": part, "next_input": next_input, **window}
+    direct = not torch.compiler.is_compiling()
     plain = region is None and not (adapt or plan.learned or noise is not None or plan.base_output is not None)
     table, drawn = plan.on(device)[0], seeds if plan.noisy else None
     for i, (time, counter) in enumerate(plan._stages(device, len(seeds))):
         models = model(model_input, time)
         if plain:
-            # What plan.step does, without what it asks again at each stage.
+            # What plan.step does, without what it asks again at each stage; small ones are direct calls.
             entry = plan._next_entry(i, history, x) if plan.history else None
-            affine_step(x, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
+            operands = x, models, table, counter, None, history, drawn, SAMPLER_STREAM, x, entry, next_input, None
+            if not direct or _C.affine_step(*operands) is None:
+                affine_step(x, models, table, counter, history=history, seeds=drawn, history_out=entry, **fixed)
             if entry is not None:
                 plan._remember(i, history, entry)
         else:

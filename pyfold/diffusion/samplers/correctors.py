@@ -48,6 +48,8 @@ def unipc_weights(points: list[Point], order: int, variant: str, interpolated: s
         """From those of the divided differences ``(m_k - m_0) / r_k``."""
         result = np.zeros(order + 1)
         for value, ratio, k in zip(rho, r, [*range(2, order + 1), 0], strict=True):
+            if value == 0:
+                continue  # no term, also where the step to zero noise makes B(h) infinite
             result[k] -= size * scale * value / ratio
             result[1] += size * scale * value / ratio
         result[1] += plain
