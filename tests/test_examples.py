@@ -44,7 +44,7 @@ def blocks(language):
 
 
 def test_readme_python_runs():
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
     exec("\n".join(blocks("python")), {})
 
 

@@ -97,7 +97,7 @@ class FoldTile {
     return bits + (group_ * planes + plane) * layout_.bytes_per_group() + start_ / 8;
   }
 
- private:
+  // body(at, run, length): stretches of units that lie at one step.
   template <class Body>
   void each_run(Body&& body) const {
     for (int at = 0; at < count_;) {
@@ -108,6 +108,7 @@ class FoldTile {
     }
   }
 
+ private:
   const FoldLayout& layout_;
   DType dtype_;
   int units_;

@@ -118,6 +118,74 @@ void sign_tiles(const FoldArgs& args, int64_t begin, int64_t end, bool forward) 
   }
 }
 
+// a > b of half floats without widening them: magnitudes with their sign, so that both zeros are one; NaN is not above.
+struct HalfAbove {
+  int16_t infinity;  // its bits
+  bool operator()(uint16_t a, uint16_t b) const {
+    const int16_t size_a = static_cast<int16_t>(a & 0x7FFF), size_b = static_cast<int16_t>(b & 0x7FFF);
+    const int16_t key_a = static_cast<int16_t>(a) < 0 ? static_cast<int16_t>(-size_a) : size_a;
+    const int16_t key_b = static_cast<int16_t>(b) < 0 ? static_cast<int16_t>(-size_b) : size_b;
+    return (key_a > key_b) & (size_a <= infinity) & (size_b <= infinity);
+  }
+};
+struct Above {
+  template <class T>
+  bool operator()(T a, T b) const {
+    return a > b;
+  }
+};
+
+// maxmin alone, and its derivative, exchange values as they lie in memory, with no conversion and no copy.
+bool exchanges_values(const FoldArgs& args) {
+  const FoldLayout& layout = args.layout;
+  return args.kind == FoldKind::kMaxMin && args.bias == nullptr && args.gain == 1 && args.clamp == 0 &&
+         args.clamped == nullptr && (layout.halves || layout.inner > 1);
+}
+
+template <class T, class Compare>
+void exchange_tile(const FoldArgs& args, int64_t index, bool forward, Compare above) {
+  const FoldTile<float> tile(args.layout, args.dtype, kFoldTile, index);
+  const int count = tile.count();
+  alignas(64) uint8_t flags[kFoldTile];
+  if (forward) {
+    for (int i = count & ~7; i < ((count + 7) & ~7); ++i) flags[i] = 0;
+  } else {
+    tile.read_flags(tile.plane(args.bits, 0, 1), flags);
+  }
+  tile.each_run([&](int at, const FoldRun& run, int length) {
+    const T* __restrict a = static_cast<const T*>(args.in) + run.offset;
+    const T* __restrict b = a + run.apart;
+    T* __restrict low = static_cast<T*>(args.out) + run.offset;
+    T* __restrict high = low + run.apart;
+    uint8_t* __restrict m = flags + at;
+    if (forward) {
+      for (int i = 0; i < length; ++i) m[i] = above(a[i], b[i]);
+    }
+    for (int i = 0; i < length; ++i) {
+      const T first = a[i], second = b[i];
+      low[i] = m[i] != 0 ? second : first;
+      high[i] = m[i] != 0 ? first : second;
+    }
+  });
+  if (forward && args.bits != nullptr) tile.write_flags(flags, tile.plane(args.bits, 0, 1));
+}
+
+void exchange_tiles(const FoldArgs& args, int64_t begin, int64_t end, bool forward) {
+  const auto run = [&](auto element, auto above) {
+    for (int64_t i = begin; i < end; ++i) exchange_tile<decltype(element)>(args, i, forward, above);
+  };
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return run(0.0f, Above{});
+    case DType::kFloat64:
+      return run(0.0, Above{});
+    case DType::kBFloat16:
+      return run(uint16_t{0}, HalfAbove{0x7F80});
+    case DType::kFloat16:
+      return run(uint16_t{0}, HalfAbove{0x7C00});
+  }
+}
+
 template <class A, class Fold>
 void forward_tile(const FoldArgs& args, int64_t index) {
   constexpr int K = Fold::kComponents;
@@ -240,6 +308,7 @@ inline void with_fold(const FoldArgs& args, Body&& body) {
 
 void run_forward(const FoldArgs& args, int64_t begin, int64_t end) {
   if (turns_signs(args)) return sign_tiles(args, begin, end, true);
+  if (exchanges_values(args)) return exchange_tiles(args, begin, end, true);
   with_fold(args, [&](auto zero, auto fold) {
     for (int64_t i = begin; i < end; ++i) forward_tile<decltype(zero), decltype(fold)>(args, i);
   });
@@ -247,6 +316,7 @@ void run_forward(const FoldArgs& args, int64_t begin, int64_t end) {
 
 void run_backward(const FoldArgs& args, int64_t begin, int64_t end) {
   if (turns_signs(args)) return sign_tiles(args, begin, end, false);
+  if (exchanges_values(args)) return exchange_tiles(args, begin, end, false);
   with_fold(args, [&](auto zero, auto fold) {
     for (int64_t i = begin; i < end; ++i) backward_tile<decltype(zero), decltype(fold)>(args, i);
   });
