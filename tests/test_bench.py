@@ -11,8 +11,9 @@ import torch
 from pyfold import bench
 from pyfold.bench.cli import percentage
 from pyfold.bench.memory import allocations, peak
+from pyfold.bench.ops import TIMED_FOLDS
 from pyfold.bench.peers import Peers
-from pyfold.ops import FOLDS, OPS
+from pyfold.ops import OPS
 from pyfold.train import cli
 
 CPU = torch.device("cpu")
@@ -171,11 +172,11 @@ def test_every_row_runs_at_its_smallest_size(row):
 
 def test_the_table_covers_every_op_and_fold():
     names = " ".join(bench.ROWS)
-    for kind in FOLDS:
+    for kind in TIMED_FOLDS:
         for what in ("", ", forward + backward", ", backward of backward", ", no gradient", ", with gradient"):
             assert f"fold {kind}{what}" in bench.ROWS
     for op in OPS:
-        assert {"affine_step": "step", "denoising_loss": "loss"}.get(op, op) in names
+        assert {"affine_step": "step", "denoising_loss": "loss", "fold, in torch operations": "fold"}.get(op, op) in names
 
 
 def test_forms_compute_the_same():
@@ -191,7 +192,7 @@ def test_forms_compute_the_same():
         for value in values[1:]:
             torch.testing.assert_close(value, values[0], rtol=1e-5, atol=1e-5)
             checked += 1
-    assert checked >= 3 * len(FOLDS)
+    assert checked >= 3 * len(TIMED_FOLDS)
     for name in ("DDIM step", "flow Euler step", "guided multistep, bfloat16 model"):
         results = []
         for form in ("pyfold", "eager"):
@@ -213,3 +214,14 @@ def test_memory_is_what_was_allocated():
     assert changes["one"] == [256, -256] and sorted(changes["two"]) == [-4000, -2000, 2000, 4000]
     assert peak(two, CPU) == 4000
     assert peak(lambda: [torch.empty(1000), torch.empty(500)], CPU) == 6000
+
+
+def test_plot_draws_every_group(file, tmp_path, capsys):
+    from PIL import Image
+
+    out = tmp_path / "plots" / "bench.png"
+    assert quick("--show", str(file), "--plot", str(out)) == 0
+    capsys.readouterr()
+    assert min(Image.open(out).size) > 300 and [p.name for p in out.parent.iterdir()] == ["bench.png"]
+    assert quick("--show", str(file), "--plot", str(tmp_path / "bench.svg")) == 0
+    assert (tmp_path / "bench.svg").read_text().count("<svg") == 1

@@ -72,6 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="with --compare: exit status 1 if a row is slower by more",
     )
     add("--show", type=Path, metavar="FILE", help="print the tables of a file written by --json, and measure nothing")
+    add("--plot", type=Path, metavar="FILE", help="also draw the ratios: .png, .svg or .pdf (needs pyfold[pictures])")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--list", action="store_true", help="name all rows and stop")
 
@@ -140,6 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pyfold._requirements import need
     from pyfold.bench import GROUPS, ROWS, Peers, measure, read_json, table, write_json
     from pyfold.bench.measure import machine_limits
+    from pyfold.bench.plot import plot
     from pyfold.bench.report import machine
 
     if arguments.list:
@@ -148,7 +150,10 @@ def run(arguments: argparse.Namespace) -> int:
             print("".join(f"  {row.name}\n" for row in ROWS.values() if row.group == group))
         return 0
     if arguments.show:
-        print(table(read_json(arguments.show)[0], arguments.markdown))
+        shown = read_json(arguments.show)[0]
+        print(table(shown, arguments.markdown))
+        if arguments.plot:
+            plot(shown, arguments.plot)
         return 0
     if arguments.fail_above is not None and not arguments.compare:
         raise ValueError("--fail-above needs --compare OLD")
@@ -190,6 +195,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{table(results, arguments.markdown)}\n")
     if arguments.json:
         write_json(arguments.json, results, limits=limits, budget=budget)
+    if arguments.plot:
+        plot(results, arguments.plot)
     print(f"{len(results)} rows in {time.perf_counter() - began:.0f} s" + (f"; {arguments.json}" if arguments.json else ""))
     return _say_changes(arguments, slowdowns, about_old, facts) if arguments.compare else 0
 

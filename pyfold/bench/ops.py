@@ -260,7 +260,7 @@ def eager_fold(kind: str, **parameters) -> Callable[[torch.Tensor], torch.Tensor
 
 #: Folds that are timed: what follows "fold" in the row's name -> kind, parameters that are numbers, the least ratio against
 #: eager, forward and backward.
-_TIMED = {
+TIMED_FOLDS = {
     "abs": ("abs", {}, 0.3),
     "leaky": ("leaky", {"slope": 0.2}, 0.3),
     "box": ("box", {"length": 1.0}, 0.8),
@@ -278,9 +278,9 @@ def _torchlip_fold(s: Setting, kind: str) -> Callable[[torch.Tensor], torch.Tens
     return {"maxmin": s.peers.torchlip.group_sort_2, "groupsort(8)": lambda x: s.peers.torchlip.group_sort(x, 8)}.get(kind)
 
 
-def _fold_forms(s: Setting, name: str) -> tuple[torch.Tensor, dict[str, Callable[[torch.Tensor], torch.Tensor] | None]]:
+def fold_forms(s: Setting, name: str) -> tuple[torch.Tensor, dict[str, Callable[[torch.Tensor], torch.Tensor] | None]]:
     """x, and each form as a function of it."""
-    kind, numbers, _ = _TIMED[name]
+    kind, numbers, _ = TIMED_FOLDS[name]
     sample = OPS["fold"].sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), kind=kind, **numbers)
     x = sample.pop("x")
     eager = eager_fold(**{**FOLDS[kind].defaults(), **sample})
@@ -295,13 +295,13 @@ def _fold_forms(s: Setting, name: str) -> tuple[torch.Tensor, dict[str, Callable
 def _add_fold_rows(name: str, floor: float) -> None:
     @row(f"fold {name}", "ops", shapes=FEATURES)
     def forward(s: Setting) -> Case:
-        x, folds = _fold_forms(s, name)
+        x, folds = fold_forms(s, name)
         forms = {form: fold and (lambda fold=fold: fold(x)) for form, fold in folds.items()}
         return Case(forms, moved=2 * x.numel() * x.element_size())
 
     @row(f"fold {name}, forward + backward", "gradients", shapes=FEATURES, floor=floor)
     def backward(s: Setting) -> Case:
-        x, folds = _fold_forms(s, name)
+        x, folds = fold_forms(s, name)
         gradient = torch.randn_like(x)
         x.requires_grad_()
         forms = {form: fold and (lambda fold=fold: torch.autograd.grad(fold(x), x, gradient)) for form, fold in folds.items()}
@@ -310,7 +310,7 @@ def _add_fold_rows(name: str, floor: float) -> None:
     @row(f"fold {name}, backward of backward", "gradients", shapes=FEATURES, dtypes=(torch.float32,))
     def twice(s: Setting) -> Case:
         """What a gradient penalty runs: forward, backward, and the derivative of that in its cotangent."""
-        x, folds = _fold_forms(s, name)
+        x, folds = fold_forms(s, name)
         gradient, direction = torch.randn_like(x).requires_grad_(), torch.randn_like(x)
         x.requires_grad_()
 
@@ -326,5 +326,19 @@ def _add_fold_rows(name: str, floor: float) -> None:
         return Case(forms, moved=6 * x.numel() * x.element_size(), grad=True)
 
 
-for _name in _TIMED:
-    _add_fold_rows(_name, _TIMED[_name][2])
+for _name in TIMED_FOLDS:
+    _add_fold_rows(_name, TIMED_FOLDS[_name][2])
+
+
+@row(
+    "kaleidoscope, 8 rounds of box, abs and sort",
+    "ops",
+    shapes={"small": (4096, 3), "middle": (1 << 17, 3), "large": (1 << 20, 3)},
+)
+def _kaleidoscope(s: Setting) -> Case:
+    """Points in space, folded and stretched eight times over, as a fractal's picture asks for."""
+    (x,) = s.tensors(1)
+    options = {"folds": ["box", "abs", "groupsort"], "scale": 1.7, "centre": (1.0, 1.0, 1.0), "iterations": 8}
+    eager = lambda: OPS["kaleidoscope"].reference(x, **options)  # noqa: E731
+    forms = {"pyfold": lambda: pyfold.kaleidoscope(x, **options), "eager": eager, "compile": s.peers.compiled(eager)}
+    return Case(forms, moved=2 * x.numel() * x.element_size())

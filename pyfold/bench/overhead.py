@@ -8,11 +8,10 @@ import torch
 
 import pyfold
 from pyfold import diffusion
-from pyfold.bench.ops import eager_fold, step_form
+from pyfold.bench.ops import TIMED_FOLDS, fold_forms, step_form
 from pyfold.bench.rows import Case, Setting, row
-from pyfold.ops import FOLDS, OPS
 
-_SHAPES = {"small": (1, 4, 4, 4)}
+_SHAPES = {"small": (1, 8, 2, 4)}
 _OPTIONS = {"shapes": _SHAPES, "dtypes": (torch.float32,)}
 
 
@@ -46,25 +45,22 @@ def _add_noise(s: Setting) -> Case:
     return Case(forms, overhead=True)
 
 
-def _add_fold_rows(kind: str) -> None:
+def _add_fold_rows(name: str) -> None:
     """A fold without and with a gradient to come."""
 
     def forms(s: Setting, grad: bool) -> dict[str, Callable[[], object]]:
-        op = OPS["fold"]
-        variant = next(v for v in op.variants.values() if v["kind"] == kind)
-        sample = op.sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), **variant)
-        x = sample.pop("x").requires_grad_(grad)
-        eager = eager_fold(**sample)
-        return {"pyfold": lambda: pyfold.fold(x, **sample), "eager": lambda: eager(x)}
+        x, folds = fold_forms(s, name)
+        x.requires_grad_(grad)
+        return {form: lambda fold=folds[form]: fold(x) for form in ("pyfold", "eager")}
 
-    @row(f"fold {kind}, no gradient", "overhead", **_OPTIONS)
+    @row(f"fold {name}, no gradient", "overhead", **_OPTIONS)
     def plain(s: Setting) -> Case:
         return Case(forms(s, False), overhead=True)
 
-    @row(f"fold {kind}, with gradient", "overhead", **_OPTIONS)
+    @row(f"fold {name}, with gradient", "overhead", **_OPTIONS)
     def recorded(s: Setting) -> Case:
         return Case(forms(s, True), overhead=True, grad=True)
 
 
-for _kind in FOLDS:
-    _add_fold_rows(_kind)
+for _name in TIMED_FOLDS:
+    _add_fold_rows(_name)

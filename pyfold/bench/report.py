@@ -16,7 +16,7 @@ from pyfold.bench.rows import GROUPS
 
 _FORMAT = "pyfold bench 1"
 #: Peers in the order of their columns; the first one that two runs share is what a comparison goes by.
-_PEERS = ("eager", "compile", "diffusers", "k-diffusion", "torchlip", "adapter")
+PEERS = ("eager", "compile", "diffusers", "k-diffusion", "torchlip", "adapter")
 
 
 def duration(seconds: float) -> str:
@@ -41,13 +41,13 @@ def _cells(rows: Sequence[Measured]) -> list[tuple[str, list[str]]]:
     if {r.dtype for r in rows} != {"float32"}:
         columns += [("dtype", [r.dtype for r in rows])]
     columns += [("pyfold", [duration(r.seconds) for r in rows])]
-    columns += [(peer, [_ratio(r.ratios.get(peer)) for r in rows]) for peer in _PEERS]
+    columns += [(peer, [_ratio(r.ratios.get(peer)) for r in rows]) for peer in PEERS]
     columns += [
         ("of bandwidth", [_percent(r.bandwidth) for r in rows]),
         ("of generator", [_percent(r.generator) for r in rows]),
         ("peak MB", [f"{r.peak['pyfold'] / 1e6:.1f}" if r.peak else "" for r in rows]),
     ]
-    for peer in _PEERS:
+    for peer in PEERS:
         share = [r.peak["pyfold"] / r.peak[peer] if r.peak.get(peer) else None for r in rows]
         columns += [(f"of {peer}'s", [_percent(value) for value in share])]
     return [(heading, cells) for heading, cells in columns if any(cells)]
@@ -125,7 +125,7 @@ def slowdown(old: Measured, new: Measured) -> float:
     By the ratio to a peer that both runs have, since it does not care how busy or how warm the machine is; by the share of the
     bandwidth without a peer, and by the time alone where there is neither.
     """
-    for peer in _PEERS:
+    for peer in PEERS:
         if peer in old.ratios and peer in new.ratios:
             return old.ratios[peer] / new.ratios[peer] - 1
     if old.bandwidth and new.bandwidth:

@@ -12,7 +12,7 @@ from pyfold.bench.peers import Peers
 #: Sizes of a row, from what a call's overhead decides to what lies beyond the caches.
 LEVELS = ("small", "middle", "large")
 IMAGES = {"small": (1, 4, 64, 64), "middle": (8, 3, 256, 256), "large": (16, 3, 512, 512)}
-FEATURES = {"small": (1, 8, 64, 64), "middle": (8, 4, 256, 256), "large": (32, 64, 64, 64)}
+FEATURES = {"small": (1, 8, 64, 64), "middle": (8, 8, 128, 256), "large": (32, 64, 64, 64)}
 
 #: What the rows of a group have in common.
 GROUPS = {
