@@ -1212,6 +1212,14 @@ READS = (
 )
 
 
+def test_a_read_is_noticed():
+    scheduler = ours.EulerDiscreteScheduler()
+    with NoReads(scheduler):
+        assert scheduler.sigmas[0].item() > 1  # of its own table
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            torch.ones(2)[0].item()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [n for n in ours.__all__ if not n.startswith(READS)])
 def test_no_step_reads_a_tensor(name):
@@ -1227,6 +1235,7 @@ def test_no_step_reads_a_tensor(name):
     with NoReads(scheduler):
         for t in times[1:]:
             x = scheduler.step(model, t, x, **noise)[0]
+    assert torch.isfinite(x).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -46,7 +46,7 @@ class Program:
     """
 
     def __init__(self, rows: int, unfoldable: bool = False):
-        self.rows = rows
+        self.rows = self.input_rows = rows  # crelu widens the former
         self.unfoldable = unfoldable
         self.instructions: list[int] = []
         self.constants: list[float] = []

@@ -191,7 +191,7 @@ def fold(
         Like ``x``, with twice the channels for crelu. Differentiable any number of times in ``x``, ``bias`` and the
         parameters that are tensors. Kernels run for numbers (and for a tensor ``angle`` of householder, and tensors of
         hyperplane that do not learn); with other tensors, for sphere, ball and soft where a gradient is needed, and for
-        sorts of more than 45 and hyperplanes of more than 192 channels, torch's own operations do, and remember more.
+        sorts of more than 39 and hyperplanes of more than 192 channels, torch's own operations do, and remember more.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
@@ -223,7 +223,7 @@ def fold(
     program = call.program(gain, clamp)
     if program is None or (needed and not program.differentiable):
         return _composed(call, bias, gain, clamp)
-    arguments = sequence_arguments(call, program, bias)
+    arguments = sequence_arguments(call.x, program, call.dim, call.pairing, bias)
     if key is not None and program.differentiable and not call.has_tensors:
         _remember_plan(key, _Plan(False, (*arguments[3:], 1)))
     return _fold_sequence.sequence(*arguments, 1, needed)[0]
@@ -277,12 +277,15 @@ def _remember_plan(key: tuple[Any, ...], plan: _Plan) -> None:
     _plans[key] = plan
 
 
-def sequence_arguments(call: Call, program: Program, bias: torch.Tensor | None = None) -> tuple[Any, ...]:
+def sequence_arguments(
+    x: torch.Tensor, program: Program, dim: int, pairing: str = "adjacent", bias: torch.Tensor | None = None
+) -> tuple[Any, ...]:
+    """What ``_fold_sequence.sequence`` takes, but for groups and whether to remember."""
     parameters = program.packed_parameters()
     if parameters is not None:
-        parameters = parameters.detach().to(_accumulation(call.x.dtype))
-    return (call.x, bias, parameters, tuple(program.instructions), tuple(program.constants), call.rows, program.planes,
-            call.dim, call.pairing)  # fmt: skip
+        parameters = parameters.detach().to(_accumulation(x.dtype))
+    numbers = tuple(program.instructions), tuple(program.constants)
+    return x, bias, parameters, *numbers, program.input_rows, program.planes, dim, pairing
 
 
 def fold_with_bits(
@@ -305,7 +308,7 @@ def fold_with_bits(
         if call.reflects:
             angle = call.parameters.get("angle")
             return _fold_reflect.reflect(call.x, None, angle, kind, call.dim, call.pairing, 1.0, 0.0, 1)[:2]
-        return _fold_sequence.sequence(*sequence_arguments(call, _unfoldable(call)), 1, True)
+        return _fold_sequence.sequence(*sequence_arguments(call.x, _unfoldable(call), call.dim, call.pairing), 1, True)
 
 
 def unfold(
@@ -335,7 +338,7 @@ def unfold(
             none, angle = torch.empty(1, 0, dtype=torch.uint8, device=y.device), call.parameters.get("angle")
             rest = (kind, call.dim, call.pairing, 1.0, 1, False)
             return _fold_reflect.reflect_backward(call.x, bits, none, angle, *rest)
-        x, _, *rest = sequence_arguments(call, program)
+        x, _, *rest = sequence_arguments(call.x, program, call.dim, call.pairing)
         return _fold_sequence.apply(x, bits, *rest, 1, "inverse")
 
 

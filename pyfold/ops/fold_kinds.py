@@ -122,13 +122,7 @@ def _angles(name, value, channels, units):
 
 
 def _size(name, value, channels, units):
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be from 1, got {value}")
-    return value
+    return None if value is None else _count(name, value, channels, units)
 
 
 def _count(name, value, channels, units):

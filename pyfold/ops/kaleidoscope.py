@@ -148,8 +148,7 @@ def kaleidoscope(
     needed = functorch_active() or (torch.is_grad_enabled() and x.requires_grad)
     program = None if compiling_a_transform() else _program(calls, turn, iterations, x.shape[dim])
     if program is not None and (program.differentiable or not needed) and calls:
-        whole = Call(calls[0].x, "", calls[0].fold, dim, "adjacent", {}, x.shape[dim])
-        return _fold_sequence.sequence(*sequence_arguments(whole, program), 1, needed)[0]
+        return _fold_sequence.sequence(*sequence_arguments(calls[0].x, program, dim), 1, needed)[0]
     z = x
     for _ in range(iterations):
         for call in calls:

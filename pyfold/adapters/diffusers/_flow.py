@@ -367,7 +367,7 @@ class HeliosScheduler(UniPC, OnFlow, base("HeliosScheduler")):
             return self.step_euler(model_output, timestep, sample, generator, return_dict=return_dict)
         if self.config.scheduler_type == "unipc":
             return self.step_unipc(model_output, timestep, sample, return_dict)
-        raise NotImplementedError(f"scheduler_type must be 'euler' or 'unipc', got {self.config.scheduler_type!r}")
+        raise ValueError(f"scheduler_type must be 'euler' or 'unipc', got {self.config.scheduler_type!r}")
 
 
 class HeliosDMDScheduler(Fused, base("HeliosDMDScheduler")):
