@@ -117,9 +117,8 @@ def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Cal
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     fold = FOLDS[kind]
     # Where every value folds for itself nothing depends on dim.
-    free = fold.rows(channels=0, **fold.defaults()) == 1 and bias is None and not fold.widens if fold.ready else False
-    free = free and not any(isinstance(v, torch.Tensor) for v in given.values())
-    if free and not -x.dim() <= dim < x.dim():
+    free = fold.ready and fold.rows(channels=0, **fold.defaults()) == 1 and bias is None
+    if free and not any(isinstance(v, torch.Tensor) for v in given.values()) and not -x.dim() <= dim < x.dim():
         dim = 0
     elif not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim must be in [{-x.dim()}, {x.dim()}), got {dim} for x of shape {tuple(x.shape)}")
