@@ -60,6 +60,9 @@ inline FoldLayout fold_layout(const Tensor& x, int components, int64_t dim, cons
   return layout;
 }
 
+inline size_t bytes_of(const FoldLayout& layout, DType dtype) {
+  return static_cast<size_t>(layout.outer * layout.channels * layout.inner * size_of(dtype));
+}
 inline int64_t bit_bytes(const FoldLayout& layout) { return layout.groups * layout.bytes_per_group(); }
 
 inline FoldArgs fold_args(const Tensor& in, const std::string& kind, int64_t dim, const std::string& pairing,

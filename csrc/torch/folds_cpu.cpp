@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "cpu/folds.h"
+#include "cpu/huge_pages.h"
 #include "torch/folds.h"
 
 namespace pyfold::ops {
@@ -52,6 +53,7 @@ using FoldKernel = void (*)(const FoldArgs&, int64_t, int64_t);
 
 void launch(FoldArgs& args, FoldKernel kernel) {
   const HalfAngles angles(args);
+  cpu::prefer_huge_pages(args.out, bytes_of(args.layout, args.dtype));
   parallel_tiles(args.layout, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 

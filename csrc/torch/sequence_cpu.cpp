@@ -1,6 +1,7 @@
 #include "cpu/sequence.h"
 
 #include "cpu/folds.h"
+#include "cpu/huge_pages.h"
 #include "torch/sequence.h"
 
 namespace pyfold::ops {
@@ -10,6 +11,7 @@ namespace {
 constexpr int64_t kValueGrain = 32768;
 
 void launch(const SequenceArgs& args) {
+  cpu::prefer_huge_pages(args.out, bytes_of(args.out_layout, args.dtype));
   const int units = cpu::sequence_tile(args);
   const int64_t tiles = cpu::fold_tiles(args.in_layout, units);
   const int64_t values = static_cast<int64_t>(units) * sequence_rows(args);
