@@ -7,7 +7,7 @@ from pyfold._version import __version__
 _library.load()
 
 from pyfold import diffusion, folding, gan, nn, ops  # noqa: E402
-from pyfold.ops import add_noise, affine_step, denoising_loss, fold, kaleidoscope, randn  # noqa: E402
+from pyfold.ops import add_noise, affine_step, denoising_loss, fold, kaleidoscope, mse_loss, randn  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -20,6 +20,7 @@ __all__ = [
     "folding",
     "gan",
     "kaleidoscope",
+    "mse_loss",
     "nn",
     "ops",
     "randn",

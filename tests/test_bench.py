@@ -176,7 +176,7 @@ def test_the_table_covers_every_op_and_fold():
         for what in ("", ", forward + backward", ", backward of backward", ", no gradient", ", with gradient"):
             assert f"fold {kind}{what}" in bench.ROWS
     for op in OPS:
-        assert {"affine_step": "step", "denoising_loss": "loss", "fold, in torch operations": "fold"}.get(op, op) in names
+        assert {"affine_step": "step", "denoising_loss": "loss", "mse_loss": "loss", "fold, in torch operations": "fold"}.get(op, op) in names
 
 
 def test_forms_compute_the_same():

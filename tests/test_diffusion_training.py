@@ -264,6 +264,22 @@ def test_low_precision_input(x0):
     assert torch.equal(noised.x_t, exact.x_t.bfloat16())
 
 
+@pytest.mark.parametrize("options", [{}, {"offset_noise": 0.3}, {"input_perturbation": 0.2}], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_kept_target_is_the_same_loss(prediction, options, x0):
+    """Same input bits; the loss and its gradient to the last rounding, float64 and, with a bfloat16 input, float32."""
+    again, kept = (TrainingLoss(diffusion.edm(), prediction, "edm", keep_target=keep, **options) for keep in (False, True))
+    for x, dtype in ((x0, None), (x0.float(), torch.bfloat16)):
+        one, other = again.noise(x, SEEDS, dtype=dtype), kept.noise(x, SEEDS, dtype=dtype)
+        assert one.target is None and other.target.dtype == x.dtype
+        assert torch.equal(one.x_t, other.x_t)
+        m = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype, requires_grad=True)
+        gradients = [torch.autograd.grad(loss(m, noised).sum(), m)[0] for loss, noised in ((again, one), (kept, other))]
+        bound = 64 * torch.finfo(x.dtype).eps
+        torch.testing.assert_close(kept(m, other), again(m, one), rtol=bound, atol=0)
+        torch.testing.assert_close(*gradients, rtol=bound, atol=bound * gradients[0].abs().max().item())
+
+
 def test_given_times(x0):
     loss = TrainingLoss(SCHEDULES["vp"])
     noised = loss.noise(x0, SEEDS, torch.full((64,), 10))

@@ -13,7 +13,7 @@ from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
 from pyfold.diffusion.schedules import Schedule
 from pyfold.diffusion.weightings import WEIGHTINGS, weight_of_prediction
-from pyfold.ops import TRAINING_STREAM, add_noise, denoising_loss, randn
+from pyfold.ops import TRAINING_STREAM, add_noise, denoising_loss, mse_loss, randn
 
 #: The stream that training times and coins are drawn from.
 TIME_STREAM = 3
@@ -29,6 +29,7 @@ class Noised:
         x_t: the model's input. t: what the model is told, float32 [B].
         x0, seeds: as given. alpha, sigma, time: float64 [B], of the schedule.
         offset: what was added to the noise, or None.
+        target: what the model should predict, where the loss keeps it; else None.
     """
 
     x_t: torch.Tensor
@@ -39,6 +40,7 @@ class Noised:
     seeds: torch.Tensor
     time: torch.Tensor
     offset: torch.Tensor | None = None
+    target: torch.Tensor | None = None
 
 
 def _per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -59,7 +61,7 @@ def uniform_of_seeds(seeds: torch.Tensor, step: int = 0) -> torch.Tensor:
 
 
 class TrainingLoss:
-    """Each sample's denoising loss, the noise made again from its seed in forward and backward instead of stored.
+    """Each sample's denoising loss, its noise from its seed.
 
     ::
 
@@ -74,6 +76,9 @@ class TrainingLoss:
         offset_noise: standard deviation of noise that is the same over all of a channel, added to the noise.
         input_perturbation: standard deviation of noise, relative to sigma, that the model sees and need not predict (Ning et
             al. 2023, algorithm 1).
+        keep_target: whether ``noise`` keeps what the model should predict, a tensor like x0, until the loss is taken. If not,
+            it is made again from the seeds in forward and backward: the same values (in x0's dtype) for less memory. A draw
+            costs more than the memory on a CPU, and next to nothing on a GPU.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class TrainingLoss:
         density: str | Callable[..., torch.Tensor] = "uniform",
         offset_noise: float = 0.0,
         input_perturbation: float = 0.0,
+        keep_target: bool = False,
     ):
         check_prediction("prediction", prediction)
         for name, value in (("offset_noise", offset_noise), ("input_perturbation", input_perturbation)):
@@ -94,6 +100,7 @@ class TrainingLoss:
         self.weighting = _known("weighting", weighting, WEIGHTINGS)
         self.density = _known("density", density, DENSITIES)
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
+        self.keep_target = keep_target
 
     def times(self, seeds: torch.Tensor, strata: tuple[int, int] | None = None) -> torch.Tensor:
         """The samples' times, float64 [B], from their seeds: integers below ``schedule.steps``, or in [t_min, t_max].
@@ -132,9 +139,13 @@ class TrainingLoss:
         t = self.times(seeds, strata) if t is None else t.to(torch.float64)
         alpha, sigma = self.schedule.coefficients(t)
         scale = self.schedule.input_scale(alpha, sigma)
-        offset = None
-        late = self.offset_noise or self.input_perturbation
-        x_t = add_noise(x0, alpha * scale, sigma * scale, seeds, dtype=None if late else dtype)
+        offset = target = None
+        if self.keep_target:
+            pair = self._targets(alpha, sigma)
+            x_t, target = add_noise(x0, alpha * scale, sigma * scale, seeds, target=pair)
+        else:
+            late = self.offset_noise or self.input_perturbation
+            x_t = add_noise(x0, alpha * scale, sigma * scale, seeds, dtype=None if late else dtype)
         if self.input_perturbation:
             more = sigma * scale * self.input_perturbation
             x_t = add_noise(x_t, 1.0, more, seeds, step=_PERTURBATION)
@@ -143,7 +154,7 @@ class TrainingLoss:
             offset = self.offset_noise * randn(seeds, shape, stream=TRAINING_STREAM, step=_OFFSET, dtype=x0.dtype)
             x_t = x_t + _per_sample(sigma * scale, x0) * offset
         told = self.schedule.model_time(t, alpha, sigma).to(torch.float32)
-        return Noised(x_t if dtype is None else x_t.to(dtype), told, x0, alpha, sigma, seeds, t, offset)
+        return Noised(x_t if dtype is None else x_t.to(dtype), told, x0, alpha, sigma, seeds, t, offset, target)
 
     def __call__(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """Per-sample loss [B] of the model's prediction for a noised batch."""
@@ -152,13 +163,18 @@ class TrainingLoss:
         of_x0, of_epsilon = self.targets(n)
         if n.offset is not None:
             prediction = prediction - _per_sample(of_epsilon, prediction) * n.offset.to(prediction.dtype)
+        if n.target is not None:
+            return mse_loss(prediction, n.target, weight=weight)
         # "v" is of_epsilon eps + of_x0 x0 with -of_x0 for sigma, so any linear target is one.
         return denoising_loss(prediction, n.x0, of_epsilon, -of_x0, n.seeds, target="v", weight=weight)
 
     def targets(self, noised: Noised) -> tuple[torch.Tensor, torch.Tensor]:
         """(of x0, of epsilon) of what the model should predict, float64 [B]."""
-        pair = PREDICTIONS[self.prediction](noised.alpha, noised.sigma, self.schedule.data_std)
-        of_x0, of_epsilon = (c if isinstance(c, torch.Tensor) else torch.full_like(noised.alpha, c) for c in pair)
+        return self._targets(noised.alpha, noised.sigma)
+
+    def _targets(self, alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pair = PREDICTIONS[self.prediction](alpha, sigma, self.schedule.data_std)
+        of_x0, of_epsilon = (c if isinstance(c, torch.Tensor) else torch.full_like(alpha, c) for c in pair)
         return of_x0, of_epsilon
 
     def x0(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:

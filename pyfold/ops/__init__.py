@@ -5,7 +5,7 @@ from pyfold.ops.fold import fold, fold_with_bits, unfold
 from pyfold.ops.fold_kinds import FOLDS, fold_table
 from pyfold.ops.kaleidoscope import kaleidoscope
 from pyfold.ops.noise import INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM, randn
-from pyfold.ops.noising import NOISING_COLUMNS, TARGETS, add_noise, denoising_loss
+from pyfold.ops.noising import NOISING_COLUMNS, TARGETS, add_noise, denoising_loss, mse_loss
 from pyfold.ops.step import AFFINE_STEP_COLUMNS, affine_step, affine_table
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "fold_table",
     "fold_with_bits",
     "kaleidoscope",
+    "mse_loss",
     "randn",
     "unfold",
 ]
