@@ -8,13 +8,14 @@ RUNS ?= runs/demo
 RESULTS ?= runs/bench.json
 FULL ?=
 
-.PHONY: help build demo test test-all lint format bench gates gates-update clean
+.PHONY: help build demo test test-all lint format bench floors gates gates-update clean
 
 help:
 	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
 	@echo "make test    the tests, but for the slow ones; 'make test-all' runs those too"
 	@echo "make lint    check style of Python and C++; 'make format' mends it"
 	@echo "make bench   the benchmark tables, and RESULTS=$(RESULTS); FULL=--full for every size and dtype"
+	@echo "make floors  whether the ops keep a wide margin against eager PyTorch (half a minute)"
 	@echo "make gates   counts that say whether a kernel became slower; 'make gates-update' notes them anew"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
@@ -61,6 +62,9 @@ format: .venv/tools.stamp
 
 bench: build
 	$(BIN)/python -m pytest benchmarks -q --benchmark-disable-gc --benchmark-columns=median,iqr,rounds --ratios-json $(RESULTS) $(FULL)
+
+floors: build
+	$(BIN)/python -m pyfold bench --floors
 
 gates: build
 	$(BIN)/python tools/gates.py

@@ -19,13 +19,17 @@ from pyfold.train import cli
 CPU = torch.device("cpu")
 
 
-def quick(*options):
-    """pyfold bench --quick; its exit status."""
+def run(*options):
+    """pyfold bench; its exit status."""
     try:
-        cli.main(["bench", "--quick", *options])
+        cli.main(["bench", *options])
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+def quick(*options):
+    return run("--quick", *options)
 
 
 def measured(**changes):
@@ -109,9 +113,36 @@ def test_a_row_below_its_floor():
     assert not measured(floor=3.5).below_floor and not measured().below_floor
 
 
+def test_floors_pass_and_fail(monkeypatch, capsys):
+    """A row below its floor gets two longer looks; the best of them counts."""
+    looks = {}
+
+    def measure(row, setting, budget, ratio):
+        looks.setdefault(row.name, []).append(budget)
+        assert setting.level == "middle" and setting.dtype == torch.float32 and row.floor is not None
+        return measured(row=row.name, ratios={"eager": row.floor * ratio(row, len(looks[row.name]))}, floor=row.floor)
+
+    def floors(ratio):
+        looks.clear()
+        monkeypatch.setattr(bench, "measure", lambda row, setting, budget: measure(row, setting, budget, ratio))
+        return run("--floors", "--budget", "0.1"), capsys.readouterr().out
+
+    every = {name for name, row in bench.ROWS.items() if row.floor is not None}
+    status, printed = floors(lambda row, look: 1.5)
+    assert status == 0 and f"all {len(every)} keep their floors" in printed
+    assert set(looks) == every and all(budgets == [0.1] for budgets in looks.values())
+    status, printed = floors(lambda row, look: 1.5 if row.name != "randn" or look == 2 else 0.5)
+    assert status == 0 and looks["randn"] == [0.1, 0.4] and looks["DDPM step"] == [0.1]
+    status, printed = floors(lambda row, look: 0.5 if row.name == "randn" else 1.5)
+    assert status == 1 and looks["randn"] == [0.1, 0.4, 0.4]
+    assert "randn, 1x4x64x64, float32: eager takes 1.00 times as long, at least 2.0 is due" in printed
+    assert f"1 of {len(every)} below their floors" in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--floors", "--compare", "old.json"], "--floors chooses"),
         (["--compare", "missing.json"], "missing.json"),
         (["--fail-above", "10%"], "--fail-above needs --compare"),
         (["--rows", "no such row"], "--rows 'no such row' matches no row"),
@@ -176,7 +207,9 @@ def test_the_table_covers_every_op_and_fold():
         for what in ("", ", forward + backward", ", backward of backward", ", no gradient", ", with gradient"):
             assert f"fold {kind}{what}" in bench.ROWS
     for op in OPS:
-        assert {"affine_step": "step", "denoising_loss": "loss", "mse_loss": "loss", "fold, in torch operations": "fold"}.get(op, op) in names
+        assert {"affine_step": "step", "denoising_loss": "loss", "mse_loss": "loss", "fold, in torch operations": "fold"}.get(
+            op, op
+        ) in names
 
 
 def test_forms_compute_the_same():

@@ -76,6 +76,10 @@ def test_they_can_be_turned_off():
         "import pyfold, test_huge_pages as t\n"
         "assert not t.advised(pyfold.fold(t.X, 'abs')) and not t.advised(pyfold.randn(t.SEEDS, t.LARGE[1:]))"
     )
-    environment = {**os.environ, "PYFOLD_HUGE_PAGES": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYFOLD_HUGE_PAGES": "0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

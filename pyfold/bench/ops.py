@@ -113,7 +113,7 @@ def _add_loss_rows(name: str, kept: bool, floor: float) -> None:
 
 
 # The target kept, as add_noise returns it; or noise and target made again from the seeds wherever they are needed.
-_add_loss_rows("noising + loss, forward + backward", True, floor=2.5)
+_add_loss_rows("noising + loss, forward + backward", True, floor=1.8)
 _add_loss_rows("noising + loss, nothing kept, forward + backward", False, floor=1.3)
 
 

@@ -430,9 +430,7 @@ def denoising_loss(
     return _denoising_loss(prediction, x0, table, None, seeds, *counters, offset, global_shape)
 
 
-def mse_loss(
-    prediction: torch.Tensor, target: torch.Tensor, *, weight: float | torch.Tensor | None = None
-) -> torch.Tensor:
+def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: float | torch.Tensor | None = None) -> torch.Tensor:
     """Each sample's weighted mean square error: ``loss[b] = weight[b] mean_i (prediction[b, i] - target[b, i])**2``.
 
     Like ``torch.nn.functional.mse_loss`` for each sample, in one pass, and remembering its two arguments alone.
