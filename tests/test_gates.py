@@ -24,7 +24,10 @@ def or_skip(function, *arguments):
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("gate", gates.GATES)
+SLOW = {"steps": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize("gate", [pytest.param(gate, marks=SLOW.get(gate, [])) for gate in gates.GATES])
 def test_nothing_became_slower(gate):
     complaints = or_skip(gates.check, gate)
     assert not complaints, "\n".join([*complaints, "where this is meant, note it: make gates-update"])
@@ -38,10 +41,25 @@ def test_every_cpu_kernel_has_its_instructions_counted():
             assert re.search(rf"kernels(\(\))?\.{name}\b", driver), f"{name} of {header.name} is not in csrc/bench/driver.cpp"
 
 
-def test_counts_are_the_same_twice():
-    first, second = (or_skip(gates.measure_instructions, gates.LIBRARY, "step_ddpm") for _ in range(2))
+@pytest.mark.parametrize("measure", [gates.measure_instructions, gates.measure_steps])
+def test_counts_are_the_same_twice(measure):
+    first, second = (or_skip(measure, gates.LIBRARY, "step_ddpm") for _ in range(2))
     assert first == second
     assert all(count > 1 for _, count in gates._leaves(first))
+
+
+def test_steps_count_instructions(tmp_path):
+    """Where valgrind can count too, single steps give the same but for a call's own few."""
+    counted = or_skip(gates.measure_instructions, gates.LIBRARY, "randn")
+    tier = "avx2" if "avx2" in counted else next(iter(counted))
+    driver = gates.compile_driver(tmp_path)
+    run = subprocess.run([driver, "randn", tier, "4096", "stepped"], capture_output=True, text=True, env=gates._bound())
+    if run.returncode == 3:
+        pytest.skip(run.stderr)
+    for line in run.stdout.splitlines():
+        kernel, dtype, steps = line.split()
+        assert int(steps) / 4096 == pytest.approx(counted[tier][kernel][dtype], rel=0.04)
+    assert run.stdout.count("\n") == 2
 
 
 def slowed_source(folder, path, before, after):

@@ -2,6 +2,7 @@
 
 - instructions: instructions for each element of every CPU kernel, dtype and instruction set, by callgrind on the torch-free
   driver (csrc/bench/driver.cpp). Baseline and AVX2; valgrind cannot run AVX-512.
+- steps: the same for AVX-512, counted by single steps of the processor: half a minute.
 - resources: registers, spills and stack of every CUDA kernel and architecture, as ptxas said them during the build.
 - memory: bytes that every op keeps for backward, and the allocations of forward and backward.
 
@@ -33,6 +34,8 @@ LIBRARY = ROOT / "pyfold" / "_lib" / "libpyfold_kernels.so"
 TOLERANCE = 0.02
 #: Elements of one run: whole tiles, and enough of them that a call's own cost is little.
 ELEMENTS = 16384
+#: The same for single steps, which are slow.
+STEPPED_ELEMENTS = 1024
 #: The op's shape for the memory gate.
 SHAPE = (4, 16, 16, 16)
 
@@ -62,24 +65,31 @@ def compile_driver(work: Path, library: Path = LIBRARY) -> Path:
     return driver
 
 
-def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> dict:
-    """{tier: {kernel: {dtype: instructions for each element}}}."""
-    if shutil.which("valgrind") is None:
-        raise Unavailable("valgrind is not installed")
+def _tiers(library: Path) -> list[str]:
     if not library.exists():
         raise Unavailable(f"{library} is not built")
     from pyfold import _C
 
+    return _C.cpu_tiers_supported()
+
+
+def _bound() -> dict[str, str]:
+    """The environment with symbols bound at once: a first call's search for one is not the kernel's."""
+    return {**os.environ, "LD_BIND_NOW": "1"}
+
+
+def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> dict:
+    """{tier: {kernel: {dtype: instructions for each element}}}."""
+    if shutil.which("valgrind") is None:
+        raise Unavailable("valgrind is not installed")
     counts: dict = {}
-    for tier in _C.cpu_tiers_supported():
+    for tier in _tiers(library):
         if tier == "avx512":
             continue
         with tempfile.TemporaryDirectory() as folder:
             driver = compile_driver(Path(folder), library)
             options = ["--tool=callgrind", "--dump-before=pyfold_mark", f"--callgrind-out-file={folder}/out"]
-            # Symbols bound at once: a first call's search for one is not the kernel's.
-            environment = {**os.environ, "LD_BIND_NOW": "1"}
-            run = _run(["valgrind", *options, driver, kernel, tier, ELEMENTS], env=environment)
+            run = _run(["valgrind", *options, driver, kernel, tier, ELEMENTS], env=_bound())
             for i, name in enumerate(run.stdout.splitlines()):
                 # Dump 1 ends where the first run begins.
                 dump = Path(folder, f"out.{i + 2}").read_text()
@@ -87,6 +97,30 @@ def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> dict:
                 kernel_name, dtype = name.split()
                 counts.setdefault(tier, {}).setdefault(kernel_name, {})[dtype] = round(total / ELEMENTS, 3)
     return counts
+
+
+def measure_steps(library: Path = LIBRARY, kernel: str = "all") -> dict:
+    """{"avx512 on a family of processors": {kernel: {dtype: instructions for each element}}}.
+
+    The family counts because the C library chooses its copies by it.
+    """
+    if "avx512" not in _tiers(library):
+        raise Unavailable("this machine has no AVX-512")
+    about = Path("/proc/cpuinfo").read_text()
+    vendor, family = (re.search(rf"^{key}\s*: (.+)$", about, re.MULTILINE)[1] for key in ("vendor_id", "cpu family"))
+    counts: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        driver = compile_driver(Path(folder), library)
+        command = [str(c) for c in (driver, kernel, "avx512", STEPPED_ELEMENTS, "stepped")]
+        run = subprocess.run(command, capture_output=True, text=True, env=_bound())
+        if run.returncode == 3:
+            raise Unavailable(run.stderr.strip())
+        if run.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{run.stdout}{run.stderr}")
+        for line in run.stdout.splitlines():
+            kernel_name, dtype, total = line.split()
+            counts.setdefault(kernel_name, {})[dtype] = round(int(total) / STEPPED_ELEMENTS, 3)
+    return {f"avx512 on {vendor} {family}": counts}
 
 
 def instructions_made_by() -> str:
@@ -223,6 +257,7 @@ def memory_made_by() -> str:
 #: gate -> (its file, what measures it, what the numbers depend on)
 GATES: dict[str, tuple[Path, Callable[[], dict], Callable[[], str]]] = {
     "instructions": (NOTES / "instructions.json", measure_instructions, instructions_made_by),
+    "steps": (NOTES / "steps.json", measure_steps, instructions_made_by),
     "resources": (NOTES / "resources.json", measure_resources, resources_made_by),
     "memory": (NOTES / "memory.json", measure_memory, memory_made_by),
 }

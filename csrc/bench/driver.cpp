@@ -1,11 +1,23 @@
 // Runs kernels over a fixed number of elements, without torch: for counting their instructions (tools/gates.py).
-//   pyfold_driver KERNEL TIER ELEMENTS     KERNEL: a name of the table below, or "all"
-// It prints one line for each run, "name dtype", and calls pyfold_mark before each and after the last, so that
+//   pyfold_driver KERNEL TIER ELEMENTS            KERNEL: a name of the table below, or "all"
+// prints one line for each run, "name dtype", and calls pyfold_mark before each and after the last, so that
 //   valgrind --tool=callgrind --dump-before=pyfold_mark pyfold_driver all avx2 16384
 // writes one dump for each run.
+//   pyfold_driver KERNEL TIER ELEMENTS stepped
+// counts by itself, one step of the processor at a time, for instruction sets that valgrind does not know: "name dtype
+// count".
+#if defined(__linux__)
+#include <signal.h>
+#include <sys/personality.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "cpu/diffusion.h"
@@ -127,31 +139,30 @@ constexpr Step kGuidedStep{"a g2 s c_u c_in", 2, 0, false, false, true};
 constexpr Step kWholeStep{"a a_base b1 b2 b3 b4 c_x0 c_u d1 d2 d3 g2 g3 p q r s t c_in", 3, 4, true, true, true};
 constexpr Step kStridedStep{"a p q c_x0 d1", 1, 0, false, false, false, true};
 
-template <const Step& step>
-void affine_step(const Run& run) {
+std::vector<double> step_row(const Step& step) {
   static const char* const kNames[] = {
-#define PYFOLD_NAME(name) #name,
+#define PYFOLD_NAME(name) " " #name " ",
       PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)
 #undef PYFOLD_NAME
   };
-  double row[kStepColumns] = {};
-  const std::vector<char> padded = [] {
-    std::vector<char> text(1, ' ');
-    text.insert(text.end(), step.coefficients, step.coefficients + std::strlen(step.coefficients));
-    text.insert(text.end(), {' ', '\0'});
-    return text;
-  }();
-  for (int i = 0; i < kStepColumns; ++i) {
-    char word[16];
-    std::snprintf(word, sizeof(word), " %s ", kNames[i]);
-    if (std::strstr(padded.data(), word) != nullptr) row[i] = 0.3;
-  }
+  const std::string padded = std::string(" ") + step.coefficients + " ";
+  std::vector<double> row(kStepColumns);
+  for (int i = 0; i < kStepColumns; ++i) row[i] = padded.find(kNames[i]) != std::string::npos ? 0.3 : 0;
   row[kStep_g1] = 1;
   row[kStep_clip_min] = -1;
   row[kStep_clip_max] = 1;
+  return row;
+}
+
+// Made before main, so that its making is not counted.
+template <const Step& step>
+const std::vector<double> kStepRow = step_row(step);
+
+template <const Step& step>
+void affine_step(const Run& run) {
   AffineStepArgs args;
   args.geometry = geometry(run);
-  args.table.data = row;
+  args.table.data = kStepRow<step>.data();
   args.table.rows = 1;
   args.noise = noise();
   args.x = view(memory().in[0], run);
@@ -340,11 +351,45 @@ const NamedDType kDTypes[] = {{"float32", DType::kFloat32},
                               {"bfloat16", DType::kBFloat16},
                               {"float16", DType::kFloat16}};
 
+#if defined(__linux__)
+// Steps of a child process between two stops, with the kernel's run between them if there is one; -1 where the system
+// does not let its processes be traced.
+int64_t steps(const Kernel* kernel, const Run& run) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child < 0) return -1;
+  if (child == 0) {
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(1);
+    raise(SIGSTOP);
+    if (kernel != nullptr) kernel->run(run);
+    raise(SIGSTOP);
+    _exit(0);
+  }
+  int64_t count = -1;
+  int status = 0;
+  if (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
+    do {
+      ++count;
+      if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || waitpid(child, &status, 0) != child) break;
+    } while (WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP);
+    if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGSTOP) count = -1;
+  }
+  if (WIFSTOPPED(status)) {
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+  }
+  return count;
+}
+#else
+int64_t steps(const Kernel*, const Run&) { return -1; }
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: pyfold_driver KERNEL|all TIER ELEMENTS\n");
+  const bool stepped = argc == 5 && std::strcmp(argv[4], "stepped") == 0;
+  if (argc != 4 && !stepped) {
+    std::fprintf(stderr, "usage: pyfold_driver KERNEL|all TIER ELEMENTS [stepped]\n");
     return 2;
   }
   const int64_t elements = std::atoll(argv[3]);
@@ -352,6 +397,13 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "ELEMENTS must be a multiple of 128 up to %lld\n", static_cast<long long>(kMaxElements));
     return 2;
   }
+#if defined(__linux__)
+  // The same addresses in every run, because copies of unaligned memory take some instructions more.
+  if (stepped && (personality(0xffffffff) & ADDR_NO_RANDOMIZE) == 0 &&
+      personality(personality(0xffffffff) | ADDR_NO_RANDOMIZE) >= 0) {
+    execv("/proc/self/exe", argv);
+  }
+#endif
   cpu::set_tier(argv[2]);
   memory();
   bool found = false;
@@ -359,9 +411,21 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[1], "all") != 0 && std::strcmp(argv[1], kernel.name) != 0) continue;
     found = true;
     for (const NamedDType& each : kDTypes) {
+      // A step takes as long as thousands of instructions: the two dtypes that training runs in.
+      if (stepped && each.dtype != DType::kFloat32 && each.dtype != DType::kBFloat16) continue;
+      const Run run = {each.dtype, elements};
+      if (stepped) {
+        const int64_t empty = steps(nullptr, run), count = steps(&kernel, run);
+        if (empty < 0 || count < 0) {
+          std::fprintf(stderr, "this system does not let a process trace its child\n");
+          return 3;
+        }
+        std::printf("%s %s %lld\n", kernel.name, each.name, static_cast<long long>(count - empty));
+        continue;
+      }
       std::printf("%s %s\n", kernel.name, each.name);
       pyfold_mark();
-      kernel.run({each.dtype, elements});
+      kernel.run(run);
     }
   }
   pyfold_mark();
