@@ -7,6 +7,11 @@ import torch
 from pyfold.ops._tensors import _accumulation
 
 
+def in_accumulation(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Parameters as the kernels for a tensor take them."""
+    return None if values is None else values.to(_accumulation(like.dtype)).contiguous()
+
+
 def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
     """The sum over all dimensions but dim, in the accumulation type."""
     others = [d for d in range(value.dim()) if d != dim]
