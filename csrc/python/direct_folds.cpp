@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -74,11 +75,27 @@ bool bits(PyObject* object, int64_t count, uint8_t*& out, bool optional = false)
   return true;
 }
 
+// So many bytes, [1, count]. An empty_like takes half the time of an empty with a shape and a dtype, so one of each size stays.
 bool new_bits(Result& result, int64_t count, uint8_t*& out) {
+  static auto* const kept = new std::unordered_map<int64_t, PyObject*>;
+  const auto found = kept->find(count);
+  if (found != kept->end()) {
+    PyObject* like = Py_NewRef(found->second);
+    const bool made = result.given_or_like(Py_None, like);
+    Py_DECREF(like);
+    return made && bits(result.get(), count, out);
+  }
   PyObject* shape = Py_BuildValue("(iL)", 1, static_cast<long long>(count));
   const bool made = result.empty(shape, torch.bytes);
   Py_DECREF(shape);
-  return made && bits(result.get(), count, out);
+  if (!made || !bits(result.get(), count, out)) return false;
+  if (kept->size() >= 64) {
+    for (const auto& each : *kept) Py_DECREF(each.second);
+    kept->clear();
+  }
+  PyObject* like = quiet(PyObject_CallOneArg(torch.empty_like, result.get()));
+  if (like != nullptr && !kept->try_emplace(count, like).second) Py_DECREF(like);
+  return true;
 }
 
 // A new tensor like another, which has the same memory order.
@@ -145,22 +162,29 @@ bool reflect(PyObject* x, const Operand& given, PyObject* bias, PyObject* angle,
   return true;
 }
 
+bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyObject* angle, PyObject* const* rest,
+                      PyObject* groups, bool transpose, Result& out) {
+  Operand given;
+  Reflection call;
+  if (!describe(grad, given) || !call.begin(grad, given, angle, rest[0], rest[1], rest[2], rest[3], groups)) return false;
+  const int64_t bytes = call.args.layout.bytes_per_group();
+  if (!bits(bits_of, bytes, call.args.bits)) return false;
+  if (!bits(clamped, call.args.layout.components * bytes, call.args.clamped, true)) return false;
+  if (!new_like(out, grad, call.in, call.args.out)) return false;
+  call.args.transpose = transpose;
+  call.run(cpu::fold_kernels().backward);
+  return true;
+}
+
 PyObject* fold_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 10) {
     return PyErr_Format(PyExc_TypeError,
                         "fold_backward takes grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose");
   }
-  Operand given;
-  Reflection call;
   Result out;
-  if (watched() || !describe(args[0], given)) Py_RETURN_NONE;
-  if (!call.begin(args[0], given, args[3], args[4], args[5], args[6], args[7], args[8])) Py_RETURN_NONE;
-  const int64_t bytes = call.args.layout.bytes_per_group();
-  if (!bits(args[1], bytes, call.args.bits)) Py_RETURN_NONE;
-  if (!bits(args[2], call.args.layout.components * bytes, call.args.clamped, true)) Py_RETURN_NONE;
-  if (!new_like(out, args[0], call.in, call.args.out)) Py_RETURN_NONE;
-  call.args.transpose = args[9] == Py_True;
-  call.run(cpu::fold_kernels().backward);
+  if (watched() || !reflect_gradient(args[0], args[1], args[2], args[3], args + 4, args[8], args[9] == Py_True, out)) {
+    Py_RETURN_NONE;
+  }
   return out.release();
 }
 
@@ -222,26 +246,29 @@ bool run_sequence(PyObject* x, const Operand& given, PyObject* bias, PyObject* p
   return true;
 }
 
+bool apply_sequence(PyObject* value, PyObject* bits_of, PyObject* parameters, PyObject* const* rest, SequenceMode mode,
+                    Result& out) {
+  Operand given;
+  Sequence call;
+  if (!describe(value, given) || !call.begin(value, given, parameters, rest)) return false;
+  if (!bits(bits_of, call.args.planes * call.args.in_layout.bytes_per_group(), call.args.bits)) return false;
+  if (!new_like(out, value, call.in, call.args.out)) return false;
+  call.args.mode = mode;
+  call.run();
+  return true;
+}
+
 PyObject* fold_sequence_apply(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 11) {
     return PyErr_Format(PyExc_TypeError,
                         "fold_sequence_apply takes value, bits, parameters, program, constants, rows, planes, dim, "
                         "pairing, groups, direction");
   }
-  Operand given;
-  Sequence call;
   Result out;
-  if (watched() || !describe(args[0], given) || !call.begin(args[0], given, args[2], args + 3)) Py_RETURN_NONE;
-  if (is_text(args[10], "adjoint")) {
-    call.args.mode = SequenceMode::kAdjoint;
-  } else if (is_text(args[10], "tangent")) {
-    call.args.mode = SequenceMode::kTangent;
-  } else {
-    Py_RETURN_NONE;
-  }
-  if (!bits(args[1], call.args.planes * call.args.in_layout.bytes_per_group(), call.args.bits)) Py_RETURN_NONE;
-  if (!new_like(out, args[0], call.in, call.args.out)) Py_RETURN_NONE;
-  call.run();
+  const bool adjoint = is_text(args[10], "adjoint");
+  if (watched() || !(adjoint || is_text(args[10], "tangent"))) Py_RETURN_NONE;
+  const SequenceMode mode = adjoint ? SequenceMode::kAdjoint : SequenceMode::kTangent;
+  if (!apply_sequence(args[0], args[1], args[2], args + 3, mode, out)) Py_RETURN_NONE;
   return out.release();
 }
 
@@ -249,11 +276,7 @@ PyObject* fold_sequence_apply(PyObject*, PyObject* const* args, Py_ssize_t count
 
 using Forward = bool (*)(PyObject*, const Operand&, PyObject*, PyObject*, PyObject* const*, bool, Made&);
 
-PyObject* or_nothing(Result& result) {
-  if (result.get() != nullptr) return result.release();
-  Py_INCREF(torch.nothing);
-  return torch.nothing;
-}
+PyObject* or_nothing(Result& result) { return result.get() != nullptr ? result.release() : Py_NewRef(torch.nothing); }
 
 template <Forward forward, int kCount, int kOutputs>
 PyObject* forward_with_bits(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -397,10 +420,45 @@ struct Content {
   }
 };
 
-bool reflects(PyObject* plan) { return PyTuple_GET_ITEM(plan, 0) == Py_True; }
+// What a call comes to, as a Python tuple.
+struct Plan {
+  PyObject* tuple;
+
+  // Whether the kernels of one reflection serve it, the parameters of its program, the arguments of its op after the tensors.
+  bool reflects() const { return PyTuple_GET_ITEM(tuple, 0) == Py_True; }
+  PyObject* parameters() const { return PyTuple_GET_ITEM(tuple, 1); }
+  PyObject* const* rest() const { return PySequence_Fast_ITEMS(PyTuple_GET_ITEM(tuple, 2)); }
+  Py_ssize_t rest_count() const { return PyTuple_GET_SIZE(PyTuple_GET_ITEM(tuple, 2)); }
+  // The op for what is not plain, op(x, bias, third, *rest), and the function of autograd, recorded(x, bias, third, plan).
+  PyObject* op() const { return PyTuple_GET_ITEM(tuple, 3); }
+  PyObject* recorded() const { return PyTuple_GET_ITEM(tuple, 4); }
+
+  bool valid() const {
+    return PyTuple_CheckExact(tuple) && PyTuple_GET_SIZE(tuple) == 5 && PyTuple_CheckExact(PyTuple_GET_ITEM(tuple, 2)) &&
+           rest_count() == (reflects() ? 7 : 8);
+  }
+  bool direct(PyObject* x, const Operand& given, PyObject* bias, PyObject* third, bool remember, Made& made) const {
+    return (reflects() ? reflect : run_sequence)(x, given, bias, third, rest(), remember, made);
+  }
+  // A tuple of the op's results.
+  PyObject* dispatched(PyObject* x, PyObject* bias, PyObject* third, bool remember) const {
+    PyObject* args[3 + 8] = {x, bias, third};
+    std::copy(rest(), rest() + rest_count(), args + 3);
+    args[3 + rest_count() - 1] = remember ? Py_True : Py_False;
+    return PyObject_Vectorcall(op(), args, 3 + rest_count(), nullptr);
+  }
+};
+
+// The first of a tuple, which is given up.
+PyObject* first_of(PyObject* results) {
+  if (results == nullptr) return nullptr;
+  PyObject* first = Py_NewRef(PyTuple_GET_ITEM(results, 0));
+  Py_DECREF(results);
+  return first;
+}
 
 struct Entry {
-  PyObject* plan;  // reflects, parameters, rest
+  PyObject* plan;
   std::vector<PyObject*> texts;
   std::string content;
 
@@ -424,19 +482,15 @@ Entries& entries() {
 constexpr size_t kMostEntries = 1024;
 
 PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 9 || !PyTuple_CheckExact(args[8]) || PyTuple_GET_SIZE(args[8]) != 3) {
+  if (count != 9 || !Plan{args[8]}.valid()) {
     return PyErr_Format(PyExc_TypeError,
                         "remember_fold takes x, bias, kind, gain, clamp, dim, pairing, parameters, plan; a plan is "
-                        "(reflects, parameters, rest)");
-  }
-  PyObject* rest = PyTuple_GET_ITEM(args[8], 2);
-  if (!PyTuple_CheckExact(rest) || PyTuple_GET_SIZE(rest) != (reflects(args[8]) ? 7 : 8)) {
-    return PyErr_Format(PyExc_TypeError, "remember_fold: rest has 7 entries for a reflection, 8 for a program");
+                        "(reflects, parameters, rest, op, recorded)");
   }
   Key key;
   if (torch.tensor == nullptr || !key.take(args)) Py_RETURN_FALSE;
   Entry entry{args[8], {}, {}};
-  if (!reflects(args[8])) {
+  if (!Plan{args[8]}.reflects()) {
     const Content content(key);
     if (!content.fixed) Py_RETURN_FALSE;
     entry.content = content.copy();
@@ -454,7 +508,8 @@ PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// The fold of a call that is plain, its plan where it needs a gradient, threads or another device, None where it is new.
+// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient, more threads
+// or another device.
 PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8) {
     return PyErr_Format(PyExc_TypeError, "fold takes x, bias, kind, gain, clamp, dim, pairing, parameters");
@@ -465,26 +520,121 @@ PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Content content(key);
   const auto found = entries().find(key.bytes());
   if (found == entries().end()) Py_RETURN_NONE;
-  PyObject* plan = found->second.plan;
-  if (!reflects(plan) && !(content.fixed && content.equals(found->second.content))) Py_RETURN_NONE;
-  Py_INCREF(plan);
-  PyObject* third = !reflects(plan) ? PyTuple_GET_ITEM(plan, 1) : key.tensor_count != 0 ? key.tensors[0] : Py_None;
+  const Plan plan{found->second.plan};
+  if (!plan.reflects() && !(content.fixed && content.equals(found->second.content))) Py_RETURN_NONE;
+  Py_INCREF(plan.tuple);  // another thread may forget it
+  PyObject *x = args[0], *bias = args[1];
+  PyObject* third = !plan.reflects() ? plan.parameters() : key.tensor_count != 0 ? key.tensors[0] : Py_None;
   const auto learns = [](PyObject* tensor) { return tensor != Py_None && requires_grad(tensor); };
-  if (grad_enabled() && (learns(args[0]) || learns(args[1]) || learns(third))) return plan;
+  PyObject* result;
   Made made;
-  const Forward forward = reflects(plan) ? reflect : run_sequence;
-  PyObject* const* rest = PySequence_Fast_ITEMS(PyTuple_GET_ITEM(plan, 2));
-  if (!forward(args[0], key.x, args[1], third, rest, false, made)) return plan;
-  Py_DECREF(plan);
-  return made.y.release();
+  if (grad_enabled() && (learns(x) || learns(bias) || learns(third))) {
+    PyObject* given[] = {x, bias, third, plan.tuple};
+    result = PyObject_Vectorcall(plan.recorded(), given, 4, nullptr);
+  } else if (plan.direct(x, key.x, bias, third, false, made)) {
+    result = made.y.release();
+  } else {
+    result = first_of(plan.dispatched(x, bias, third, false));
+  }
+  Py_DECREF(plan.tuple);
+  return result;
+}
+
+// The forward of an autograd.Function for a call that fold knows: ctx, x, bias, third, plan. It keeps what the same call keeps
+// that is new, since checkpointing compares the two, and sets ctx.call: plan, strides of y where they are not the usual, bias.
+PyObject* record_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5 || !Plan{args[4]}.valid()) {
+    return PyErr_Format(PyExc_TypeError, "record_fold takes ctx, x, bias, third, plan");
+  }
+  static PyObject* const save = PyUnicode_InternFromString("save_for_backward");
+  static PyObject* const attribute = PyUnicode_InternFromString("call");
+  static PyObject* const stride = PyUnicode_InternFromString("stride");
+  static PyObject* const dtype = PyUnicode_InternFromString("dtype");
+  PyObject *ctx = args[0], *x = args[1], *bias = args[2], *third = args[3];
+  const Plan plan{args[4]};
+  Operand given;
+  Made made;
+  if (!describe(x, given) || !plan.direct(x, given, bias, third, true, made)) {
+    PyObject* results = plan.dispatched(x, bias, third, true);
+    if (results == nullptr) return nullptr;
+    made.y.take(Py_NewRef(PyTuple_GET_ITEM(results, 0)));
+    made.bits.take(Py_NewRef(PyTuple_GET_ITEM(results, 1)));
+    if (plan.reflects()) made.clamped.take(Py_NewRef(PyTuple_GET_ITEM(results, 2)));
+    Py_DECREF(results);
+  }
+  PyObject* none = Py_None;
+  PyObject* clamped = made.clamped.get() != nullptr ? made.clamped.get() : torch.nothing;
+  PyObject* y = plan.reflects() && third != none && requires_grad(third) ? made.y.get() : none;
+  PyObject* reflection[] = {ctx, made.bits.get(), clamped, third, y};
+  PyObject* program[] = {ctx, made.bits.get(), third};
+  PyObject* kept = plan.reflects() ? PyObject_VectorcallMethod(save, reflection, 5, nullptr)
+                                   : PyObject_VectorcallMethod(save, program, 3, nullptr);
+  if (kept == nullptr) return nullptr;
+  Py_DECREF(kept);
+  PyObject* strides = in_order(given) ? Py_NewRef(none) : PyObject_CallMethodNoArgs(made.y.get(), stride);
+  PyObject* of_bias = bias == none ? Py_NewRef(none) : PyObject_GetAttr(bias, dtype);
+  PyObject* call = strides != nullptr && of_bias != nullptr ? PyTuple_Pack(3, plan.tuple, strides, of_bias) : nullptr;
+  Py_XDECREF(strides);
+  Py_XDECREF(of_bias);
+  if (call == nullptr) return nullptr;
+  const int set = PyObject_SetAttr(ctx, attribute, call);
+  Py_DECREF(call);
+  return set == 0 ? made.y.release() : nullptr;
+}
+
+// Whether a tensor's strides are those of a tuple; None: those of a contiguous tensor.
+bool has_strides(PyObject* tensor, PyObject* strides) {
+  Operand given;
+  if (!describe(tensor, given)) return false;
+  if (strides == Py_None) return in_order(given);
+  for (int d = 0; d < given.ndim; ++d) {
+    int64_t stride;
+    if (!integer(PyTuple_GET_ITEM(strides, d), stride)) return false;
+    if (given.shape[d] != 1 && given.strides[d] != stride) return false;
+  }
+  return true;
+}
+
+// The gradient of x alone in a function that record_fold ran, from ctx and the gradient of y; or None.
+PyObject* recorded_gradient(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "recorded_gradient takes ctx, grad");
+  static PyObject* const attributes[] = {PyUnicode_InternFromString("needs_input_grad"),
+                                         PyUnicode_InternFromString("call"),
+                                         PyUnicode_InternFromString("saved_tensors")};
+  PyObject *ctx = args[0], *grad = args[1];
+  if (watched()) Py_RETURN_NONE;
+  PyObject* found[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    found[i] = PyObject_GetAttr(ctx, attributes[i]);
+    if (found[i] == nullptr || !PyTuple_CheckExact(found[i])) {
+      for (PyObject* each : found) Py_XDECREF(each);
+      if (PyErr_Occurred() != nullptr) return nullptr;
+      Py_RETURN_NONE;
+    }
+  }
+  const auto item = [&](int tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(found[tuple], i); };
+  const Plan plan{item(1, 0)};
+  PyObject* third = item(2, plan.reflects() ? 2 : 1);
+  Result out;
+  bool plain = item(0, 0) == Py_True && item(0, 1) == Py_False && item(0, 2) == Py_False;
+  plain = plain && has_strides(grad, item(1, 1)) && !(grad_enabled() && requires_grad(grad));
+  if (plain && plan.reflects()) {
+    plain = reflect_gradient(grad, item(2, 0), item(2, 1), third, plan.rest(), plan.rest()[5], false, out);
+  } else if (plain) {
+    plain = apply_sequence(grad, item(2, 0), third, plan.rest(), SequenceMode::kAdjoint, out);
+  }
+  for (PyObject* each : found) Py_DECREF(each);
+  return plain ? out.release() : Py_NewRef(Py_None);
 }
 
 }  // namespace
 
 void add_direct_folds(PyObject* module) {
   static PyMethodDef methods[] = {
-      {"fold", fast<fold>(), METH_FASTCALL, "pyfold.fold of a call that was checked before, or its plan, or None."},
+      {"fold", fast<fold>(), METH_FASTCALL, "pyfold.fold of a call that was checked before, or None."},
       {"remember_fold", fast<remember_fold>(), METH_FASTCALL, "The plan of such calls; whether they can be known again."},
+      {"record_fold", fast<record_fold>(), METH_FASTCALL, "The forward of their autograd.Function."},
+      {"recorded_gradient", fast<recorded_gradient>(), METH_FASTCALL, "Its gradient of x alone in a plain call, or None."},
       {"fold_forward", fast<forward_with_bits<reflect, 10, 3>>(), METH_FASTCALL, "The op fold of a small call, or None."},
       {"fold_backward", fast<fold_backward>(), METH_FASTCALL, "The op of this name of a small call, or None."},
       {"fold_sequence", fast<forward_with_bits<run_sequence, 11, 2>>(), METH_FASTCALL,

@@ -169,6 +169,7 @@ class Result {
     object_ = quiet(PyObject_Vectorcall(torch.empty, args, 1, torch.dtype_name));
     return object_ != nullptr;
   }
+  void take(PyObject* object) { object_ = object; }
   PyObject* get() const { return object_; }
   PyObject* release() {
     PyObject* object = object_;

@@ -21,6 +21,11 @@ def compiling_a_transform() -> bool:
     return torch.compiler.is_compiling() and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
+def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` outside of torch.func, without what it does there for tensors that left a transform."""
+    return super(torch.autograd.Function, function).apply
+
+
 class Differentiable:
     """An op with its gradient, run by the cheapest of three ways that serves the call.
 
@@ -66,8 +71,6 @@ class Differentiable:
             (torch.autograd.Function,),
             {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
         )
-        #: record(*tensors, rest) of plain tensors: without what ``apply`` does for those that left a torch.func transform.
-        self.record = super(torch.autograd.Function, self.eager).apply
         self.transformable = type(
             name,
             (torch.autograd.Function,),

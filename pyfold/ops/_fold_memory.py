@@ -19,8 +19,10 @@ def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
     return value.sum(others) if others else value
 
 
-def in_order_of(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """value with the memory order that the bits were packed in."""
+def in_order_of(value: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
+    """value with the memory order that the bits were packed in; None: that of a contiguous tensor."""
+    if strides is None:
+        return value.contiguous()
     if value.stride() == strides:
         return value
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)

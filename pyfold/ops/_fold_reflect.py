@@ -173,6 +173,22 @@ _angle_grad = Differentiable(
 _rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap, tensors=3)
 
 
+class Recorded(torch.autograd.Function):
+    """A call of :data:`reflect` that was checked before: (x, bias, angle, plan) -> y."""
+
+    forward = staticmethod(_C.record_fold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
+        if to_x is not None:
+            return to_x, None, None, None
+        plan, ctx.strides, bias_dtype = ctx.call
+        *ctx.rest, _remember = plan[2]
+        ctx.bias_like = bias_dtype, (-1,)
+        return *_fold_backward(ctx, grad)[:3], None
+
+
 # --- shape rules
 
 

@@ -128,6 +128,22 @@ sequence = Differentiable("FoldSequence", _sequence_forward, _sequence_save, _se
 apply = Differentiable("FoldSequenceApply", _apply_forward, _apply_save, _apply_backward, _apply_vmap, tensors=3)
 
 
+class Recorded(torch.autograd.Function):
+    """A call of :data:`sequence` that was checked before: (x, bias, parameters, plan) -> y."""
+
+    forward = staticmethod(_C.record_fold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
+        if to_x is not None:
+            return to_x, None, None, None
+        plan, ctx.strides, bias_dtype = ctx.call
+        *ctx.rest, _remember = plan[2]
+        ctx.bias_like = bias_dtype, (-1,)
+        return *_sequence_backward(ctx, grad)[:3], None
+
+
 @torch.library.register_fake("pyfold::fold_sequence")
 def _(x, bias, parameters, program, constants, rows, dim, pairing, groups, out, bits):
     return None

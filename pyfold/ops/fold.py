@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops import _fold_reflect, _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, functorch_active
+from pyfold.ops._autograd import compiling_a_transform, functorch_active, plain_apply
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_program import Program
@@ -200,7 +200,7 @@ def fold(
     if not is_compiling():
         done = _C.fold(x, bias, kind, gain, clamp, dim, pairing, parameters)
         if done is not None:
-            return done if isinstance(done, torch.Tensor) else _run_plan(done, x, bias, parameters)
+            return done
     given = (x, bias, kind, gain, clamp, dim, pairing, parameters)
     call = check_call(x, kind, bias, dim, pairing, parameters)
     gain = check_finite("gain", gain)
@@ -232,25 +232,14 @@ def fold(
 
 # --- calls that were checked before, known again by all that the checks look at (csrc/python/direct_folds.cpp)
 
-#: Whether the kernels of one reflection serve a call, the parameters of its program, and the arguments after them.
-_Plan = tuple[bool, torch.Tensor | None, tuple[Any, ...]]
-
 
 def _remember(given: tuple[Any, ...], reflects: bool, parameters: torch.Tensor | None, rest: tuple[Any, ...]) -> None:
+    """Later calls like this one come to the op of one reflection, or of a program with parameters, with the same rest."""
     # What was made in inference mode can never be saved for a gradient.
     if not is_compiling() and not (parameters is not None and parameters.is_inference()):
-        _C.remember_fold(*given, (reflects, parameters, rest))
-
-
-def _run_plan(plan: _Plan, x: torch.Tensor, bias: torch.Tensor | None, parameters: dict[str, Any]) -> torch.Tensor:
-    reflects, third, rest = plan
-    if reflects:
-        op, third = _fold_reflect.reflect, parameters.get("angle")
-    else:
-        op = _fold_sequence.sequence
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, third)):
-        return op.record(x, bias, third, rest)[0]
-    return op.forward(x, bias, third, *rest[:-1], False)[0]
+        way = (_fold_reflect.reflect, _fold_reflect.Recorded) if reflects else (_fold_sequence.sequence, _fold_sequence.Recorded)
+        op, function = way
+        _C.remember_fold(*given, (reflects, parameters, rest, op.forward, plain_apply(function)))
 
 
 def sequence_arguments(
