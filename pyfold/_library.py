@@ -41,7 +41,10 @@ def _use_torch(module: Any) -> None:
         )
     except AttributeError:
         return
-    module.use_torch(torch.Tensor, torch.is_grad_enabled, torch.empty, torch.empty_like, *watchers)
+    with torch.inference_mode(False):
+        nothing = torch.empty((1, 0), dtype=torch.uint8)
+    made = torch.empty, torch.empty_like, torch.uint8, nothing
+    module.use_torch(torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, *made, *watchers)
 
 
 def load() -> None:

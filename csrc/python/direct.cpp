@@ -1,133 +1,39 @@
 #include "python/direct.h"
 
 #include <math.h>
-#include <stdint.h>
-
-#include <vector>
 
 #include "cpu/diffusion.h"
+#include "python/plain.h"
 
 namespace pyfold {
-namespace {
-
-// --- what is used of DLPack 1.x (github.com/dmlc/dlpack): torch >= 2.11 fills in a DLTensor without a Python call.
-
-struct DLTensor {
-  void* data;
-  int32_t device_type, device_id;
-  int32_t ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t* shape;
-  int64_t* strides;  // in elements; null: row-major
-  uint64_t byte_offset;
-};
-
-struct DLPackExchangeAPI {
-  uint32_t major, minor;
-  void* previous;
-  void* allocator;
-  void* from_object;
-  void* to_object;
-  int (*tensor_from_object)(void* object, DLTensor* out);
-  void* current_stream;
-};
-
-constexpr int32_t kDLCPU = 1;
-constexpr uint8_t kDLInt = 0, kDLFloat = 2, kDLBfloat = 4;
-
-// --- torch, as far as a direct call asks it; filled in by use_torch, never freed.
-
-struct Torch {
-  PyTypeObject* tensor = nullptr;
-  const DLPackExchangeAPI* api = nullptr;
-  PyObject* grad_enabled = nullptr;
-  PyObject* empty = nullptr;
-  PyObject* empty_like = nullptr;
-  PyObject* requires_grad = nullptr;
-  PyObject* is_neg = nullptr;
-  PyObject* dtype_name = nullptr;
-  // Each says false, 0 or None where nothing watches or transforms the calls of ops.
-  std::vector<PyObject*> watchers;
-};
 
 Torch torch;
 
-// A new reference, or null with the error cleared.
-PyObject* quiet(PyObject* result) {
-  if (result == nullptr) PyErr_Clear();
-  return result;
-}
-
-bool says_no(PyObject* result) {
-  const bool no = result != nullptr && PyObject_IsTrue(result) == 0;
-  Py_XDECREF(quiet(result));
-  return no;
-}
+namespace {
 
 PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count < 4)
-    return PyErr_Format(PyExc_TypeError, "use_torch takes Tensor, is_grad_enabled, empty, empty_like, ...");
+  if (count < 7)
+    return PyErr_Format(PyExc_TypeError,
+                        "use_torch takes Tensor, Parameter, is_grad_enabled, empty, empty_like, uint8, nothing, ...");
   PyObject* capsule = quiet(PyObject_GetAttrString(args[0], "__dlpack_c_exchange_api__"));
   if (capsule == nullptr) Py_RETURN_FALSE;
   const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   if (api == nullptr) PyErr_Clear();
   if (api == nullptr || api->major != 1 || api->tensor_from_object == nullptr) Py_RETURN_FALSE;
   for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(args[i]);
-  torch.grad_enabled = args[1];
-  torch.empty = args[2];
-  torch.empty_like = args[3];
-  torch.watchers.assign(args + 4, args + count);
+  torch.parameter = reinterpret_cast<PyTypeObject*>(args[1]);
+  torch.grad_enabled = args[2];
+  torch.empty = args[3];
+  torch.empty_like = args[4];
+  torch.bytes = args[5];
+  torch.nothing = args[6];
+  torch.watchers.assign(args + 7, args + count);
   torch.requires_grad = PyUnicode_InternFromString("requires_grad");
   torch.is_neg = PyUnicode_InternFromString("is_neg");
   torch.dtype_name = Py_BuildValue("(s)", "dtype");
   torch.tensor = reinterpret_cast<PyTypeObject*>(args[0]);
   torch.api = api;
   Py_RETURN_TRUE;
-}
-
-// --- arguments. Each reader says whether the argument is as plain as a direct call wants it.
-
-struct Operand : DLTensor {
-  int64_t numel = 1;
-
-  bool is_int64() const { return code == kDLInt && bits == 64; }
-  bool is_float64() const { return code == kDLFloat && bits == 64; }
-  bool floating(DType& dtype) const {
-    if (code == kDLBfloat && bits == 16) {
-      dtype = DType::kBFloat16;
-    } else if (code == kDLFloat && (bits == 16 || bits == 32 || bits == 64)) {
-      dtype = bits == 16 ? DType::kFloat16 : bits == 32 ? DType::kFloat32 : DType::kFloat64;
-    } else {
-      return false;
-    }
-    return true;
-  }
-  bool same_shape(const Operand& other) const {
-    if (ndim != other.ndim) return false;
-    for (int d = 0; d < ndim; ++d) {
-      if (shape[d] != other.shape[d]) return false;
-    }
-    return true;
-  }
-};
-
-bool read(PyObject* object, Operand& out) {
-  if (Py_TYPE(object) != torch.tensor) return false;
-  if (torch.api->tensor_from_object(object, &out) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  if (out.device_type != kDLCPU || out.lanes != 1) return false;
-  out.numel = 1;
-  for (int d = out.ndim - 1; d >= 0; --d) {
-    if (out.strides != nullptr && out.shape[d] != 1 && out.strides[d] != out.numel) return false;
-    out.numel *= out.shape[d];
-  }
-  if (out.numel == 0) return false;
-  out.data = static_cast<char*>(out.data) + out.byte_offset;
-  // A lazily negated tensor is half of a complex one, so it has gaps, unless it is a single number.
-  return out.numel != 1 || out.code == kDLInt || says_no(PyObject_CallMethodNoArgs(object, torch.is_neg));
 }
 
 struct Call {
@@ -138,11 +44,8 @@ struct Call {
 
   // Whether a call may go this way at all, and the tensor that the others are shaped like.
   bool begin(PyObject* object) {
-    if (torch.tensor == nullptr) return false;
-    for (PyObject* watcher : torch.watchers) {
-      if (!says_no(PyObject_CallNoArgs(watcher))) return false;
-    }
-    grad_enabled = !says_no(PyObject_CallNoArgs(torch.grad_enabled));
+    if (watched()) return false;
+    grad_enabled = pyfold::grad_enabled();
     return object == nullptr || shaped_like(object);
   }
 
@@ -153,9 +56,7 @@ struct Call {
     return true;
   }
 
-  bool no_gradient(PyObject* object) const {
-    return !grad_enabled || says_no(PyObject_GetAttr(object, torch.requires_grad));
-  }
+  bool no_gradient(PyObject* object) const { return !grad_enabled || !requires_grad(object); }
 
   void view(View& view, void* data, DType dtype) const {
     view.data = data;
@@ -191,41 +92,6 @@ bool counter(PyObject* object, uint32_t& out) {
   out = static_cast<uint32_t>(value);
   return overflow == 0 && value >= 0 && value <= UINT32_MAX;
 }
-
-// A tensor of the call's own: what is given, or a new one like another.
-class Result {
- public:
-  Result() = default;
-  Result(const Result&) = delete;
-  ~Result() { Py_XDECREF(object_); }
-
-  bool given_or_like(PyObject* given, PyObject* like, PyObject* dtype = nullptr) {
-    if (given != Py_None) {
-      object_ = given;
-      Py_INCREF(given);
-    } else if (dtype == nullptr || dtype == Py_None) {
-      object_ = quiet(PyObject_CallOneArg(torch.empty_like, like));
-    } else {
-      PyObject* args[] = {like, dtype};
-      object_ = quiet(PyObject_Vectorcall(torch.empty_like, args, 1, torch.dtype_name));
-    }
-    return object_ != nullptr;
-  }
-  bool empty(PyObject* shape, PyObject* dtype) {
-    PyObject* args[] = {shape, dtype};
-    object_ = quiet(PyObject_Vectorcall(torch.empty, args, 1, torch.dtype_name));
-    return object_ != nullptr;
-  }
-  PyObject* get() const { return object_; }
-  PyObject* release() {
-    PyObject* object = object_;
-    object_ = nullptr;
-    return object;
-  }
-
- private:
-  PyObject* object_ = nullptr;
-};
 
 // --- the calls
 
@@ -501,11 +367,6 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return out.release();
 }
 
-template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
-PyCFunction fast() {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
 }  // namespace
 
 void add_direct_calls(PyObject* module) {
@@ -520,6 +381,7 @@ void add_direct_calls(PyObject* module) {
       {nullptr, nullptr, 0, nullptr},
   };
   PyModule_AddFunctions(module, methods);
+  add_direct_folds(module);
 }
 
 }  // namespace pyfold

@@ -9,5 +9,6 @@ namespace pyfold {
 
 // Adds the functions to the module; each gives None where it did nothing.
 void add_direct_calls(PyObject* module);
+void add_direct_folds(PyObject* module);
 
 }  // namespace pyfold

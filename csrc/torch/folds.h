@@ -1,10 +1,9 @@
 #pragma once
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
-#include "folds/fold.h"
+#include "folds/layout.h"
 #include "torch/diffusion.h"
 
 // The arguments of the fold ops, from tensors: the same for every device.
@@ -24,39 +23,9 @@ inline FoldLayout fold_layout(const Tensor& x, int components, int64_t dim, cons
   layout.components = components;
   layout.halves = pairing == "halves";
   layout.groups = groups;
-  const int64_t ndim = x.dim();
-  if (ndim == 0) {
-    layout.outer = layout.channels = layout.inner = 1;
-    STD_TORCH_CHECK(layout.components == 1 && groups == 1,
-                    "pyfold: units of several channels need a channel dimension");
-    return layout;
-  }
-  STD_TORCH_CHECK(dim >= 0 && dim < ndim, "pyfold: dim is out of range");
-  const auto sizes = x.sizes();
-  const auto strides = x.strides();
-  std::vector<int64_t> order(ndim);
-  for (int64_t d = 0; d < ndim; ++d) order[d] = d;
-  // Dimensions of size one lie anywhere; the channels stay where they are.
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
-  layout.outer = layout.inner = 1;
-  layout.channels = sizes[dim];
-  bool before = true;
-  for (int64_t d : order) {
-    if (d == dim) {
-      before = false;
-    } else {
-      (before ? layout.outer : layout.inner) *= sizes[d];
-    }
-  }
-  int64_t expected = 1;
-  for (int64_t i = ndim - 1; i >= 0; --i) {
-    if (x.numel() == 0) break;
-    if (sizes[order[i]] == 1) continue;
-    STD_TORCH_CHECK(strides[order[i]] == expected, "pyfold: the tensor must be dense");
-    expected *= sizes[order[i]];
-  }
-  STD_TORCH_CHECK(layout.channels % layout.components == 0, "pyfold: units must divide the channels");
-  STD_TORCH_CHECK(groups >= 1 && layout.units() % groups == 0, "pyfold: groups must divide the units");
+  std::vector<int64_t> order(x.dim());
+  const char* wrong = pyfold::fold_layout(layout, x.dim(), x.sizes().data(), x.strides().data(), dim, order.data());
+  STD_TORCH_CHECK(wrong == nullptr, "pyfold: ", wrong);
   return layout;
 }
 

@@ -1,50 +1,10 @@
 #pragma once
 
-#include "folds/sequence.h"
+#include "folds/program.h"
 #include "torch/folds.h"
 
 // The arguments of the sequence ops, from tensors: the same for every device.
 namespace pyfold::ops {
-
-// Constants, rows and planes that an instruction may touch, for units of so many rows.
-struct SequenceReach {
-  int constants, planes;
-  bool pair;  // of rows i and j
-};
-
-inline SequenceReach sequence_reach(FoldOp op, int rows, bool shifts) {
-  switch (op) {
-    case FoldOp::kMirror:
-    case FoldOp::kLeaky:
-    case FoldOp::kBox:
-      return {1, 1, false};
-    case FoldOp::kBoxSides:
-      return {1, 2, false};
-    case FoldOp::kTri:
-      return {2, 1, false};
-    case FoldOp::kTriCell:
-      return {2, kCellPlanes, false};
-    case FoldOp::kSwap:
-      return {0, 1, true};
-    case FoldOp::kLine:
-      return {2, 1, true};
-    case FoldOp::kPlane:
-      return {rows + 1, 1, false};
-    case FoldOp::kCrelu:
-      return {0, 1, false};
-    case FoldOp::kAffine:
-      return {shifts ? rows + 1 : 1, 0, false};
-    case FoldOp::kMatrix:
-      return {2 * rows * rows + rows, 0, false};
-    case FoldOp::kClamp:
-      return {1, rows, false};
-    case FoldOp::kSphere:
-      return {2, 2, false};
-    case FoldOp::kBall:
-      return {1, 1, false};
-  }
-  STD_TORCH_CHECK(false, "pyfold: the program has an unknown instruction");
-}
 
 inline SequenceMode sequence_mode(const std::string& name) {
   if (name == "tangent") return SequenceMode::kTangent;
@@ -53,37 +13,13 @@ inline SequenceMode sequence_mode(const std::string& name) {
   return SequenceMode::kInverse;
 }
 
-// Copies the program, checks that it stays inside its memory, and returns the rows that a unit ends with.
+// Copies the program and returns the rows that a unit ends with.
 inline int sequence_program(SequenceArgs& args, const std::vector<int64_t>& program,
                             const std::vector<double>& constants, const std::optional<Tensor>& parameters, int rows) {
-  STD_TORCH_CHECK(program.size() % 5 == 0 && program.size() / 5 <= kMaxInstructions, "pyfold: a program has at most ",
-                  kMaxInstructions, " instructions of 5 numbers");
-  STD_TORCH_CHECK(constants.size() <= kMaxConstants, "pyfold: a program has at most ", kMaxConstants, " constants");
-  STD_TORCH_CHECK(rows >= 1 && rows <= kMaxRows, "pyfold: a unit has 1 to ", kMaxRows, " rows");
-  const int64_t parameter_count = parameters.has_value() ? parameters->numel() : 0;
-  args.count = static_cast<int>(program.size() / 5);
-  for (int k = 0; k < args.count; ++k) {
-    const int64_t* from = program.data() + 5 * k;
-    for (int f = 0; f < 5; ++f) STD_TORCH_CHECK(from[f] >= 0 && from[f] <= INT16_MAX, "pyfold: bad instruction");
-    FoldInstruction& to = args.instructions[k];
-    to = {static_cast<int16_t>(from[0]), static_cast<int16_t>(from[1]), static_cast<int16_t>(from[2]),
-          static_cast<int16_t>(from[3]), static_cast<int16_t>(from[4])};
-    const FoldOp op = static_cast<FoldOp>(to.op);
-    const SequenceReach reach = sequence_reach(op, rows, to.j != 0);
-    STD_TORCH_CHECK(to.i < rows && (!reach.pair || (to.j < rows && to.i != to.j)),
-                    "pyfold: an instruction leaves the rows of its unit");
-    const bool of_parameters = to.constant >= kParameters;
-    const int64_t first = of_parameters ? to.constant - kParameters : to.constant;
-    const int64_t available = of_parameters ? parameter_count : static_cast<int64_t>(constants.size());
-    STD_TORCH_CHECK(reach.constants == 0 || first + reach.constants <= available,
-                    "pyfold: an instruction leaves the constants of its program");
-    STD_TORCH_CHECK(op != FoldOp::kCrelu || (k == 0 && rows == 1), "pyfold: crelu takes one row, and comes first");
-    STD_TORCH_CHECK(op != FoldOp::kMatrix || rows <= kMaxMatrixRows, "pyfold: a matrix has at most ", kMaxMatrixRows,
-                    " rows");
-    args.planes = std::max(args.planes, to.plane + reach.planes);
-    if (op == FoldOp::kCrelu) rows = 2;
-  }
-  std::copy(constants.begin(), constants.end(), args.constants);
+  const char* wrong = pyfold::sequence_program(args, program.data(), static_cast<int64_t>(program.size()),
+                                               constants.data(), static_cast<int64_t>(constants.size()),
+                                               parameters.has_value() ? parameters->numel() : 0, rows);
+  STD_TORCH_CHECK(wrong == nullptr, "pyfold: ", wrong);
   return rows;
 }
 

@@ -21,6 +21,11 @@ def compiling_a_transform() -> bool:
     return torch.compiler.is_compiling() and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
+def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` outside of torch.func, without what it does there for tensors that left a transform."""
+    return super(torch.autograd.Function, function).apply
+
+
 class Differentiable:
     """An op with its gradient, run by the cheapest of three ways that serves the call.
 
@@ -31,6 +36,9 @@ class Differentiable:
     - a plain ``autograd.Function`` in eager mode: the least overhead;
     - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form;
     - composed(*args), the same in torch's own operations, where the compiler meets a torch.func transform.
+
+    Where only the first ``tensors`` arguments may be tensors, the others pass the plain ``Function`` as one tuple, since
+    autograd looks at every argument.
     """
 
     def __init__(
@@ -41,21 +49,27 @@ class Differentiable:
         backward: Callable[..., Any],
         vmap: Callable[..., Any],
         composed: Callable[..., Any] | None = None,
+        tensors: int | None = None,
     ):
         def eager_forward(ctx: Any, *args: Any) -> Any:
+            args = args[:-1] + args[-1]
             output = forward(*args)
             save(ctx, args, output)
             return output
+
+        def eager_backward(ctx: Any, *grads: Any) -> Any:
+            return *backward(ctx, *grads)[:tensors], None
 
         def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
             save(ctx, inputs, output)
 
         self.forward = forward
         self.composed = composed
+        self.tensors = tensors
         self.eager = type(
             f"{name}Eager",
             (torch.autograd.Function,),
-            {"forward": staticmethod(eager_forward), "backward": staticmethod(backward)},
+            {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
         )
         self.transformable = type(
             name,
@@ -76,5 +90,6 @@ class Differentiable:
         if torch._C._are_functorch_transforms_active():
             return self.transformable.apply(*args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            return self.eager.apply(*args)
+            rest = () if self.tensors is None else args[self.tensors :]
+            return self.eager.apply(*args[: self.tensors], rest)
         return self.forward(*args)

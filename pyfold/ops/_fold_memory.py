@@ -7,6 +7,11 @@ import torch
 from pyfold.ops._tensors import _accumulation
 
 
+def in_accumulation(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Parameters as the kernels for a tensor take them."""
+    return None if values is None else values.to(_accumulation(like.dtype)).contiguous()
+
+
 def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
     """The sum over all dimensions but dim, in the accumulation type."""
     others = [d for d in range(value.dim()) if d != dim]
@@ -14,8 +19,10 @@ def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
     return value.sum(others) if others else value
 
 
-def in_order_of(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """value with the memory order that the bits were packed in."""
+def in_order_of(value: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
+    """value with the memory order that the bits were packed in; None: that of a contiguous tensor."""
+    if strides is None:
+        return value.contiguous()
     if value.stride() == strides:
         return value
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)

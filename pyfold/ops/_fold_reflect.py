@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_compiling
 
+from pyfold import _C
 from pyfold.ops._autograd import Differentiable, functorch_active
-from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_order_of, split_batch, unbatched
+from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
 from pyfold.ops._tensors import _accumulation
 
 #: Values folded together.
@@ -16,9 +18,11 @@ COMPONENTS = {"abs": 1, "maxmin": 2, "householder": 2}
 
 
 def _fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember=True):
-    acc = _accumulation(x.dtype)
-    bias = None if bias is None else bias.to(acc).contiguous()
-    angle = None if angle is None else angle.to(acc).contiguous()
+    bias, angle = in_accumulation(bias, x), in_accumulation(angle, x)
+    if not is_compiling():
+        done = _C.fold_forward(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember)
+        if done is not None:
+            return done
     return torch.ops.pyfold.fold(x, bias, angle, kind, dim, pairing, gain, clamp, groups, remember)
 
 
@@ -51,7 +55,11 @@ def _fold_backward(ctx, grad, *_):
 
 
 def _backward_forward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose):
-    angle = None if angle is None else angle.to(_accumulation(grad.dtype)).contiguous()
+    angle = in_accumulation(angle, grad)
+    if not is_compiling():
+        done = _C.fold_backward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose)
+        if done is not None:
+            return done
     return torch.ops.pyfold.fold_backward(grad, bits, clamped, angle, kind, dim, pairing, gain, groups, transpose)
 
 
@@ -92,7 +100,7 @@ def _angle_grad_backward(ctx, weight):
 
 
 def _rotate_forward(value, bits, weight, dim, pairing, groups):
-    weight = weight.to(_accumulation(value.dtype)).contiguous()
+    weight = in_accumulation(weight, value)
     return torch.ops.pyfold.fold_rotate(value, bits, weight, dim, pairing, groups)
 
 
@@ -155,10 +163,30 @@ def _rotate_vmap(info, in_dims, value, bits, weight, dim, pairing, groups):
     return _rotate(value, bits, weight, dim + 1, pairing, groups * size), 0
 
 
-reflect = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap)
-reflect_backward = Differentiable("FoldBackward", _backward_forward, _backward_save, _backward_backward, _backward_vmap)
-_angle_grad = Differentiable("FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap)
-_rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap)
+reflect = Differentiable("Fold", _fold_forward, _fold_save, _fold_backward, _fold_vmap, tensors=3)
+reflect_backward = Differentiable(
+    "FoldBackward", _backward_forward, _backward_save, _backward_backward, _backward_vmap, tensors=4
+)
+_angle_grad = Differentiable(
+    "FoldAngleGrad", _angle_grad_forward, _angle_grad_save, _angle_grad_backward, _angle_grad_vmap, tensors=3
+)
+_rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap, tensors=3)
+
+
+class Recorded(torch.autograd.Function):
+    """A call of :data:`reflect` that was checked before: (x, bias, angle, plan) -> y."""
+
+    forward = staticmethod(_C.record_fold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
+        if to_x is not None:
+            return to_x, None, None, None
+        plan, ctx.strides, bias_dtype = ctx.call
+        *ctx.rest, _remember = plan[2]
+        ctx.bias_like = bias_dtype, (-1,)
+        return *_fold_backward(ctx, grad)[:3], None
 
 
 # --- shape rules

@@ -7,11 +7,12 @@ the program in order ("tangent"), and so on: two linear maps, closed under diffe
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_compiling
 
+from pyfold import _C
 from pyfold.ops._autograd import Differentiable
-from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_order_of, split_batch, unbatched
+from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
 from pyfold.ops._fold_program import Code
-from pyfold.ops._tensors import _accumulation
 
 
 def _resized(x: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
@@ -40,7 +41,11 @@ def bit_bytes(numel: int, rows: int, planes: int, groups: int = 1) -> int:
 
 
 def _sequence_forward(x, bias, parameters, program, constants, rows, planes, dim, pairing, groups, remember):
-    bias = None if bias is None else bias.to(_accumulation(x.dtype)).contiguous()
+    bias = in_accumulation(bias, x)
+    if not is_compiling():
+        done = _C.fold_sequence(x, bias, parameters, program, constants, rows, planes, dim, pairing, groups, remember)
+        if done is not None:
+            return done
     channels = x.shape[dim] if x.dim() else 1
     out = _resized(x, dim, 2 * channels) if widens(program) else torch.empty_like(x)
     bits = None
@@ -76,6 +81,12 @@ def _sequence_backward(ctx, grad, *_):
 
 
 def _apply_forward(value, bits, parameters, program, constants, rows, planes, dim, pairing, groups, direction):
+    if not is_compiling():
+        done = _C.fold_sequence_apply(
+            value, bits, parameters, program, constants, rows, planes, dim, pairing, groups, direction
+        )
+        if done is not None:
+            return done
     out = torch.empty_like(value)
     if widens(program):
         channels = value.shape[dim]
@@ -113,8 +124,24 @@ def _apply_vmap(info, in_dims, value, bits, parameters, program, constants, rows
     return apply(value, bits, parameters, program, constants, rows, planes, dim + 1, pairing, groups * size, direction), 0
 
 
-sequence = Differentiable("FoldSequence", _sequence_forward, _sequence_save, _sequence_backward, _sequence_vmap)
-apply = Differentiable("FoldSequenceApply", _apply_forward, _apply_save, _apply_backward, _apply_vmap)
+sequence = Differentiable("FoldSequence", _sequence_forward, _sequence_save, _sequence_backward, _sequence_vmap, tensors=3)
+apply = Differentiable("FoldSequenceApply", _apply_forward, _apply_save, _apply_backward, _apply_vmap, tensors=3)
+
+
+class Recorded(torch.autograd.Function):
+    """A call of :data:`sequence` that was checked before: (x, bias, parameters, plan) -> y."""
+
+    forward = staticmethod(_C.record_fold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
+        if to_x is not None:
+            return to_x, None, None, None
+        plan, ctx.strides, bias_dtype = ctx.call
+        *ctx.rest, _remember = plan[2]
+        ctx.bias_like = bias_dtype, (-1,)
+        return *_sequence_backward(ctx, grad)[:3], None
 
 
 @torch.library.register_fake("pyfold::fold_sequence")

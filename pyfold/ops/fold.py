@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
+from pyfold import _C
 from pyfold.ops import _fold_reflect, _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, functorch_active
+from pyfold.ops._autograd import compiling_a_transform, functorch_active, plain_apply
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_program import Program
@@ -195,11 +197,11 @@ def fold(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    compiling = torch.compiler.is_compiling()
-    key = None if compiling else _key(x, kind, bias, gain, clamp, dim, pairing, parameters)
-    plan = None if key is None else _plans.get(key)
-    if plan is not None and (x.is_contiguous() or _is_dense(x)) and not torch._C._are_functorch_transforms_active():
-        return plan.run(x, bias, parameters.get("angle"))
+    if not is_compiling():
+        done = _C.fold(x, bias, kind, gain, clamp, dim, pairing, parameters)
+        if done is not None:
+            return done
+    given = (x, bias, kind, gain, clamp, dim, pairing, parameters)
     call = check_call(x, kind, bias, dim, pairing, parameters)
     gain = check_finite("gain", gain)
     if clamp is not None and check_finite("clamp", clamp) <= 0:
@@ -216,64 +218,28 @@ def fold(
     needed = functorch_active() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     if call.reflects:
         rest = (kind, call.dim, call.pairing, gain, clamp or 0.0, 1)
-        if key is not None and clamp is None:
-            _remember_plan(key, _Plan(True, rest))
+        if clamp is None or angle is None:
+            _remember(given, True, None, (*rest, True))
         return _fold_reflect.reflect(call.x, bias, angle, *rest, needed)[0]
     program = call.program(gain, clamp)
     if program is None or (needed and not program.differentiable):
         return _composed(call, bias, gain, clamp)
     arguments = sequence_arguments(call.x, program, call.dim, call.pairing, bias)
-    if key is not None and program.differentiable and not call.has_tensors:
-        _remember_plan(key, _Plan(False, (*arguments[3:], 1)))
+    if program.differentiable:
+        _remember(given, False, arguments[2], (*arguments[3:], 1, True))
     return _fold_sequence.sequence(*arguments, 1, needed)[0]
 
 
-# --- calls that were checked before: the same kind, numbers, dtype, device and channels need no second look
-
-_plans: dict[tuple[Any, ...], _Plan] = {}
+# --- calls that were checked before, known again by all that the checks look at (csrc/python/direct_folds.cpp)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The arguments of a call but for its tensors."""
-
-    reflects: bool
-    rest: tuple[Any, ...]
-
-    def run(self, x: torch.Tensor, bias: torch.Tensor | None, angle: Any) -> torch.Tensor:
-        needed = torch.is_grad_enabled() and (
-            x.requires_grad
-            or (bias is not None and bias.requires_grad)
-            or (self.reflects and angle is not None and angle.requires_grad)
-        )
-        op = _fold_reflect.reflect if self.reflects else _fold_sequence.sequence
-        run = op.eager.apply if needed else op.forward
-        return run(x, bias, angle if self.reflects else None, *self.rest, needed)[0]
-
-
-def _key(x, kind, bias, gain, clamp, dim, pairing, parameters) -> tuple[Any, ...] | None:
-    """All that the checks of a call look at, or None where it cannot be remembered."""
-    try:
-        key = (kind, pairing, dim, gain, clamp, type(dim), type(gain), type(clamp), x.dtype, x.device, x.layout, x.dim(),
-               x.shape[dim])  # fmt: skip
-        if bias is not None:
-            key = (*key, bias.dtype, bias.device, bias.layout, bias.shape)
-        for name, value in parameters.items():
-            if isinstance(value, torch.Tensor):
-                if name != "angle" or kind != "householder":
-                    return None
-                value = value.dtype, value.device, value.layout, value.shape
-            key = (*key, name, value, type(value))
-        hash(key)
-    except (AttributeError, IndexError, TypeError):
-        return None
-    return key
-
-
-def _remember_plan(key: tuple[Any, ...], plan: _Plan) -> None:
-    if len(_plans) >= 1024:
-        _plans.clear()
-    _plans[key] = plan
+def _remember(given: tuple[Any, ...], reflects: bool, parameters: torch.Tensor | None, rest: tuple[Any, ...]) -> None:
+    """Later calls like this one come to the op of one reflection, or of a program with parameters, with the same rest."""
+    # What was made in inference mode can never be saved for a gradient.
+    if not is_compiling() and not (parameters is not None and parameters.is_inference()):
+        way = (_fold_reflect.reflect, _fold_reflect.Recorded) if reflects else (_fold_sequence.sequence, _fold_sequence.Recorded)
+        op, function = way
+        _C.remember_fold(*given, (reflects, parameters, rest, op.forward, plain_apply(function)))
 
 
 def sequence_arguments(

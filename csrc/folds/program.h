@@ -1,0 +1,91 @@
+#pragma once
+
+#include <stdint.h>
+
+#include <algorithm>
+
+#include "folds/sequence.h"
+
+// A program as its caller writes it, made into a kernel's argument; on the host.
+namespace pyfold {
+
+// Constants, rows and planes that an instruction may touch, for units of so many rows.
+struct SequenceReach {
+  int constants, planes;
+  bool pair;  // of rows i and j
+};
+
+// False where there is no such instruction.
+inline bool sequence_reach(FoldOp op, int rows, bool shifts, SequenceReach& reach) {
+  switch (op) {
+    case FoldOp::kMirror:
+    case FoldOp::kLeaky:
+    case FoldOp::kBox:
+      return reach = {1, 1, false}, true;
+    case FoldOp::kBoxSides:
+      return reach = {1, 2, false}, true;
+    case FoldOp::kTri:
+      return reach = {2, 1, false}, true;
+    case FoldOp::kTriCell:
+      return reach = {2, kCellPlanes, false}, true;
+    case FoldOp::kSwap:
+      return reach = {0, 1, true}, true;
+    case FoldOp::kLine:
+      return reach = {2, 1, true}, true;
+    case FoldOp::kPlane:
+      return reach = {rows + 1, 1, false}, true;
+    case FoldOp::kCrelu:
+      return reach = {0, 1, false}, true;
+    case FoldOp::kAffine:
+      return reach = {shifts ? rows + 1 : 1, 0, false}, true;
+    case FoldOp::kMatrix:
+      return reach = {2 * rows * rows + rows, 0, false}, true;
+    case FoldOp::kClamp:
+      return reach = {1, rows, false}, true;
+    case FoldOp::kSphere:
+      return reach = {2, 2, false}, true;
+    case FoldOp::kBall:
+      return reach = {1, 1, false}, true;
+  }
+  return false;
+}
+
+// Copies a program of size numbers, five to each instruction, and checks that it stays inside its memory. rows becomes
+// the rows that a unit ends with. Returns null, or what is wrong.
+inline const char* sequence_program(SequenceArgs& args, const int64_t* program, int64_t size, const double* constants,
+                                    int64_t constant_count, int64_t parameter_count, int& rows) {
+  if (size % 5 != 0 || size / 5 > kMaxInstructions) return "a program has up to 280 instructions of 5 numbers";
+  if (constant_count > kMaxConstants) return "a program has at most 104 constants";
+  if (rows < 1 || rows > kMaxRows) return "a unit has 1 to 192 rows";
+  static_assert(kMaxInstructions == 280 && kMaxConstants == 104 && kMaxRows == 192);
+  args.count = static_cast<int>(size / 5);
+  for (int k = 0; k < args.count; ++k) {
+    const int64_t* from = program + 5 * k;
+    for (int f = 0; f < 5; ++f) {
+      if (from[f] < 0 || from[f] > INT16_MAX) return "bad instruction";
+    }
+    FoldInstruction& to = args.instructions[k];
+    to = {static_cast<int16_t>(from[0]), static_cast<int16_t>(from[1]), static_cast<int16_t>(from[2]),
+          static_cast<int16_t>(from[3]), static_cast<int16_t>(from[4])};
+    const FoldOp op = static_cast<FoldOp>(to.op);
+    SequenceReach reach;
+    if (!sequence_reach(op, rows, to.j != 0, reach)) return "the program has an unknown instruction";
+    if (to.i >= rows || (reach.pair && (to.j >= rows || to.i == to.j))) {
+      return "an instruction leaves the rows of its unit";
+    }
+    const bool of_parameters = to.constant >= kParameters;
+    const int64_t first = of_parameters ? to.constant - kParameters : to.constant;
+    if (reach.constants != 0 && first + reach.constants > (of_parameters ? parameter_count : constant_count)) {
+      return "an instruction leaves the constants of its program";
+    }
+    if (op == FoldOp::kCrelu && (k != 0 || rows != 1)) return "crelu takes one row, and comes first";
+    if (op == FoldOp::kMatrix && rows > kMaxMatrixRows) return "a matrix has at most 6 rows";
+    static_assert(kMaxMatrixRows == 6);
+    args.planes = std::max(args.planes, to.plane + reach.planes);
+    if (op == FoldOp::kCrelu) rows = 2;
+  }
+  std::copy(constants, constants + constant_count, args.constants);
+  return nullptr;
+}
+
+}  // namespace pyfold
