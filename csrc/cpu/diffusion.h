@@ -30,6 +30,14 @@ inline bool for_one_thread(const Geometry& geometry, bool noisy) {
   return task_count(geometry) <= task_grain(geometry, noisy);
 }
 
+// Whether a residual's target holds noise for any row; what is asked for x0 alone draws none.
+inline bool draws_noise(const NoisingArgs& args) {
+  for (int64_t row = 0; row < args.geometry.rows; ++row) {
+    if (column<double>(table_row(args.table, kNoisingColumns, row), kNoising_target_epsilon) != 0) return true;
+  }
+  return false;
+}
+
 struct DiffusionKernels {
   void (*randn)(const RandnArgs& args, int64_t begin, int64_t end);
   void (*add_noise)(const NoisingArgs& args, int64_t begin, int64_t end);

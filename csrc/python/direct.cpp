@@ -259,7 +259,7 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // Arguments of the loss and its gradient, from the index of prediction on.
 bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
-  if (!call.begin(args[1]) || !cpu::for_one_thread(call.geometry, true)) return false;
+  if (!call.begin(args[1]) || !cpu::for_one_thread(call.geometry, false)) return false;
   if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3]))
     return false;
   if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.step)) return false;
@@ -267,7 +267,7 @@ bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
   kernel.table.data = table_rows(args[2], call.geometry.rows, kNoisingColumns);
   kernel.table.rows = call.geometry.rows;
   call.view(kernel.x0, call.like.data, call.state);
-  return kernel.table.data != nullptr;
+  return kernel.table.data != nullptr && cpu::for_one_thread(call.geometry, cpu::draws_noise(kernel));
 }
 
 // Whether a tensor holds one accumulation value for each row.

@@ -55,7 +55,8 @@ using SumKernel = void (*)(const NoisingArgs&, double*, int64_t, int64_t);
 
 Tensor row_sums(const NoisingArgs& args, SumKernel kernel, const Tensor& x0, double factor) {
   std::vector<double> sums(cpu::task_count(args.geometry));
-  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
+  parallel_tasks(args.geometry, cpu::draws_noise(args),
+                 [&](int64_t begin, int64_t end) { kernel(args, sums.data(), begin, end); });
   const bool wide = accumulation_type(x0) == ScalarType::Double;
   Tensor result = torch::stable::new_empty(x0, {args.geometry.rows}, accumulation_type(x0));
   cpu::sum_rows(args.geometry, sums.data(), factor, wide, result.mutable_data_ptr());
@@ -92,7 +93,8 @@ Tensor denoising_residual_scale_cpu(const Tensor& scale, const Tensor& predictio
   const NoisingArgs& args = call.finish(offset, global_shape);
   results(out);
   const auto& kernels = cpu::diffusion_kernels();
-  parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.residual_scale(args, begin, end); });
+  parallel_tasks(args.geometry, cpu::draws_noise(args),
+                 [&](int64_t begin, int64_t end) { kernels.residual_scale(args, begin, end); });
   return out;
 }
 

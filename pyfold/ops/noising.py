@@ -315,7 +315,7 @@ def _loss_forward(prediction, x0, table, index, seeds, stream, step, offset, glo
 
 def _loss_backward(ctx, grad):
     prediction, x0, table, index, seeds = ctx.saved_tensors
-    count = max(prediction[0].numel(), 1) if prediction.shape[0] else 1
+    count = max(prediction.numel() // max(prediction.shape[0], 1), 1)
     gradient = _residual_scale(grad * (2 / count), prediction, x0, table, index, seeds, *ctx.rest)
     to_x0 = None
     if ctx.needs_input_grad[1]:
