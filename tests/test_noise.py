@@ -66,6 +66,17 @@ def test_elements_beyond_32_bits(backend):
     assert np.array_equal(actual, oracle.randn(np.array([5]), (7,), **far))
 
 
+def test_counters_carry_within_a_sample(backend):
+    """Elements on both sides of the counter's second word, and nothing written beside them."""
+    seeds = torch.tensor([5], device=backend)
+    for before, count in ((600, 1200), (40, 512), (508, 512)):
+        window = {"offset": (2**34 - before,), "global_shape": (2**40,)}
+        memory = torch.zeros(1, count + 64, device=backend)
+        pyfold.randn(seeds, (count,), out=memory[:, :count], **window)
+        assert np.array_equal(memory[:, :count].cpu().numpy(), oracle.randn(np.array([5]), (count,), **window))
+        assert not memory[:, count:].any()
+
+
 def test_numpy_module_gives_the_same_bits():
     expected = pyfold.randn([11], (1000,), stream=4, step=2)[0].numpy()
     assert np.array_equal(_C.normals(11, 4, 2, 1000), expected)

@@ -33,12 +33,15 @@ PYFOLD_HD void subtract_from(A* __restrict out, const A* __restrict x, int n) {
 
 // Written so that NaN stays NaN.
 template <class A>
+PYFOLD_HD A clipped(A x, A low, A high) {
+  const A above = x < low ? low : x;
+  return above > high ? high : above;
+}
+
+template <class A>
 PYFOLD_HD void clip(A* __restrict out, A low, A high, int n) {
   PYFOLD_UNROLL
-  for (int i = 0; i < n; ++i) {
-    const A above = out[i] < low ? low : out[i];
-    out[i] = above > high ? high : above;
-  }
+  for (int i = 0; i < n; ++i) out[i] = clipped(out[i], low, high);
 }
 
 }  // namespace

@@ -29,15 +29,20 @@ struct ScalarLanes {
 };
 
 template <class Lanes>
+PYFOLD_HD void philox_round(typename Lanes::Word (&counter)[4], typename Lanes::Word key0, typename Lanes::Word key1) {
+  const auto product0 = Lanes::multiply(counter[0], kPhiloxMultiplier0);
+  const auto product1 = Lanes::multiply(counter[2], kPhiloxMultiplier1);
+  counter[0] = Lanes::high(product1) ^ counter[1] ^ key0;
+  counter[1] = Lanes::low(product1);
+  counter[2] = Lanes::high(product0) ^ counter[3] ^ key1;
+  counter[3] = Lanes::low(product0);
+}
+
+template <class Lanes>
 PYFOLD_HD void philox4x32(typename Lanes::Word (&counter)[4], uint32_t key0, uint32_t key1) {
   PYFOLD_UNROLL
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const auto product0 = Lanes::multiply(counter[0], kPhiloxMultiplier0);
-    const auto product1 = Lanes::multiply(counter[2], kPhiloxMultiplier1);
-    counter[0] = Lanes::high(product1) ^ counter[1] ^ Lanes::broadcast(key0);
-    counter[1] = Lanes::low(product1);
-    counter[2] = Lanes::high(product0) ^ counter[3] ^ Lanes::broadcast(key1);
-    counter[3] = Lanes::low(product0);
+    philox_round<Lanes>(counter, Lanes::broadcast(key0), Lanes::broadcast(key1));
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }

@@ -2,7 +2,7 @@
 
 #include <stdint.h>
 
-#include "core/normal.h"
+#include "cpu/normal_lanes.h"
 #include "cpu/philox_lanes.h"
 
 namespace pyfold {
@@ -10,53 +10,119 @@ namespace {
 
 // Blocks made at a time: their words stay in the first cache level.
 constexpr int kNoiseBatchBlocks = 128;
-constexpr int kNoiseGroupBlocks = 2 * VectorLanes::kCount;
+constexpr int kNoiseGroupBlocks = VectorLanes::kCount;
 
-// Normals of blocks [block, block + blocks), blocks a multiple of kNoiseGroupBlocks and at most kNoiseBatchBlocks.
-inline void normal_batch(const NoiseKey& key, uint64_t block, int blocks, float* __restrict out) {
-  using Lanes = VectorLanes;
-  using Word = Lanes::Word;
-  alignas(64) uint32_t words[4][kNoiseBatchBlocks];
-  Word lane;
-  for (int i = 0; i < Lanes::kCount; ++i) lane[i] = 2 * i;
-
-  for (int group = 0; group < blocks; group += kNoiseGroupBlocks) {
-    // Even and odd blocks apart: each word fills the low half of a lane, and the two interleave in block order.
-    Word even[4], odd[4];
-    even[0] = lane + (block + group);
-    odd[0] = even[0] + 1;
-    even[1] = even[0] >> 32;
-    odd[1] = odd[0] >> 32;
-    even[2] = odd[2] = Lanes::broadcast(key.step);
-    even[3] = odd[3] = Lanes::broadcast(key.stream);
-    philox4x32<Lanes>(even, key.seed_low, key.seed_high);
-    philox4x32<Lanes>(odd, key.seed_low, key.seed_high);
-    for (int w = 0; w < 4; ++w) {
-      const Word merged = (even[w] & 0xFFFFFFFFu) | (odd[w] << 32);
-      __builtin_memcpy(&words[w][group], &merged, sizeof merged);
-    }
-  }
-  for (int i = 0; i < (blocks & ~(kNoiseGroupBlocks - 1)); ++i) {
-    box_muller(words[0][i], words[1][i], out[4 * i], out[4 * i + 1]);
-    box_muller(words[2][i], words[3][i], out[4 * i + 2], out[4 * i + 3]);
-  }
-}
-
-// Elements that normal_run may write past those asked for.
+// Elements that NormalStream::run may write past those asked for.
 constexpr int kNoiseSlack = 4 * kNoiseGroupBlocks + kNormalsPerBlock;
 
-// Normals of elements [element, element + count) at buffer[element % 4]; buffer holds count + kNoiseSlack floats.
-inline void normal_run(const NoiseKey& key, int64_t element, int count, float* __restrict buffer) {
-  const uint64_t first = static_cast<uint64_t>(element) / kNormalsPerBlock;
-  const uint64_t last = (static_cast<uint64_t>(element) + count + kNormalsPerBlock - 1) / kNormalsPerBlock;
-  for (uint64_t block = first; block < last; block += kNoiseBatchBlocks) {
-    const uint64_t left = last - block;
-    const int blocks = left < kNoiseBatchBlocks
-                           ? static_cast<int>((left + kNoiseGroupBlocks - 1) & ~uint64_t{kNoiseGroupBlocks - 1})
-                           : kNoiseBatchBlocks;
-    normal_batch(key, block, blocks, buffer + kNormalsPerBlock * (block - first));
+// The normals of a key, by vectors of blocks.
+class NormalStream {
+ public:
+  explicit NormalStream(const NoiseKey& key) : step_(Lanes::key(key.step)), stream_(Lanes::key(key.stream)) {
+    uint32_t key0 = key.seed_low, key1 = key.seed_high;
+    for (auto& round : keys_) {
+      round[0] = Lanes::key(key0);
+      round[1] = Lanes::key(key1);
+      key0 += kPhiloxWeyl0;
+      key1 += kPhiloxWeyl1;
+    }
   }
-}
+
+  // Whether run writes exactly the elements asked for.
+  static bool ends_with(int64_t element, int count) {
+    return element % kNormalsPerBlock == 0 && count % (kNormalsPerBlock * kNoiseGroupBlocks) == 0 &&
+           (element >> 34) == ((element + count - 1) >> 34);
+  }
+
+  // Normals of elements [element, element + count) at buffer[element % 4]; buffer holds count + kNoiseSlack floats.
+  void run(int64_t element, int count, float* __restrict buffer) const {
+    const uint64_t first = static_cast<uint64_t>(element) / kNormalsPerBlock;
+    const uint64_t last = (static_cast<uint64_t>(element) + count + kNormalsPerBlock - 1) / kNormalsPerBlock;
+    for (uint64_t block = first, next; block < last; block = next) {
+      // A batch ends where the counter's second word changes; what is made beyond is made again.
+      const uint64_t carry = (block | 0xFFFFFFFFu) + 1;
+      next = block + kNoiseBatchBlocks < last ? block + kNoiseBatchBlocks : last;
+      if (next > carry) next = carry;
+      batch(block, static_cast<int>(next - block), buffer + kNormalsPerBlock * (block - first));
+    }
+  }
+
+ private:
+  using Lanes = VectorLanes;
+  using Word = Lanes::Word;
+
+  // Vectors worked by turns: a round is a chain of instructions, of which each takes longer than the start of the next.
+#if defined(__AVX512F__)
+  static constexpr int kSets = 4;
+#else
+  static constexpr int kSets = 2;
+#endif
+
+  // First and third words of a batch's blocks side by side, and second and fourth.
+  struct Words {
+    alignas(64) uint32_t even[2 * kNoiseBatchBlocks], odd[2 * kNoiseBatchBlocks];
+  };
+
+  // Out of line, so that keys are read from memory: there are more of them than registers.
+  __attribute__((noinline)) void batch(uint64_t block, int blocks, float* __restrict out) const {
+    Words words;
+    int at = 0;
+    for (; at + kSets * Lanes::kCount <= blocks; at += kSets * Lanes::kCount) make_words<kSets>(block, at, words);
+    for (; at < blocks; at += Lanes::kCount) make_words<1>(block, at, words);
+    // at is a whole number of vectors.
+#if defined(__AVX512F__)
+#pragma GCC unroll 2  // one chain of instructions beside another
+    for (int i = 0; i < 2 * at; i += VectorNormals::kCount) {
+      VectorNormals::Float z0, z1;
+      box_muller<VectorNormals>(_mm512_load_si512(words.even + i), _mm512_load_si512(words.odd + i), z0, z1);
+      _mm512_storeu_ps(out + 2 * i, _mm512_maskz_unpacklo_ps(0xFFFF, z0.lanes, z1.lanes));
+      _mm512_storeu_ps(out + 2 * i + 16, _mm512_maskz_unpackhi_ps(0xFFFF, z0.lanes, z1.lanes));
+    }
+#else
+    for (int i = 0, n = 2 * (at & ~(Lanes::kCount - 1)); i < n; ++i) {
+      box_muller<ScalarNormals>(words.even[i], words.odd[i], out[2 * i], out[2 * i + 1]);
+    }
+#endif
+  }
+
+  template <int kVectors>
+  PYFOLD_HD void make_words(uint64_t block, int at, Words& words) const {
+    Word lane;
+    for (int i = 0; i < Lanes::kCount; ++i) lane[i] = block_of_lane(i);
+    Word counter[kVectors][4];
+    PYFOLD_UNROLL_VECTORS
+    for (int v = 0; v < kVectors; ++v) {
+      counter[v][0] = lane + (block + at + v * Lanes::kCount);
+      counter[v][1] = Lanes::broadcast(static_cast<uint32_t>(block >> 32));
+      counter[v][2] = Lanes::from_key(step_);
+      counter[v][3] = Lanes::from_key(stream_);
+    }
+    PYFOLD_UNROLL_VECTORS
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      const Word key0 = Lanes::from_key(keys_[round][0]), key1 = Lanes::from_key(keys_[round][1]);
+      PYFOLD_UNROLL_VECTORS
+      for (int v = 0; v < kVectors; ++v) philox_round<Lanes>(counter[v], key0, key1);
+    }
+    PYFOLD_UNROLL_VECTORS
+    for (int v = 0; v < kVectors; ++v) {
+      const Word even = Lanes::pair(counter[v][0], counter[v][2]), odd = Lanes::pair(counter[v][1], counter[v][3]);
+      __builtin_memcpy(words.even + 2 * (at + v * Lanes::kCount), &even, sizeof even);
+      __builtin_memcpy(words.odd + 2 * (at + v * Lanes::kCount), &odd, sizeof odd);
+    }
+  }
+
+  // AVX-512 interleaves within quarters of a vector: lanes 0, 2, 4, 6 come out in the first one, the others in the
+  // second.
+  static constexpr int block_of_lane(int lane) {
+#if defined(__AVX512F__)
+    return lane % 2 * (Lanes::kCount / 2) + lane / 2;
+#else
+    return lane;
+#endif
+  }
+
+  Lanes::Key keys_[kPhiloxRounds][2], step_, stream_;
+};
 
 }  // namespace
 }  // namespace pyfold

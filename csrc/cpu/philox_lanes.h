@@ -21,19 +21,39 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// Loops over vectors that have to stay in registers.
+#define PYFOLD_UNROLL_VECTORS _Pragma("GCC unroll 16")
+
 struct VectorLanes {
   typedef uint64_t Word __attribute__((vector_size(kVectorBytes)));
   using Product = Word;
   static constexpr int kCount = kVectorBytes / 8;
 
   static PYFOLD_HD Word broadcast(uint32_t value) { return Word{} + value; }
-  static PYFOLD_HD Word high(Product p) { return p >> 32; }
   static PYFOLD_HD Word low(Product p) { return p; }
-  static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
+  static PYFOLD_HD Word from_key(uint64_t key) { return Word{} + key; }
+  static PYFOLD_HD Word from_key(Word key) { return key; }
 #if defined(__AVX512F__)
-    // The zero-masking form: GCC 12 warns about the plain one's own undefined operand.
+  // What a round's key is kept as: a load of AVX-512 can broadcast.
+  using Key = uint64_t;
+  static PYFOLD_HD Key key(uint32_t value) { return value; }
+  // Shuffles run on more pipes than shifts. Zero-masking forms: GCC 12 warns about the plain ones' own undefined
+  // operand.
+  static PYFOLD_HD Word high(Product p) { return (Word)_mm512_maskz_shuffle_epi32(0xFFFF, (__m512i)p, _MM_PERM_DDBB); }
+  static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
     return (Word)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)broadcast(constant));
-#elif defined(__AVX2__)
+  }
+  // The low word of a beside the low word of b.
+  static PYFOLD_HD Word pair(Word a, Word b) {
+    return (Word)_mm512_mask_shuffle_epi32((__m512i)a, 0xAAAA, (__m512i)b, _MM_PERM_CCAA);
+  }
+#else
+  using Key = Word;
+  static PYFOLD_HD Key key(uint32_t value) { return broadcast(value); }
+  static PYFOLD_HD Word high(Product p) { return p >> 32; }
+  static PYFOLD_HD Word pair(Word a, Word b) { return (a & 0xFFFFFFFFu) | (b << 32); }
+  static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
+#if defined(__AVX2__)
     return (Word)_mm256_mul_epu32((__m256i)a, (__m256i)broadcast(constant));
 #elif defined(__SSE2__)
     return (Word)_mm_mul_epu32((__m128i)a, (__m128i)broadcast(constant));
@@ -43,6 +63,7 @@ struct VectorLanes {
     return (a & 0xFFFFFFFFu) * static_cast<uint64_t>(constant);
 #endif
   }
+#endif
 };
 
 }  // namespace

@@ -91,27 +91,32 @@ class CpuTile {
 
   void noise(Register& out, const NoiseSource& source, uint32_t step) {
     const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
-    out.data = out.target = out.buffer;
-    alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
+    const NormalStream normals(key);
     const Window& window = source.window;
     const int64_t element = window.base + start_;
-    if (window.flat) {
-      if constexpr (sizeof(A) == sizeof(float)) {
-        if (element % kNormalsPerBlock == 0) return normal_run(key, element, count_, out.buffer);
+    if constexpr (sizeof(A) == sizeof(float)) {
+      if (window.flat && element % kNormalsPerBlock == 0) {
+        if (!NormalStream::ends_with(element, count_)) out.target = out.buffer;
+        out.data = out.target;
+        return normals.run(element, count_, out.target);
       }
-      normal_run(key, element, count_, scratch);
+    }
+    out.data = out.target = out.buffer;
+    alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
+    if (window.flat) {
+      normals.run(element, count_, scratch);
       load_run(scratch + element % kNormalsPerBlock, out.buffer, lanes_);
     } else {
       each_run(window, [&](int64_t at, int64_t offset, int64_t stride, int run) {
         if (stride == 1) {
-          normal_run(key, window.base + offset, run, scratch);
+          normals.run(window.base + offset, run, scratch);
           load_run(scratch + (window.base + offset) % kNormalsPerBlock, out.buffer + at, run);
         } else {
           for (int i = 0; i < run; ++i) {
             const int64_t one = window.base + offset + i * stride;
-            float normals[kNormalsPerBlock];
-            normal_block(key, static_cast<uint64_t>(one) / kNormalsPerBlock, normals);
-            out.buffer[at + i] = static_cast<A>(normals[one % kNormalsPerBlock]);
+            float four[kNormalsPerBlock];
+            normal_block(key, static_cast<uint64_t>(one) / kNormalsPerBlock, four);
+            out.buffer[at + i] = static_cast<A>(four[one % kNormalsPerBlock]);
           }
         }
       });
@@ -127,17 +132,13 @@ class CpuTile {
     for (int i = 0, n = lanes(); i < n; ++i) to[i] = coefficient * from[i];
     out.data = to;
   }
-  // Rounded as scale and add_scaled one after the other.
-  void combine(Register& out, A first, const Register& x, A second, const Register& y) {
-    A* to = out.target;
-    const A *from_x = x.data, *from_y = y.data;
-    PYFOLD_IN_PLACE
-    for (int i = 0, n = lanes(); i < n; ++i) to[i] = first * from_x[i] + second * from_y[i];
-    out.data = to;
+  // out (+)= the sum of up to kTermsOfPass terms, rounded as if they were added one after the other.
+  void sum(Register& out, bool more, int count, const A* coefficients, const Register* const* terms) {
+    sum_by(out, more, count, coefficients, terms, [](A value) { return value; });
   }
-  void add_scaled(Register& out, A coefficient, const Register& x) {
-    own(out);
-    pyfold::add_scaled(out.target, coefficient, x.data, lanes());
+  void sum_clipped(Register& out, bool more, int count, const A* coefficients, const Register* const* terms, A low,
+                   A high) {
+    sum_by(out, more, count, coefficients, terms, [=](A value) { return clipped(value, low, high); });
   }
   void subtract_from(Register& out, const Register& x) {
     own(out);
@@ -163,6 +164,46 @@ class CpuTile {
   }
 
  private:
+  template <class After>
+  void sum_by(Register& out, bool more, int count, const A* coefficients, const Register* const* terms, After after) {
+    A* to = out.target;
+    if (more) own(out);
+    switch (more ? -count : count) {
+      case 1:
+        pass<1, false>(to, coefficients, terms, after);
+        break;
+      case 2:
+        pass<2, false>(to, coefficients, terms, after);
+        break;
+      case 3:
+        pass<3, false>(to, coefficients, terms, after);
+        break;
+      case -1:
+        pass<1, true>(to, coefficients, terms, after);
+        break;
+      case -2:
+        pass<2, true>(to, coefficients, terms, after);
+        break;
+      case -3:
+        pass<3, true>(to, coefficients, terms, after);
+        break;
+    }
+    out.data = to;
+  }
+  template <int kTerms, bool kMore, class After>
+  void pass(A* to, const A* coefficients, const Register* const* terms, After after) {
+    const A *x = terms[0]->data, *y = terms[kTerms > 1 ? 1 : 0]->data, *z = terms[kTerms > 2 ? 2 : 0]->data;
+    const A of_x = coefficients[0], of_y = coefficients[1], of_z = coefficients[2];
+    PYFOLD_IN_PLACE
+    for (int i = 0, n = lanes(); i < n; ++i) {
+      A value = of_x * x[i];
+      if constexpr (kMore) value = to[i] + value;
+      if constexpr (kTerms > 1) value = value + of_y * y[i];
+      if constexpr (kTerms > 2) value = value + of_z * z[i];
+      to[i] = after(value);
+    }
+  }
+
   int lanes() const { return lanes_ & ~(kLaneGroup - 1); }
   A* written(Register& out) {
     out.data = out.target;

@@ -74,8 +74,7 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
     Sum<Tile> sum{x0};
     sum.add(tile, c(kStep_p), x, true);
     sum.add(tile, c(kStep_q), e, true);
-    sum.finish(tile);
-    tile.clip(x0, c(kStep_clip_min), c(kStep_clip_max));
+    sum.finish_clipped(tile, c(kStep_clip_min), c(kStep_clip_max));
   }
   if (needs_u) {
     bool shared = false;

@@ -13,7 +13,7 @@
 //   noise                     standard normals of the lanes' logical elements
 //   scale, add_scaled, ...    core/lanes.h on Registers
 //   kPassesCount              whether every operation is a pass over memory, a cache's; then it also has
-//   aim, share, combine       where a result will lie, a register that is another's value, two terms in one pass
+//   aim, share, sum           where a result will lie, a register that is another's value, some terms in one pass
 // and is written twice, in cpu/tile.h and cuda/tile.cuh; the programs are written once.
 namespace pyfold {
 
@@ -50,33 +50,30 @@ PYFOLD_HD A column(const double* row, int i) {
   return static_cast<A>(row != nullptr ? row[i] : static_cast<double>(NAN));
 }
 
-// sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite). A term whose register
-// lasts until the next one is added may wait for it, so that both are one pass, rounded as two.
+// sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite). Where passes count, a term
+// whose register lasts until the next one is added waits for it, so that up to kTermsOfPass are one pass, rounded as
+// one by one.
+constexpr int kTermsOfPass = 3;
+
 template <class Tile>
 struct Sum {
   using Acc = typename Tile::Acc;
   using Register = typename Tile::Register;
   Register& value;
   bool empty = true;
-  const Register* waiting = nullptr;
-  Acc waiting_coefficient = 0;
+  int waiting = 0;
+  Acc coefficients[kTermsOfPass] = {};
+  const Register* terms[kTermsOfPass] = {};
 
   PYFOLD_HD void add(Tile& tile, Acc coefficient, const Register& x, bool lasts = false) {
     if (coefficient == 0) return;
     if constexpr (Tile::kPassesCount) {
-      if (empty && lasts) {
-        waiting = &x;
-        waiting_coefficient = coefficient;
-        empty = false;
-        return;
-      }
-      if (waiting != nullptr) {
-        tile.combine(value, waiting_coefficient, *waiting, coefficient, x);
-        waiting = nullptr;
-        return;
-      }
-    }
-    if (empty) {
+      coefficients[waiting] = coefficient;
+      terms[waiting++] = &x;
+      if (lasts && waiting < kTermsOfPass) return;
+      tile.sum(value, !empty, waiting, coefficients, terms);
+      waiting = 0;
+    } else if (empty) {
       tile.scale(value, coefficient, x);
     } else {
       tile.add_scaled(value, coefficient, x);
@@ -84,10 +81,17 @@ struct Sum {
     empty = false;
   }
   PYFOLD_HD void finish(Tile& tile) {
-    if (empty) tile.fill(value, 0);
     if constexpr (Tile::kPassesCount) {
-      if (waiting != nullptr) tile.scale(value, waiting_coefficient, *waiting);
+      if (waiting > 0) return tile.sum(value, !empty, waiting, coefficients, terms);
     }
+    if (empty) tile.fill(value, 0);
+  }
+  PYFOLD_HD void finish_clipped(Tile& tile, Acc low, Acc high) {
+    if constexpr (Tile::kPassesCount) {
+      if (waiting > 0) return tile.sum_clipped(value, !empty, waiting, coefficients, terms, low, high);
+    }
+    if (empty) tile.fill(value, 0);
+    tile.clip(value, low, high);
   }
 };
 

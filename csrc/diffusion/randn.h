@@ -16,6 +16,7 @@ namespace {
 template <class Tile>
 PYFOLD_HD void randn(Tile& tile, const RandnArgs& args) {
   typename Tile::Register z;
+  if constexpr (Tile::kPassesCount) tile.aim(z, args.out);
   tile.noise(z, args.noise, args.step);
   tile.store(args.out, z);
 }
