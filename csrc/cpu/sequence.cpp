@@ -1,5 +1,7 @@
 #include "cpu/sequence.h"
 
+#include <type_traits>
+
 #include "cpu/fold_tile.h"
 
 namespace pyfold {
@@ -66,10 +68,82 @@ void run_tile(const SequenceArgs& args, int64_t index) {
   rows.store();
 }
 
-void run(const SequenceArgs& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    args.dtype == DType::kFloat64 ? run_tile<double>(args, i) : run_tile<float>(args, i);
+// One fold of single values, or its derivative, in one pass over a tile; bits may be null. The fold comes by value, so that its
+// constants are known to be no memory, and the loops vectorise.
+template <class A, class Fold>
+void fold_run(const FoldTile<A>& tile, const Fold fold, bool forward, uint8_t* bits, const A* __restrict from,
+              A* __restrict to) {
+  alignas(64) uint8_t flags[kTileUnits];
+  const int count = tile.count();
+  if (!forward) {
+    tile.read_flags(bits, flags);
+    for (int i = 0; i < count; ++i) to[i] = fold.linear(from[i], flags[i] != 0);
+  } else if (bits == nullptr) {
+    for (int i = 0; i < count; ++i) to[i] = fold.folded(from[i], fold.side(from[i]));
+  } else {
+    for (int i = count & ~7; i < ((count + 7) & ~7); ++i) flags[i] = 0;
+    for (int i = 0; i < count; ++i) {
+      const A v = from[i];
+      const bool m = fold.side(v);
+      flags[i] = m;
+      to[i] = fold.folded(v, m);
+    }
+    tile.write_flags(flags, bits);
   }
+}
+
+// Single values lie in order of their units; those that need no conversion are not copied.
+template <class A, class Fold>
+void value_tile(const SequenceArgs& args, const Fold fold, int64_t index) {
+  const FoldTile<A> tile(args.in_layout, args.dtype, cpu::sequence_tile(args), index);
+  const bool forward = args.mode == SequenceMode::kForward;
+  uint8_t* bits = args.bits == nullptr ? nullptr : tile.plane(args.bits, 0, 1);
+  with_type<A>(args.dtype, const_cast<void*>(args.in), [&](auto* memory) {
+    const auto* from = memory + tile.first_unit();
+    auto* to = static_cast<decltype(memory)>(args.out) + tile.first_unit();
+    if constexpr (std::is_same_v<decltype(from), const A*>) {
+      fold_run<A>(tile, fold, forward, bits, from, to);
+    } else {
+      alignas(64) A wide[kTileUnits], folded[kTileUnits];
+      load_run(from, wide, tile.count());
+      fold_run<A>(tile, fold, forward, bits, wide, folded);
+      store_run(folded, to, tile.count());
+    }
+  });
+}
+
+// Calls body with the fold where a program is one fold of single values; says whether it is.
+template <class A, class Body>
+bool with_value_fold(const SequenceArgs& args, Body&& body) {
+  const FoldInstruction& in = args.instructions[0];
+  if (args.count != 1 || args.in_layout.components != 1 || args.bias != nullptr || in.constant >= kParameters ||
+      in.plane != 0 || args.mode == SequenceMode::kInverse) {
+    return false;
+  }
+  const A constant = static_cast<A>(args.constants[in.constant]);
+  switch (static_cast<FoldOp>(in.op)) {
+    case FoldOp::kMirror:
+      return body(MirrorOfValue<A>{constant}), true;
+    case FoldOp::kLeaky:
+      return body(LeakyOfValue<A>{constant}), true;
+    case FoldOp::kBox:
+      return body(BoxOfValue<A>{constant}), true;
+    default:
+      return false;
+  }
+}
+
+template <class A>
+void run_tiles(const SequenceArgs& args, int64_t begin, int64_t end) {
+  const auto values = [&](auto fold) {
+    for (int64_t i = begin; i < end; ++i) value_tile<A>(args, fold, i);
+  };
+  if (with_value_fold<A>(args, values)) return;
+  for (int64_t i = begin; i < end; ++i) run_tile<A>(args, i);
+}
+
+void run(const SequenceArgs& args, int64_t begin, int64_t end) {
+  args.dtype == DType::kFloat64 ? run_tiles<double>(args, begin, end) : run_tiles<float>(args, begin, end);
 }
 
 }  // namespace
