@@ -1,5 +1,6 @@
 #include "cpu/sequence.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/fold_tile.h"
@@ -68,15 +69,15 @@ void run_tile(const SequenceArgs& args, int64_t index) {
   rows.store();
 }
 
-// One fold of single values, or its derivative, in one pass over a tile; bits may be null. The fold comes by value, so that its
+constexpr int kValueBlock = 1024;
+
+// One fold of single values, or its derivative, in one pass over a block; bits may be null. The fold comes by value, so that its
 // constants are known to be no memory, and the loops vectorise.
 template <class A, class Fold>
-void fold_run(const FoldTile<A>& tile, const Fold fold, bool forward, uint8_t* bits, const A* __restrict from,
-              A* __restrict to) {
-  alignas(64) uint8_t flags[kTileUnits];
-  const int count = tile.count();
+void fold_block(const Fold fold, bool forward, uint8_t* bits, const A* __restrict from, A* __restrict to, int count) {
+  alignas(64) uint8_t flags[kValueBlock];
   if (!forward) {
-    tile.read_flags(bits, flags);
+    unpack_flags(bits, flags, count);
     for (int i = 0; i < count; ++i) to[i] = fold.linear(from[i], flags[i] != 0);
   } else if (bits == nullptr) {
     for (int i = 0; i < count; ++i) to[i] = fold.folded(from[i], fold.side(from[i]));
@@ -88,28 +89,46 @@ void fold_run(const FoldTile<A>& tile, const Fold fold, bool forward, uint8_t* b
       flags[i] = m;
       to[i] = fold.folded(v, m);
     }
-    tile.write_flags(flags, bits);
+    pack_flags(flags, bits, count);
   }
 }
 
-// Single values lie in order of their units; those that need no conversion are not copied.
+// So many values from first on, which lie in order; those that need no conversion are not copied.
 template <class A, class Fold>
-void value_tile(const SequenceArgs& args, const Fold fold, int64_t index) {
-  const FoldTile<A> tile(args.in_layout, args.dtype, cpu::sequence_tile(args), index);
+void fold_values(const SequenceArgs& args, const Fold fold, int64_t first, int64_t count, uint8_t* bits) {
   const bool forward = args.mode == SequenceMode::kForward;
-  uint8_t* bits = args.bits == nullptr ? nullptr : tile.plane(args.bits, 0, 1);
-  with_type<A>(args.dtype, const_cast<void*>(args.in), [&](auto* memory) {
-    const auto* from = memory + tile.first_unit();
-    auto* to = static_cast<decltype(memory)>(args.out) + tile.first_unit();
-    if constexpr (std::is_same_v<decltype(from), const A*>) {
-      fold_run<A>(tile, fold, forward, bits, from, to);
-    } else {
-      alignas(64) A wide[kTileUnits], folded[kTileUnits];
-      load_run(from, wide, tile.count());
-      fold_run<A>(tile, fold, forward, bits, wide, folded);
-      store_run(folded, to, tile.count());
+  with_type<A>(args.dtype, const_cast<void*>(args.in), [&](auto* in) {
+    auto* out = static_cast<decltype(in)>(args.out);
+    for (int64_t at = 0; at < count; at += kValueBlock) {
+      const int block = count - at < kValueBlock ? static_cast<int>(count - at) : kValueBlock;
+      const auto* from = in + first + at;
+      auto* to = out + first + at;
+      uint8_t* block_bits = bits == nullptr ? nullptr : bits + at / 8;
+      if constexpr (std::is_same_v<decltype(from), const A*>) {
+        fold_block<A>(fold, forward, block_bits, from, to, block);
+      } else {
+        alignas(64) A wide[kValueBlock], folded[kValueBlock];
+        load_run(from, wide, block);
+        fold_block<A>(fold, forward, block_bits, wide, folded, block);
+        store_run(folded, to, block);
+      }
     }
   });
+}
+
+// Tiles [begin, end), group by group: the bits of each group start on a byte.
+template <class A, class Fold>
+void fold_value_tiles(const SequenceArgs& args, const Fold fold, int64_t begin, int64_t end) {
+  const FoldLayout& layout = args.in_layout;
+  const int64_t tile = cpu::sequence_tile(args), per_group = cpu::fold_tiles_per_group(layout, tile);
+  for (int64_t from = begin; from < end;) {
+    const int64_t group = from / per_group, to = std::min(end, (group + 1) * per_group);
+    const int64_t start = (from - group * per_group) * tile;
+    const int64_t stop = std::min((to - group * per_group) * tile, layout.units_per_group());
+    uint8_t* bits = args.bits == nullptr ? nullptr : args.bits + group * layout.bytes_per_group() + start / 8;
+    fold_values<A>(args, fold, group * layout.units_per_group() + start, stop - start, bits);
+    from = to;
+  }
 }
 
 // Calls body with the fold where a program is one fold of single values; says whether it is.
@@ -135,10 +154,7 @@ bool with_value_fold(const SequenceArgs& args, Body&& body) {
 
 template <class A>
 void run_tiles(const SequenceArgs& args, int64_t begin, int64_t end) {
-  const auto values = [&](auto fold) {
-    for (int64_t i = begin; i < end; ++i) value_tile<A>(args, fold, i);
-  };
-  if (with_value_fold<A>(args, values)) return;
+  if (with_value_fold<A>(args, [&](auto fold) { fold_value_tiles<A>(args, fold, begin, end); })) return;
   for (int64_t i = begin; i < end; ++i) run_tile<A>(args, i);
 }
 
