@@ -120,22 +120,34 @@ def test_the_long_way_is_noticed(no_long_way):
         pyfold.fold(torch.randn(2, 4), "abs", gain=new_gain())
 
 
-def test_a_large_call_and_one_that_widens_are_known_and_dispatched(generator):
-    for sample in (
-        sample_of("maxmin", torch.float32, generator, (4, 16, 64, 64)),
-        sample_of("crelu, bias", torch.float32, generator),
-    ):
-        pyfold.fold(**sample)
-        with Seen():
-            expected = pyfold.fold(**sample)
-        assert torch.equal(known(**sample), expected)
-        sample["x"].requires_grad_()
-        y = known(**sample)
-        assert torch.equal(y, expected) and y.requires_grad
-        (gradient,) = torch.autograd.grad(y.square().sum(), sample["x"])
-        with Seen():
-            (other,) = torch.autograd.grad(pyfold.fold(**sample).square().sum(), sample["x"])
-        assert torch.equal(gradient, other)
+@pytest.mark.parametrize("variant", ["leaky", "maxmin"])
+def test_large_calls_are_direct_too(variant, generator, request):
+    sample = sample_of(variant, torch.float32, generator, (8, 16, 64, 64))
+    with Seen() as seen:
+        expected = pyfold.fold(**sample)
+    assert seen.names
+    pyfold.fold(**sample)
+    request.getfixturevalue("no_long_way")
+    assert torch.equal(pyfold.fold(**sample), expected)
+    x = sample["x"].requires_grad_()
+    (gradient,) = torch.autograd.grad(pyfold.fold(**sample), x, expected)
+    slopes = torch.where(x < 0, -0.6, 1.0)
+    assert torch.equal(gradient, slopes * expected if variant == "leaky" else x)
+
+
+def test_what_widens_is_known_and_dispatched(generator):
+    sample = sample_of("crelu, bias", torch.float32, generator)
+    pyfold.fold(**sample)
+    with Seen():
+        expected = pyfold.fold(**sample)
+    assert torch.equal(known(**sample), expected)
+    sample["x"].requires_grad_()
+    y = known(**sample)
+    assert torch.equal(y, expected) and y.requires_grad
+    (gradient,) = torch.autograd.grad(y.square().sum(), sample["x"])
+    with Seen():
+        (other,) = torch.autograd.grad(pyfold.fold(**sample).square().sum(), sample["x"])
+    assert torch.equal(gradient, other)
 
 
 NOT_PLAIN = {

@@ -6,8 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu/half_angles.h"
-#include "cpu/sequence.h"
+#include "cpu/launch.h"
 #include "folds/layout.h"
 #include "folds/program.h"
 #include "python/direct.h"
@@ -109,6 +108,23 @@ bool new_like(Result& result, PyObject* like, const Operand& of, void*& out) {
   return true;
 }
 
+// From here on other Python threads may run meanwhile.
+constexpr int64_t kLongWork = 32768;
+
+template <class Body>
+bool launch(int64_t numel, Body&& body) {
+  if (cpu::fold_launchers().fold == nullptr || cpu::fold_launchers().sequence == nullptr) return false;
+  PyThreadState* state = numel > kLongWork ? PyEval_SaveThread() : nullptr;
+  bool done = true;
+  try {
+    body();
+  } catch (...) {  // the long way says what it is
+    done = false;
+  }
+  if (state != nullptr) PyEval_RestoreThread(state);
+  return done;
+}
+
 // --- one reflection: x or a gradient, with what describes the fold
 
 struct Reflection {
@@ -130,13 +146,11 @@ struct Reflection {
     }
     if (!lay_out(in, args.layout, args.kind == FoldKind::kAbs ? 1 : 2, dim, pairing, groups)) return false;
     args.in = in.data;
-    return number(gain, args.gain) && parameter(angle, args.dtype, args.layout.lines(), args.angle) &&
-           cpu::for_one_thread(args.layout);
+    return number(gain, args.gain) && parameter(angle, args.dtype, args.layout.lines(), args.angle);
   }
 
-  void run(void (*kernel)(const FoldArgs&, int64_t, int64_t)) {
-    const cpu::HalfAngles angles(args);
-    kernel(args, 0, cpu::fold_tiles(args.layout));
+  bool run(cpu::FoldKernel kernel) {
+    return launch(in.numel, [&] { cpu::fold_launchers().fold(args, kernel); });
   }
 };
 
@@ -158,8 +172,7 @@ bool reflect(PyObject* x, const Operand& given, PyObject* bias, PyObject* angle,
     if (!new_bits(made.bits, bytes, args.bits)) return false;
     if (args.clamp > 0 && !new_bits(made.clamped, args.layout.components * bytes, args.clamped)) return false;
   }
-  call.run(cpu::fold_kernels().forward);
-  return true;
+  return call.run(cpu::fold_kernels().forward);
 }
 
 bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyObject* angle, PyObject* const* rest,
@@ -172,8 +185,7 @@ bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyOb
   if (!bits(clamped, call.args.layout.components * bytes, call.args.clamped, true)) return false;
   if (!new_like(out, grad, call.in, call.args.out)) return false;
   call.args.transpose = transpose;
-  call.run(cpu::fold_kernels().backward);
-  return true;
+  return call.run(cpu::fold_kernels().backward);
 }
 
 PyObject* fold_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -203,7 +215,7 @@ struct Sequence {
     if (!lay_out(in, args.in_layout, rows, rest[4], rest[5], rest[6])) return false;
     args.out_layout = args.in_layout;
     args.in = in.data;
-    return cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args)) <= cpu::sequence_grain(args);
+    return true;
   }
 
   // What widens goes the long way.
@@ -230,7 +242,9 @@ struct Sequence {
            rows == narrow;
   }
 
-  void run() { cpu::sequence_kernels().run(args, 0, cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args))); }
+  bool run() {
+    return launch(in.numel, [&] { cpu::fold_launchers().sequence(args); });
+  }
 };
 
 // rest: program, constants, rows, planes, dim, pairing, groups, remember.
@@ -242,8 +256,7 @@ bool run_sequence(PyObject* x, const Operand& given, PyObject* bias, PyObject* p
   if (!parameter(bias, args.dtype, args.in_layout.channels, args.bias)) return false;
   if (!new_like(made.y, x, call.in, args.out)) return false;
   if (remember && !new_bits(made.bits, args.planes * args.in_layout.bytes_per_group(), args.bits)) return false;
-  call.run();
-  return true;
+  return call.run();
 }
 
 bool apply_sequence(PyObject* value, PyObject* bits_of, PyObject* parameters, PyObject* const* rest, SequenceMode mode,
@@ -254,8 +267,7 @@ bool apply_sequence(PyObject* value, PyObject* bits_of, PyObject* parameters, Py
   if (!bits(bits_of, call.args.planes * call.args.in_layout.bytes_per_group(), call.args.bits)) return false;
   if (!new_like(out, value, call.in, call.args.out)) return false;
   call.args.mode = mode;
-  call.run();
-  return true;
+  return call.run();
 }
 
 PyObject* fold_sequence_apply(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -508,8 +520,8 @@ PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient, more threads
-// or another device.
+// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient or is on
+// another device.
 PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8) {
     return PyErr_Format(PyExc_TypeError, "fold takes x, bias, kind, gain, clamp, dim, pairing, parameters");
