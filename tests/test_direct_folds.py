@@ -156,6 +156,7 @@ NOT_PLAIN = {
     "expanded": {"x": torch.randn(1, 4, 3).expand(2, 4, 3)},
     "sparse": {"x": torch.zeros(2, 4, 3).to_sparse()},
     "a subclass": {"x": torch.randn(2, 4, 3).as_subclass(Mine)},
+    "on another device": {"x": torch.randn(2, 4, 3, device="meta")},
     "integers": {"x": torch.zeros(2, 4, 3, dtype=torch.int64)},
     "another dtype": {"x": torch.randn(2, 4, 3, dtype=torch.float64)},
     "other channels": {"x": torch.randn(2, 6, 3)},
@@ -247,6 +248,12 @@ def test_gradients_of_any_strides(kind, generator):
         assert torch.equal(torch.autograd.grad(y, x, given)[0], gradient * slopes)
     one = torch.tensor(2.0).expand(3, 4, 5, 5)
     assert torch.equal(torch.autograd.grad(pyfold.fold(x, kind), x, one)[0], 2 * slopes)
+
+
+def test_zeros_without_memory_are_left_alone():
+    zeros = torch._efficientzerotensor(2, 4, 3)
+    assert _C.fold_forward(torch.zeros(2, 4, 3), None, None, "abs", 1, "adjacent", 1.0, 0.0, 1, True) is not None
+    assert _C.fold_forward(zeros, None, None, "abs", 1, "adjacent", 1.0, 0.0, 1, True) is None
 
 
 def test_normals_may_change_in_any_way_and_go():

@@ -6,9 +6,11 @@
 namespace pyfold::cpu {
 
 // How folds get their threads: torch's, so the ops library fills these in when it is loaded.
+using FoldLauncher = void(FoldArgs& args, FoldKernel kernel);
+using SequenceLauncher = void(const SequenceArgs& args);
 struct FoldLaunchers {
-  void (*fold)(FoldArgs& args, FoldKernel kernel) = nullptr;
-  void (*sequence)(const SequenceArgs& args) = nullptr;
+  FoldLauncher* fold = nullptr;
+  SequenceLauncher* sequence = nullptr;
 };
 PYFOLD_EXPORT FoldLaunchers& fold_launchers();
 

@@ -71,8 +71,8 @@ void run_tile(const SequenceArgs& args, int64_t index) {
 
 constexpr int kValueBlock = 1024;
 
-// One fold of single values, or its derivative, in one pass over a block; bits may be null. The fold comes by value, so that its
-// constants are known to be no memory, and the loops vectorise.
+// One fold of single values, or its derivative, in one pass over a block; bits may be null. The fold comes by value, so
+// that its constants are known to be no memory, and the loops vectorise.
 template <class A, class Fold>
 void fold_block(const Fold fold, bool forward, uint8_t* bits, const A* __restrict from, A* __restrict to, int count) {
   alignas(64) uint8_t flags[kValueBlock];

@@ -7,13 +7,14 @@
 // The layout of a tensor from its sizes and strides; on the host.
 namespace pyfold {
 
-// Fills in outer, channels and inner of a layout whose units and groups are given, for a dense tensor in any memory order.
-// order has room for ndim numbers. Returns null, or what is wrong.
+// Fills in outer, channels and inner of a layout whose units and groups are given, for a dense tensor in any memory
+// order. order has room for ndim numbers. Returns null, or what is wrong.
 inline const char* fold_layout(FoldLayout& layout, int64_t ndim, const int64_t* sizes, const int64_t* strides,
                                int64_t dim, int64_t* order) {
   layout.outer = layout.channels = layout.inner = 1;
   if (ndim == 0) {
-    return layout.components == 1 && layout.groups == 1 ? nullptr : "units of several channels need a channel dimension";
+    return layout.components == 1 && layout.groups == 1 ? nullptr
+                                                        : "units of several channels need a channel dimension";
   }
   if (dim < 0 || dim >= ndim) return "dim is out of range";
   // By falling strides; dimensions of size one lie anywhere, and equal ones stay in order.

@@ -50,8 +50,8 @@ inline bool sequence_reach(FoldOp op, int rows, bool shifts, SequenceReach& reac
   return false;
 }
 
-// Copies a program of size numbers, five to each instruction, and checks that it stays inside its memory. rows becomes the
-// rows that a unit ends with. Returns null, or what is wrong.
+// Copies a program of size numbers, five to each instruction, and checks that it stays inside its memory. rows becomes
+// the rows that a unit ends with. Returns null, or what is wrong.
 inline const char* sequence_program(SequenceArgs& args, const int64_t* program, int64_t size, const double* constants,
                                     int64_t constant_count, int64_t parameter_count, int& rows) {
   if (size % 5 != 0 || size / 5 > kMaxInstructions) return "a program has up to 280 instructions of 5 numbers";

@@ -71,7 +71,8 @@ inline int sequence_rows(const SequenceArgs& args) {
                                                                 : args.out_layout.components;
 }
 
-// The folds of one value: side(v) is the bit, folded(v, m) the fold of a value with this bit, linear(v, m) its derivative.
+// The folds of one value: side(v) is the bit, folded(v, m) the fold of a value with this bit, linear(v, m) its
+// derivative.
 template <class A>
 struct MirrorOfValue {
   A at;

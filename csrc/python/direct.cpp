@@ -13,7 +13,8 @@ namespace {
 
 PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count < 7)
-    return PyErr_Format(PyExc_TypeError, "use_torch takes Tensor, Parameter, is_grad_enabled, empty, empty_like, uint8, nothing, ...");
+    return PyErr_Format(PyExc_TypeError,
+                        "use_torch takes Tensor, Parameter, is_grad_enabled, empty, empty_like, uint8, nothing, ...");
   PyObject* capsule = quiet(PyObject_GetAttrString(args[0], "__dlpack_c_exchange_api__"));
   if (capsule == nullptr) Py_RETURN_FALSE;
   const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
@@ -55,9 +56,7 @@ struct Call {
     return true;
   }
 
-  bool no_gradient(PyObject* object) const {
-    return !grad_enabled || !requires_grad(object);
-  }
+  bool no_gradient(PyObject* object) const { return !grad_enabled || !requires_grad(object); }
 
   void view(View& view, void* data, DType dtype) const {
     view.data = data;

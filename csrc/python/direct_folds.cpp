@@ -74,7 +74,8 @@ bool bits(PyObject* object, int64_t count, uint8_t*& out, bool optional = false)
   return true;
 }
 
-// So many bytes, [1, count]. An empty_like takes half the time of an empty with a shape and a dtype, so one of each size stays.
+// So many bytes, [1, count]. An empty_like takes half the time of an empty with a shape and a dtype, so one of each
+// size stays.
 bool new_bits(Result& result, int64_t count, uint8_t*& out) {
   static auto* const kept = new std::unordered_map<int64_t, PyObject*>;
   const auto found = kept->find(count);
@@ -179,7 +180,8 @@ bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyOb
                       PyObject* groups, bool transpose, Result& out) {
   Operand given;
   Reflection call;
-  if (!describe(grad, given) || !call.begin(grad, given, angle, rest[0], rest[1], rest[2], rest[3], groups)) return false;
+  if (!describe(grad, given) || !call.begin(grad, given, angle, rest[0], rest[1], rest[2], rest[3], groups))
+    return false;
   const int64_t bytes = call.args.layout.bytes_per_group();
   if (!bits(bits_of, bytes, call.args.bits)) return false;
   if (!bits(clamped, call.args.layout.components * bytes, call.args.clamped, true)) return false;
@@ -294,10 +296,11 @@ template <Forward forward, int kCount, int kOutputs>
 PyObject* forward_with_bits(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != kCount) {
     return PyErr_Format(PyExc_TypeError,
-                        kOutputs == 3 ? "fold_forward takes x, bias, angle, kind, dim, pairing, gain, clamp, groups, "
-                                        "remember"
-                                      : "fold_sequence takes x, bias, parameters, program, constants, rows, planes, dim, "
-                                        "pairing, groups, remember");
+                        kOutputs == 3
+                            ? "fold_forward takes x, bias, angle, kind, dim, pairing, gain, clamp, groups, "
+                              "remember"
+                            : "fold_sequence takes x, bias, parameters, program, constants, rows, planes, dim, "
+                              "pairing, groups, remember");
   }
   Operand given;
   Made made;
@@ -436,18 +439,20 @@ struct Content {
 struct Plan {
   PyObject* tuple;
 
-  // Whether the kernels of one reflection serve it, the parameters of its program, the arguments of its op after the tensors.
+  // Whether the kernels of one reflection serve it, the parameters of its program, the arguments of its op after the
+  // tensors.
   bool reflects() const { return PyTuple_GET_ITEM(tuple, 0) == Py_True; }
   PyObject* parameters() const { return PyTuple_GET_ITEM(tuple, 1); }
   PyObject* const* rest() const { return PySequence_Fast_ITEMS(PyTuple_GET_ITEM(tuple, 2)); }
   Py_ssize_t rest_count() const { return PyTuple_GET_SIZE(PyTuple_GET_ITEM(tuple, 2)); }
-  // The op for what is not plain, op(x, bias, third, *rest), and the function of autograd, recorded(x, bias, third, plan).
+  // The op for what is not plain, op(x, bias, third, *rest), and the function of autograd, recorded(x, bias, third,
+  // plan).
   PyObject* op() const { return PyTuple_GET_ITEM(tuple, 3); }
   PyObject* recorded() const { return PyTuple_GET_ITEM(tuple, 4); }
 
   bool valid() const {
-    return PyTuple_CheckExact(tuple) && PyTuple_GET_SIZE(tuple) == 5 && PyTuple_CheckExact(PyTuple_GET_ITEM(tuple, 2)) &&
-           rest_count() == (reflects() ? 7 : 8);
+    return PyTuple_CheckExact(tuple) && PyTuple_GET_SIZE(tuple) == 5 &&
+           PyTuple_CheckExact(PyTuple_GET_ITEM(tuple, 2)) && rest_count() == (reflects() ? 7 : 8);
   }
   bool direct(PyObject* x, const Operand& given, PyObject* bias, PyObject* third, bool remember, Made& made) const {
     return (reflects() ? reflect : run_sequence)(x, given, bias, third, rest(), remember, made);
@@ -520,8 +525,8 @@ PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient or is on
-// another device.
+// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient or is
+// on another device.
 PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8) {
     return PyErr_Format(PyExc_TypeError, "fold takes x, bias, kind, gain, clamp, dim, pairing, parameters");
@@ -552,8 +557,9 @@ PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return result;
 }
 
-// The forward of an autograd.Function for a call that fold knows: ctx, x, bias, third, plan. It keeps what the same call keeps
-// that is new, since checkpointing compares the two, and sets ctx.call: plan, strides of y where they are not the usual, bias.
+// The forward of an autograd.Function for a call that fold knows: ctx, x, bias, third, plan. It keeps what the same
+// call keeps that is new, since checkpointing compares the two, and sets ctx.call: plan, strides of y where they are
+// not the usual, bias.
 PyObject* record_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 5 || !Plan{args[4]}.valid()) {
     return PyErr_Format(PyExc_TypeError, "record_fold takes ctx, x, bias, third, plan");
@@ -644,14 +650,18 @@ PyObject* recorded_gradient(PyObject*, PyObject* const* args, Py_ssize_t count) 
 void add_direct_folds(PyObject* module) {
   static PyMethodDef methods[] = {
       {"fold", fast<fold>(), METH_FASTCALL, "pyfold.fold of a call that was checked before, or None."},
-      {"remember_fold", fast<remember_fold>(), METH_FASTCALL, "The plan of such calls; whether they can be known again."},
+      {"remember_fold", fast<remember_fold>(), METH_FASTCALL,
+       "The plan of such calls; whether they can be known again."},
       {"record_fold", fast<record_fold>(), METH_FASTCALL, "The forward of their autograd.Function."},
-      {"recorded_gradient", fast<recorded_gradient>(), METH_FASTCALL, "Its gradient of x alone in a plain call, or None."},
-      {"fold_forward", fast<forward_with_bits<reflect, 10, 3>>(), METH_FASTCALL, "The op fold of a small call, or None."},
+      {"recorded_gradient", fast<recorded_gradient>(), METH_FASTCALL,
+       "Its gradient of x alone in a plain call, or None."},
+      {"fold_forward", fast<forward_with_bits<reflect, 10, 3>>(), METH_FASTCALL,
+       "The op fold of a small call, or None."},
       {"fold_backward", fast<fold_backward>(), METH_FASTCALL, "The op of this name of a small call, or None."},
       {"fold_sequence", fast<forward_with_bits<run_sequence, 11, 2>>(), METH_FASTCALL,
        "The op of this name of a small call, with its results, or None."},
-      {"fold_sequence_apply", fast<fold_sequence_apply>(), METH_FASTCALL, "The op of this name of a small call, or None."},
+      {"fold_sequence_apply", fast<fold_sequence_apply>(), METH_FASTCALL,
+       "The op of this name of a small call, or None."},
       {nullptr, nullptr, 0, nullptr},
   };
   PyModule_AddFunctions(module, methods);
