@@ -293,11 +293,13 @@ def test_normals_may_change_in_any_way_and_go():
 def test_a_program_made_in_inference_mode_does_not_stay():
     x, normal = torch.randn(2, 4, 3), torch.randn(1, 4)
     with torch.inference_mode():
+        pyfold.ops.fold_with_bits(torch.randn(1, 4, 99), "abs")
         pyfold.fold(x, "hyperplane", normal=normal)
         pyfold.fold(x, "abs")
     for kind, parameters in (("hyperplane", {"normal": normal}), ("abs", {})):
-        y = pyfold.fold(x.clone().requires_grad_(), kind, **parameters)
-        y.sum().backward()
+        for value in (x, torch.randn(1, 4, 99)):
+            for _ in range(2):
+                pyfold.fold(value.requires_grad_(), kind, **parameters).sum().backward()
 
 
 def kept(function):

@@ -74,28 +74,39 @@ bool bits(PyObject* object, int64_t count, uint8_t*& out, bool optional = false)
   return true;
 }
 
-// So many bytes, [1, count]. An empty_like takes half the time of an empty with a shape and a dtype, so one of each
-// size stays.
-bool new_bits(Result& result, int64_t count, uint8_t*& out) {
+// A tensor of so few bytes, [1, count], that stays: an empty_like of it takes half the time of an empty with a shape
+// and a dtype. A new reference, or null.
+PyObject* kept_bits(int64_t count) {
+  constexpr size_t kMostKept = 64;
   static auto* const kept = new std::unordered_map<int64_t, PyObject*>;
   const auto found = kept->find(count);
-  if (found != kept->end()) {
-    PyObject* like = Py_NewRef(found->second);
-    const bool made = result.given_or_like(Py_None, like);
-    Py_DECREF(like);
-    return made && bits(result.get(), count, out);
-  }
+  if (found != kept->end()) return Py_NewRef(found->second);
+  Result made;
   PyObject* shape = Py_BuildValue("(iL)", 1, static_cast<long long>(count));
-  const bool made = result.empty(shape, torch.bytes);
+  made.empty(shape, torch.bytes);
   Py_DECREF(shape);
-  if (!made || !bits(result.get(), count, out)) return false;
-  if (kept->size() >= 64) {
+  if (made.get() == nullptr) return nullptr;
+  if (kept->size() >= kMostKept) {
     for (const auto& each : *kept) Py_DECREF(each.second);
     kept->clear();
   }
-  PyObject* like = quiet(PyObject_CallOneArg(torch.empty_like, result.get()));
-  if (like != nullptr && !kept->try_emplace(count, like).second) Py_DECREF(like);
-  return true;
+  if (kept->try_emplace(count, made.get()).second) Py_INCREF(made.get());
+  return made.release();
+}
+
+// So many bytes, [1, count].
+bool new_bits(Result& result, int64_t count, uint8_t*& out) {
+  constexpr int64_t kFew = 4096;
+  PyObject* like = count <= kFew ? kept_bits(count) : nullptr;
+  if (like != nullptr) {
+    result.given_or_like(Py_None, like);
+    Py_DECREF(like);
+  } else {
+    PyObject* shape = Py_BuildValue("(iL)", 1, static_cast<long long>(count));
+    result.empty(shape, torch.bytes);
+    Py_DECREF(shape);
+  }
+  return result.get() != nullptr && bits(result.get(), count, out);
 }
 
 // A new tensor like another, which has the same memory order.
