@@ -3,6 +3,7 @@
 import gc
 import itertools
 import sys
+import threading
 
 import pytest
 import torch
@@ -355,6 +356,26 @@ def test_many_different_calls():
         slope = (i + 1) / 2048
         assert torch.equal(pyfold.fold(x, "leaky", slope=slope), torch.where(x < 0, slope * x, x))
     assert known(x, "leaky", slope=1100 / 2048) is not None
+
+
+def test_threads_may_remember_and_forget_at_once():
+    x, failures = torch.randn(2, 4, 3), []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for i in range(700):
+                call = {"normal": torch.randn(2, 4, generator=generator), "gain": 1 + (seed * 700 + i) / 8192}
+                assert torch.equal(pyfold.fold(x, "hyperplane", **call), pyfold.fold(x, "hyperplane", **call))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,10 @@ PyObject* kept_bits(int64_t count) {
   made.empty(shape, torch.bytes);
   Py_DECREF(shape);
   if (made.get() == nullptr) return nullptr;
-  if (kept->size() >= kMostKept) {
-    for (const auto& each : *kept) Py_DECREF(each.second);
-    kept->clear();
-  }
+  std::unordered_map<int64_t, PyObject*> old;  // freeing a tensor may let another thread in here
+  if (kept->size() >= kMostKept) old.swap(*kept);
   if (kept->try_emplace(count, made.get()).second) Py_INCREF(made.get());
+  for (const auto& each : old) Py_DECREF(each.second);
   return made.release();
 }
 
@@ -486,7 +485,7 @@ PyObject* first_of(PyObject* results) {
 }
 
 struct Entry {
-  PyObject* plan;
+  PyObject* plan = nullptr;
   std::vector<PyObject*> texts;
   std::string content;
 
@@ -523,16 +522,16 @@ PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!content.fixed) Py_RETURN_FALSE;
     entry.content = content.copy();
   }
-  if (entries().size() >= kMostEntries) {
-    for (auto& each : entries()) each.second.free();
-    entries().clear();
-  }
   entry.texts.assign(key.texts, key.texts + key.text_count);
   for (PyObject* text : entry.texts) Py_INCREF(text);
   Py_INCREF(entry.plan);
+  // What is forgotten is freed in the end, because freeing a tensor may let another thread in here.
+  Entries old;
+  if (entries().size() >= kMostEntries) old.swap(entries());
   const auto [at, is_new] = entries().try_emplace(std::string(key.bytes()));
-  if (!is_new) at->second.free();
-  at->second = std::move(entry);
+  std::swap(at->second, entry);
+  if (!is_new) entry.free();
+  for (auto& each : old) each.second.free();
   Py_RETURN_TRUE;
 }
 
