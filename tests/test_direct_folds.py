@@ -3,6 +3,7 @@
 import gc
 import itertools
 import sys
+import threading
 
 import pytest
 import torch
@@ -120,22 +121,34 @@ def test_the_long_way_is_noticed(no_long_way):
         pyfold.fold(torch.randn(2, 4), "abs", gain=new_gain())
 
 
-def test_a_large_call_and_one_that_widens_are_known_and_dispatched(generator):
-    for sample in (
-        sample_of("maxmin", torch.float32, generator, (4, 16, 64, 64)),
-        sample_of("crelu, bias", torch.float32, generator),
-    ):
-        pyfold.fold(**sample)
-        with Seen():
-            expected = pyfold.fold(**sample)
-        assert torch.equal(known(**sample), expected)
-        sample["x"].requires_grad_()
-        y = known(**sample)
-        assert torch.equal(y, expected) and y.requires_grad
-        (gradient,) = torch.autograd.grad(y.square().sum(), sample["x"])
-        with Seen():
-            (other,) = torch.autograd.grad(pyfold.fold(**sample).square().sum(), sample["x"])
-        assert torch.equal(gradient, other)
+@pytest.mark.parametrize("variant", ["leaky", "maxmin"])
+def test_large_calls_are_direct_too(variant, generator, request):
+    sample = sample_of(variant, torch.float32, generator, (8, 16, 64, 64))
+    with Seen() as seen:
+        expected = pyfold.fold(**sample)
+    assert seen.names
+    pyfold.fold(**sample)
+    request.getfixturevalue("no_long_way")
+    assert torch.equal(pyfold.fold(**sample), expected)
+    x = sample["x"].requires_grad_()
+    (gradient,) = torch.autograd.grad(pyfold.fold(**sample), x, expected)
+    slopes = torch.where(x < 0, -0.6, 1.0)
+    assert torch.equal(gradient, slopes * expected if variant == "leaky" else x)
+
+
+def test_what_widens_is_known_and_dispatched(generator):
+    sample = sample_of("crelu, bias", torch.float32, generator)
+    pyfold.fold(**sample)
+    with Seen():
+        expected = pyfold.fold(**sample)
+    assert torch.equal(known(**sample), expected)
+    sample["x"].requires_grad_()
+    y = known(**sample)
+    assert torch.equal(y, expected) and y.requires_grad
+    (gradient,) = torch.autograd.grad(y.square().sum(), sample["x"])
+    with Seen():
+        (other,) = torch.autograd.grad(pyfold.fold(**sample).square().sum(), sample["x"])
+    assert torch.equal(gradient, other)
 
 
 NOT_PLAIN = {
@@ -144,6 +157,7 @@ NOT_PLAIN = {
     "expanded": {"x": torch.randn(1, 4, 3).expand(2, 4, 3)},
     "sparse": {"x": torch.zeros(2, 4, 3).to_sparse()},
     "a subclass": {"x": torch.randn(2, 4, 3).as_subclass(Mine)},
+    "on another device": {"x": torch.randn(2, 4, 3, device="meta")},
     "integers": {"x": torch.zeros(2, 4, 3, dtype=torch.int64)},
     "another dtype": {"x": torch.randn(2, 4, 3, dtype=torch.float64)},
     "other channels": {"x": torch.randn(2, 6, 3)},
@@ -237,6 +251,12 @@ def test_gradients_of_any_strides(kind, generator):
     assert torch.equal(torch.autograd.grad(pyfold.fold(x, kind), x, one)[0], 2 * slopes)
 
 
+def test_zeros_without_memory_are_left_alone():
+    zeros = torch._efficientzerotensor(2, 4, 3)
+    assert _C.fold_forward(torch.zeros(2, 4, 3), None, None, "abs", 1, "adjacent", 1.0, 0.0, 1, True) is not None
+    assert _C.fold_forward(zeros, None, None, "abs", 1, "adjacent", 1.0, 0.0, 1, True) is None
+
+
 def test_normals_may_change_in_any_way_and_go():
     x, offset = torch.randn(6, 4, 3), torch.zeros(2)
     normal = torch.randn(2, 4)
@@ -274,11 +294,13 @@ def test_normals_may_change_in_any_way_and_go():
 def test_a_program_made_in_inference_mode_does_not_stay():
     x, normal = torch.randn(2, 4, 3), torch.randn(1, 4)
     with torch.inference_mode():
+        pyfold.ops.fold_with_bits(torch.randn(1, 4, 99), "abs")
         pyfold.fold(x, "hyperplane", normal=normal)
         pyfold.fold(x, "abs")
     for kind, parameters in (("hyperplane", {"normal": normal}), ("abs", {})):
-        y = pyfold.fold(x.clone().requires_grad_(), kind, **parameters)
-        y.sum().backward()
+        for value in (x, torch.randn(1, 4, 99)):
+            for _ in range(2):
+                pyfold.fold(value.requires_grad_(), kind, **parameters).sum().backward()
 
 
 def kept(function):
@@ -334,6 +356,26 @@ def test_many_different_calls():
         slope = (i + 1) / 2048
         assert torch.equal(pyfold.fold(x, "leaky", slope=slope), torch.where(x < 0, slope * x, x))
     assert known(x, "leaky", slope=1100 / 2048) is not None
+
+
+def test_threads_may_remember_and_forget_at_once():
+    x, failures = torch.randn(2, 4, 3), []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            for i in range(700):
+                call = {"normal": torch.randn(2, 4, generator=generator), "gain": 1 + (seed * 700 + i) / 8192}
+                assert torch.equal(pyfold.fold(x, "hyperplane", **call), pyfold.fold(x, "hyperplane", **call))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,6 @@ inline int64_t fold_tiles(const FoldLayout& layout, int units = kFoldTile) {
   return layout.groups * fold_tiles_per_group(layout, units);
 }
 
-// Units a thread should get at least: waking it costs a few microseconds.
-constexpr int64_t kUnitGrain = 32768;
-inline bool for_one_thread(const FoldLayout& layout) { return fold_tiles(layout) <= kUnitGrain / kFoldTile; }
-
 struct FoldKernels {
   void (*forward)(const FoldArgs& args, int64_t begin, int64_t end);
   void (*backward)(const FoldArgs& args, int64_t begin, int64_t end);
@@ -30,6 +26,8 @@ struct FoldKernels {
   // Adds the angle derivative of each line to sums[lines].
   void (*angle_grad)(const FoldArgs& args, double* sums, int64_t begin, int64_t end);
 };
+
+using FoldKernel = decltype(FoldKernels::forward);
 
 extern const FoldKernels fold_kernels_baseline, fold_kernels_avx2, fold_kernels_avx512, fold_kernels_neon;
 PYFOLD_EXPORT const FoldKernels& fold_kernels();

@@ -2,7 +2,7 @@
 
 #include <stdint.h>
 
-#include "cpu/folds.h"
+#include "cpu/tier.h"
 #include "folds/sequence.h"
 
 namespace pyfold::cpu {
@@ -11,12 +11,6 @@ namespace pyfold::cpu {
 inline int sequence_tile(const SequenceArgs& args) {
   const int rows = sequence_rows(args);
   return rows <= 16 ? 256 : rows <= 64 ? 64 : 16;
-}
-
-// Tiles a thread should get at least: waking it costs a few microseconds.
-inline int64_t sequence_grain(const SequenceArgs& args) {
-  const int64_t grain = kUnitGrain / (static_cast<int64_t>(sequence_tile(args)) * sequence_rows(args));
-  return grain > 1 ? grain : 1;
 }
 
 struct SequenceKernels {

@@ -6,8 +6,7 @@
 #include <string>
 
 #include "cpu/diffusion.h"
-#include "cpu/folds.h"
-#include "cpu/sequence.h"
+#include "cpu/launch.h"
 
 namespace pyfold::cpu {
 
@@ -145,6 +144,11 @@ const FoldKernels& fold_kernels() {
 const SequenceKernels& sequence_kernels() {
   static constexpr const SequenceKernels* tables[kTierCount] = PYFOLD_TABLES(sequence_kernels);
   return *tables[static_cast<int>(current_tier())];
+}
+
+FoldLaunchers& fold_launchers() {
+  static FoldLaunchers launchers;
+  return launchers;
 }
 
 }  // namespace pyfold::cpu

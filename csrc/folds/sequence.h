@@ -71,6 +71,33 @@ inline int sequence_rows(const SequenceArgs& args) {
                                                                 : args.out_layout.components;
 }
 
+// The folds of one value: side(v) is the bit, folded(v, m) the fold of a value with this bit, linear(v, m) its
+// derivative.
+template <class A>
+struct MirrorOfValue {
+  A at;
+  PYFOLD_HD bool side(A v) const { return v < at; }
+  PYFOLD_HD A folded(A v, bool m) const { return m ? (at + at) - v : v; }
+  PYFOLD_HD A linear(A v, bool m) const { return m ? A{0} - v : v; }
+};
+template <class A>
+struct LeakyOfValue {
+  A slope;
+  PYFOLD_HD bool side(A v) const { return v < 0; }
+  PYFOLD_HD A folded(A v, bool m) const { return m ? slope * v : v; }
+  PYFOLD_HD A linear(A v, bool m) const { return folded(v, m); }
+};
+template <class A>
+struct BoxOfValue {
+  A length;
+  PYFOLD_HD bool side(A v) const { return (v > length) | (v < -length); }
+  PYFOLD_HD A folded(A v, bool) const {
+    const A high = v > length ? (length + length) - v : v;
+    return v < -length ? -(length + length) - v : high;
+  }
+  PYFOLD_HD A linear(A v, bool m) const { return m ? A{0} - v : v; }
+};
+
 // Runs a program on a tile of units, all in step. A Tile has
 //   A* row(r)                 row r of the units, in memory of its own; A* scratch() one row more
 //   int lanes()               units; what lies in lanes past the last unit does not matter
@@ -134,67 +161,64 @@ class SequenceRunner {
   }
 
   PYFOLD_HD void mirror(const FoldInstruction& in) {
+    const MirrorOfValue<A> fold{constant(in, 0)};
+    if (!inverse()) return fold_values(in, fold);
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
-    const A at = constant(in, 0);
-    const A twice = affine() ? at + at : A{0};
-    if (forward()) {
-      for (int l = 0; l < n; ++l) m[l] = v[l] < at;
-      tile_.write(in.plane, m);
-    } else {
-      tile_.read(in.plane, m);
-    }
-    for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? twice - v[l] : v[l];
+    tile_.read(in.plane, m);
+    for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], m[l] != 0);  // a mirror undoes itself
   }
 
   PYFOLD_HD void leaky(const FoldInstruction& in) {
+    const LeakyOfValue<A> fold{constant(in, 0)};
+    if (!inverse()) return fold_values(in, fold);
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
-    const A slope = constant(in, 0);
-    if (forward()) {
-      for (int l = 0; l < n; ++l) m[l] = v[l] < 0;
-      tile_.write(in.plane, m);
-    } else {
-      tile_.read(in.plane, m);
-    }
-    if (inverse()) {
-      for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? v[l] / slope : v[l];
-    } else {
-      for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? slope * v[l] : v[l];
-    }
+    tile_.read(in.plane, m);
+    for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? v[l] / fold.slope : v[l];
   }
 
   PYFOLD_HD void box(const FoldInstruction& in, bool sides) {
+    const BoxOfValue<A> fold{constant(in, 0)};
+    if (!sides) return fold_values(in, fold);
+    const int n = n_;
+    A* __restrict v = tile_.row(in.i);
+    uint8_t* __restrict above = tile_.flags(0);
+    uint8_t* __restrict below = tile_.flags(1);
+    const A length = fold.length;
+    if (forward()) {
+      for (int l = 0; l < n; ++l) {
+        above[l] = v[l] > length;
+        below[l] = v[l] < -length;
+      }
+      tile_.write(in.plane, above);
+      tile_.write(in.plane + 1, below);
+      for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], true);
+      return;
+    }
+    tile_.read(in.plane, above);
+    tile_.read(in.plane + 1, below);
+    const A shift = inverse() ? length + length : A{0};
+    for (int l = 0; l < n; ++l) {
+      const A high = above[l] != 0 ? shift - v[l] : v[l];
+      v[l] = below[l] != 0 ? -shift - v[l] : high;
+    }
+  }
+
+  template <class Fold>
+  PYFOLD_HD void fold_values(const FoldInstruction& in, const Fold fold) {
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
-    uint8_t* __restrict below = tile_.flags(1);
-    const A length = constant(in, 0), twice = length + length;
     if (forward()) {
-      for (int l = 0; l < n; ++l) {
-        below[l] = v[l] < -length;
-        m[l] = sides ? v[l] > length : (v[l] > length) | (v[l] < -length);
-      }
+      for (int l = 0; l < n; ++l) m[l] = fold.side(v[l]);
       tile_.write(in.plane, m);
-      if (sides) tile_.write(in.plane + 1, below);
-      for (int l = 0; l < n; ++l) {
-        const A high = v[l] > length ? twice - v[l] : v[l];
-        v[l] = below[l] != 0 ? -twice - v[l] : high;
-      }
-      return;
-    }
-    tile_.read(in.plane, m);
-    if (sides) {
-      tile_.read(in.plane + 1, below);
+      for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], m[l] != 0);
     } else {
-      for (int l = 0; l < n; ++l) below[l] = 0;
-    }
-    const A shift = inverse() ? twice : A{0};
-    for (int l = 0; l < n; ++l) {
-      const A high = m[l] != 0 ? shift - v[l] : v[l];
-      v[l] = below[l] != 0 ? -shift - v[l] : high;
+      tile_.read(in.plane, m);
+      for (int l = 0; l < n; ++l) v[l] = fold.linear(v[l], m[l] != 0);
     }
   }
 

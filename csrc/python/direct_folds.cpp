@@ -6,8 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu/half_angles.h"
-#include "cpu/sequence.h"
+#include "cpu/launch.h"
 #include "folds/layout.h"
 #include "folds/program.h"
 #include "python/direct.h"
@@ -75,28 +74,38 @@ bool bits(PyObject* object, int64_t count, uint8_t*& out, bool optional = false)
   return true;
 }
 
-// So many bytes, [1, count]. An empty_like takes half the time of an empty with a shape and a dtype, so one of each
-// size stays.
-bool new_bits(Result& result, int64_t count, uint8_t*& out) {
+// A tensor of so few bytes, [1, count], that stays: an empty_like of it takes half the time of an empty with a shape
+// and a dtype. A new reference, or null.
+PyObject* kept_bits(int64_t count) {
+  constexpr size_t kMostKept = 64;
   static auto* const kept = new std::unordered_map<int64_t, PyObject*>;
   const auto found = kept->find(count);
-  if (found != kept->end()) {
-    PyObject* like = Py_NewRef(found->second);
-    const bool made = result.given_or_like(Py_None, like);
-    Py_DECREF(like);
-    return made && bits(result.get(), count, out);
-  }
+  if (found != kept->end()) return Py_NewRef(found->second);
+  Result made;
   PyObject* shape = Py_BuildValue("(iL)", 1, static_cast<long long>(count));
-  const bool made = result.empty(shape, torch.bytes);
+  made.empty(shape, torch.bytes);
   Py_DECREF(shape);
-  if (!made || !bits(result.get(), count, out)) return false;
-  if (kept->size() >= 64) {
-    for (const auto& each : *kept) Py_DECREF(each.second);
-    kept->clear();
+  if (made.get() == nullptr) return nullptr;
+  std::unordered_map<int64_t, PyObject*> old;  // freeing a tensor may let another thread in here
+  if (kept->size() >= kMostKept) old.swap(*kept);
+  if (kept->try_emplace(count, made.get()).second) Py_INCREF(made.get());
+  for (const auto& each : old) Py_DECREF(each.second);
+  return made.release();
+}
+
+// So many bytes, [1, count].
+bool new_bits(Result& result, int64_t count, uint8_t*& out) {
+  constexpr int64_t kFew = 4096;
+  PyObject* like = count <= kFew ? kept_bits(count) : nullptr;
+  if (like != nullptr) {
+    result.given_or_like(Py_None, like);
+    Py_DECREF(like);
+  } else {
+    PyObject* shape = Py_BuildValue("(iL)", 1, static_cast<long long>(count));
+    result.empty(shape, torch.bytes);
+    Py_DECREF(shape);
   }
-  PyObject* like = quiet(PyObject_CallOneArg(torch.empty_like, result.get()));
-  if (like != nullptr && !kept->try_emplace(count, like).second) Py_DECREF(like);
-  return true;
+  return result.get() != nullptr && bits(result.get(), count, out);
 }
 
 // A new tensor like another, which has the same memory order.
@@ -108,6 +117,23 @@ bool new_like(Result& result, PyObject* like, const Operand& of, void*& out) {
   }
   out = made.data;
   return true;
+}
+
+// From here on other Python threads may run meanwhile.
+constexpr int64_t kLongWork = 32768;
+
+template <class Body>
+bool launch(int64_t numel, Body&& body) {
+  if (cpu::fold_launchers().fold == nullptr || cpu::fold_launchers().sequence == nullptr) return false;
+  PyThreadState* state = numel > kLongWork ? PyEval_SaveThread() : nullptr;
+  bool done = true;
+  try {
+    body();
+  } catch (...) {  // the long way says what it is
+    done = false;
+  }
+  if (state != nullptr) PyEval_RestoreThread(state);
+  return done;
 }
 
 // --- one reflection: x or a gradient, with what describes the fold
@@ -131,13 +157,11 @@ struct Reflection {
     }
     if (!lay_out(in, args.layout, args.kind == FoldKind::kAbs ? 1 : 2, dim, pairing, groups)) return false;
     args.in = in.data;
-    return number(gain, args.gain) && parameter(angle, args.dtype, args.layout.lines(), args.angle) &&
-           cpu::for_one_thread(args.layout);
+    return number(gain, args.gain) && parameter(angle, args.dtype, args.layout.lines(), args.angle);
   }
 
-  void run(void (*kernel)(const FoldArgs&, int64_t, int64_t)) {
-    const cpu::HalfAngles angles(args);
-    kernel(args, 0, cpu::fold_tiles(args.layout));
+  bool run(cpu::FoldKernel kernel) {
+    return launch(in.numel, [&] { cpu::fold_launchers().fold(args, kernel); });
   }
 };
 
@@ -159,8 +183,7 @@ bool reflect(PyObject* x, const Operand& given, PyObject* bias, PyObject* angle,
     if (!new_bits(made.bits, bytes, args.bits)) return false;
     if (args.clamp > 0 && !new_bits(made.clamped, args.layout.components * bytes, args.clamped)) return false;
   }
-  call.run(cpu::fold_kernels().forward);
-  return true;
+  return call.run(cpu::fold_kernels().forward);
 }
 
 bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyObject* angle, PyObject* const* rest,
@@ -174,8 +197,7 @@ bool reflect_gradient(PyObject* grad, PyObject* bits_of, PyObject* clamped, PyOb
   if (!bits(clamped, call.args.layout.components * bytes, call.args.clamped, true)) return false;
   if (!new_like(out, grad, call.in, call.args.out)) return false;
   call.args.transpose = transpose;
-  call.run(cpu::fold_kernels().backward);
-  return true;
+  return call.run(cpu::fold_kernels().backward);
 }
 
 PyObject* fold_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -205,7 +227,7 @@ struct Sequence {
     if (!lay_out(in, args.in_layout, rows, rest[4], rest[5], rest[6])) return false;
     args.out_layout = args.in_layout;
     args.in = in.data;
-    return cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args)) <= cpu::sequence_grain(args);
+    return true;
   }
 
   // What widens goes the long way.
@@ -232,7 +254,9 @@ struct Sequence {
            rows == narrow;
   }
 
-  void run() { cpu::sequence_kernels().run(args, 0, cpu::fold_tiles(args.in_layout, cpu::sequence_tile(args))); }
+  bool run() {
+    return launch(in.numel, [&] { cpu::fold_launchers().sequence(args); });
+  }
 };
 
 // rest: program, constants, rows, planes, dim, pairing, groups, remember.
@@ -244,8 +268,7 @@ bool run_sequence(PyObject* x, const Operand& given, PyObject* bias, PyObject* p
   if (!parameter(bias, args.dtype, args.in_layout.channels, args.bias)) return false;
   if (!new_like(made.y, x, call.in, args.out)) return false;
   if (remember && !new_bits(made.bits, args.planes * args.in_layout.bytes_per_group(), args.bits)) return false;
-  call.run();
-  return true;
+  return call.run();
 }
 
 bool apply_sequence(PyObject* value, PyObject* bits_of, PyObject* parameters, PyObject* const* rest, SequenceMode mode,
@@ -256,8 +279,7 @@ bool apply_sequence(PyObject* value, PyObject* bits_of, PyObject* parameters, Py
   if (!bits(bits_of, call.args.planes * call.args.in_layout.bytes_per_group(), call.args.bits)) return false;
   if (!new_like(out, value, call.in, call.args.out)) return false;
   call.args.mode = mode;
-  call.run();
-  return true;
+  return call.run();
 }
 
 PyObject* fold_sequence_apply(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -463,7 +485,7 @@ PyObject* first_of(PyObject* results) {
 }
 
 struct Entry {
-  PyObject* plan;
+  PyObject* plan = nullptr;
   std::vector<PyObject*> texts;
   std::string content;
 
@@ -500,21 +522,21 @@ PyObject* remember_fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!content.fixed) Py_RETURN_FALSE;
     entry.content = content.copy();
   }
-  if (entries().size() >= kMostEntries) {
-    for (auto& each : entries()) each.second.free();
-    entries().clear();
-  }
   entry.texts.assign(key.texts, key.texts + key.text_count);
   for (PyObject* text : entry.texts) Py_INCREF(text);
   Py_INCREF(entry.plan);
+  // What is forgotten is freed in the end, because freeing a tensor may let another thread in here.
+  Entries old;
+  if (entries().size() >= kMostEntries) old.swap(entries());
   const auto [at, is_new] = entries().try_emplace(std::string(key.bytes()));
-  if (!is_new) at->second.free();
-  at->second = std::move(entry);
+  std::swap(at->second, entry);
+  if (!is_new) entry.free();
+  for (auto& each : old) each.second.free();
   Py_RETURN_TRUE;
 }
 
-// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient, more
-// threads or another device.
+// A call that was checked before, or None: at once where it is plain, and through torch where it needs a gradient or is
+// on another device.
 PyObject* fold(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8) {
     return PyErr_Format(PyExc_TypeError, "fold takes x, bias, kind, gain, clamp, dim, pairing, parameters");

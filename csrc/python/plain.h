@@ -134,9 +134,10 @@ inline bool in_order(const Operand& given) {
   return true;
 }
 
-// Whether the elements of a tensor without gaps can be read as they lie: on the CPU, and some.
+// Whether the elements of a tensor without gaps can be read as they lie: on the CPU, some, and in memory at all, which
+// the zeros that autograd makes up are not.
 inline bool readable(PyObject* object, const Operand& given) {
-  if (given.device_type != kDLCPU || given.numel == 0) return false;
+  if (given.device_type != kDLCPU || given.numel == 0 || given.data == nullptr) return false;
   // A lazily negated tensor is half of a complex one, so it has gaps, unless it is a single number.
   return given.numel != 1 || given.code == kDLInt || says_no(PyObject_CallMethodNoArgs(object, torch.is_neg));
 }

@@ -1,24 +1,61 @@
-#include "cpu/half_angles.h"
+#include <cmath>
+
 #include "cpu/huge_pages.h"
+#include "cpu/launch.h"
 #include "torch/folds.h"
 
 namespace pyfold::ops {
 namespace {
 
+// Units a thread should get at least: waking it costs a few microseconds.
+constexpr int64_t kUnitGrain = 32768;
+
 template <class Body>
 void parallel_tiles(const FoldLayout& layout, const Body& body) {
   const int64_t tiles = cpu::fold_tiles(layout);
-  if (cpu::for_one_thread(layout)) return body(0, tiles);
-  torch::stable::parallel_for(0, tiles, cpu::kUnitGrain / cpu::kFoldTile, body);
+  constexpr int64_t grain = kUnitGrain / cpu::kFoldTile;
+  if (tiles <= grain) return body(0, tiles);
+  torch::stable::parallel_for(0, tiles, grain, body);
 }
 
-using FoldKernel = void (*)(const FoldArgs&, int64_t, int64_t);
+// sin and cos of the half angles, rounded once from float64, for the lines of one call.
+struct HalfAngles {
+  std::vector<double> wide;
+  std::vector<float> narrow;
 
-void launch(FoldArgs& args, FoldKernel kernel) {
-  const cpu::HalfAngles angles(args);
+  explicit HalfAngles(FoldArgs& args) {
+    if (args.angle == nullptr) return;
+    const int64_t lines = args.layout.lines();
+    const bool is_double = args.dtype == DType::kFloat64;
+    (is_double ? wide.resize(2 * lines) : narrow.resize(2 * lines));
+    for (int64_t i = 0; i < lines; ++i) {
+      const double half = 0.5 * (is_double ? static_cast<const double*>(args.angle)[i]
+                                           : static_cast<double>(static_cast<const float*>(args.angle)[i]));
+      if (is_double) {
+        wide[i] = std::sin(half);
+        wide[lines + i] = std::cos(half);
+      } else {
+        narrow[i] = static_cast<float>(std::sin(half));
+        narrow[lines + i] = static_cast<float>(std::cos(half));
+      }
+    }
+    if (is_double) {
+      args.half_sine = wide.data();
+      args.half_cosine = wide.data() + lines;
+    } else {
+      args.half_sine = narrow.data();
+      args.half_cosine = narrow.data() + lines;
+    }
+  }
+};
+
+void launch(FoldArgs& args, cpu::FoldKernel kernel) {
+  const HalfAngles angles(args);
   cpu::prefer_huge_pages(args.out, bytes_of(args.layout, args.dtype));
   parallel_tiles(args.layout, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
+
+[[maybe_unused]] const bool known = (cpu::fold_launchers().fold = launch, true);
 
 std::tuple<Tensor, Tensor, Tensor> fold_cpu(const Tensor& x, const std::optional<Tensor>& bias,
                                             const std::optional<Tensor>& angle, const std::string& kind, int64_t dim,

@@ -6,7 +6,7 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable, functorch_active
+from pyfold.ops._autograd import Differentiable, functorch_active, plain_apply
 from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
 from pyfold.ops._tensors import _accumulation
 
@@ -187,6 +187,10 @@ class Recorded(torch.autograd.Function):
         *ctx.rest, _remember = plan[2]
         ctx.bias_like = bias_dtype, (-1,)
         return *_fold_backward(ctx, grad)[:3], None
+
+
+#: How a call that was checked before runs without and with a gradient, where it is not plain.
+WAYS = reflect.forward, plain_apply(Recorded)
 
 
 # --- shape rules

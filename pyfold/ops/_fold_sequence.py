@@ -10,7 +10,7 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable
+from pyfold.ops._autograd import Differentiable, plain_apply
 from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
 from pyfold.ops._fold_program import Code
 
@@ -142,6 +142,10 @@ class Recorded(torch.autograd.Function):
         *ctx.rest, _remember = plan[2]
         ctx.bias_like = bias_dtype, (-1,)
         return *_sequence_backward(ctx, grad)[:3], None
+
+
+#: How a call that was checked before runs without and with a gradient, where it is not plain.
+WAYS = sequence.forward, plain_apply(Recorded)
 
 
 @torch.library.register_fake("pyfold::fold_sequence")

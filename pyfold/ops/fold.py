@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops import _fold_reflect, _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, functorch_active, plain_apply
+from pyfold.ops._autograd import compiling_a_transform, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_program import Program
@@ -237,9 +237,8 @@ def _remember(given: tuple[Any, ...], reflects: bool, parameters: torch.Tensor |
     """Later calls like this one come to the op of one reflection, or of a program with parameters, with the same rest."""
     # What was made in inference mode can never be saved for a gradient.
     if not is_compiling() and not (parameters is not None and parameters.is_inference()):
-        way = (_fold_reflect.reflect, _fold_reflect.Recorded) if reflects else (_fold_sequence.sequence, _fold_sequence.Recorded)
-        op, function = way
-        _C.remember_fold(*given, (reflects, parameters, rest, op.forward, plain_apply(function)))
+        family = _fold_reflect if reflects else _fold_sequence
+        _C.remember_fold(*given, (reflects, parameters, rest, *family.WAYS))
 
 
 def sequence_arguments(
