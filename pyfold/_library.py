@@ -44,7 +44,8 @@ def _use_torch(module: Any) -> None:
     with torch.inference_mode(False):
         nothing = torch.empty((1, 0), dtype=torch.uint8)
     made = torch.empty, torch.empty_like, torch.uint8, nothing
-    module.use_torch(torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, *made, *watchers)
+    forward_mode = vars(torch.autograd.forward_ad)
+    module.use_torch(torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, *made, forward_mode, *watchers)
 
 
 def load() -> None:

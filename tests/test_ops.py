@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matrix import (
@@ -235,6 +236,50 @@ def test_compiled_gradients(op, variant, generator, device):
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for a, e in zip(torch.autograd.grad(compiled(*leaves), leaves, allow_unused=True), expected, strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize(("op", "variant"), GRADIENT_CASES, ids=case_id)
+def test_a_batch_of_gradients(op, variant, generator):
+    """autograd.grad(..., is_grads_batched=True), as jacobian(vectorize=True) asks for it."""
+    sample, leaves = gradient_sample(op, variant, generator)
+    y = outputs(op.public(**sample))[0]
+    batch = torch.randn(3, *y.shape, generator=generator, dtype=y.dtype)
+    options = {"retain_graph": True, "allow_unused": True}
+    together = torch.autograd.grad(y, leaves, batch, is_grads_batched=True, **options)
+    one_by_one = [torch.autograd.grad(y, leaves, each, **options) for each in batch]
+    for stacked, *alone in zip(together, *one_by_one, strict=True):
+        assert (stacked is None) == (alone[0] is None)
+        if stacked is not None:
+            torch.testing.assert_close(stacked, torch.stack(alone), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["alone", "recorded"])
+@pytest.mark.parametrize(("op", "variant"), GRADIENT_CASES, ids=case_id)
+def test_forward_mode(op, variant, recorded, generator):
+    """The tangent, in a dual level and by torch.func.jvp, is the Jacobian of backward times the direction."""
+    sample, leaves = gradient_sample(op, variant, generator)
+    function = call_with(op, sample, leaves)
+    values = [leaf.detach() for leaf in leaves]
+    directions = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
+    plain, expected = torch.autograd.functional.jvp(lambda *v: outputs(function(*v))[0], tuple(values), tuple(directions))
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(v.requires_grad_(recorded), d) for v, d in zip(values, directions, strict=True)]
+        y, tangent = forward_ad.unpack_dual(outputs(function(*duals))[0])
+    values = [v.requires_grad_(False) for v in values]
+    transformed = torch.func.jvp(lambda *v: outputs(function(*v))[0], tuple(values), tuple(directions))
+    for primal, derivative in ((y, tangent), transformed):
+        torch.testing.assert_close(primal.detach(), plain, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(derivative.detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["denoising_loss", "mse_loss"])
+def test_forward_over_reverse(name, generator):
+    """torch.func.hessian: a mean square is 2 / n on the diagonal."""
+    op = OPS[name]
+    sample = op.sample((1, 2, 3), torch.float64, torch.device("cpu"), generator)
+    prediction = sample.pop("prediction")
+    hessian = torch.func.hessian(lambda p: op.public(p, **sample).sum())(prediction).reshape(6, 6)
+    torch.testing.assert_close(hessian, torch.eye(6, dtype=torch.float64) * 2 / 6, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ Torch torch;
 namespace {
 
 PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count < 7)
+  if (count < 8 || !PyDict_Check(args[7])) {
     return PyErr_Format(PyExc_TypeError,
-                        "use_torch takes Tensor, Parameter, is_grad_enabled, empty, empty_like, uint8, nothing, ...");
+                        "use_torch takes Tensor, Parameter, is_grad_enabled, empty, empty_like, uint8, nothing, the "
+                        "names of torch.autograd.forward_ad, ...");
+  }
   PyObject* capsule = quiet(PyObject_GetAttrString(args[0], "__dlpack_c_exchange_api__"));
   if (capsule == nullptr) Py_RETURN_FALSE;
   const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
@@ -27,7 +29,9 @@ PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   torch.empty_like = args[4];
   torch.bytes = args[5];
   torch.nothing = args[6];
-  torch.watchers.assign(args + 7, args + count);
+  torch.forward_mode = args[7];
+  torch.current_level = PyUnicode_InternFromString("_current_level");
+  torch.watchers.assign(args + 8, args + count);
   torch.requires_grad = PyUnicode_InternFromString("requires_grad");
   torch.is_neg = PyUnicode_InternFromString("is_neg");
   torch.dtype_name = Py_BuildValue("(s)", "dtype");

@@ -49,8 +49,10 @@ struct Torch {
   PyObject* requires_grad = nullptr;
   PyObject* is_neg = nullptr;
   PyObject* dtype_name = nullptr;
-  PyObject* bytes = nullptr;    // torch.uint8
-  PyObject* nothing = nullptr;  // an empty tensor of it, [1, 0]
+  PyObject* bytes = nullptr;         // torch.uint8
+  PyObject* nothing = nullptr;       // an empty tensor of it, [1, 0]
+  PyObject* forward_mode = nullptr;  // the names of torch.autograd.forward_ad, and the one that counts its levels
+  PyObject* current_level = nullptr;
   // Each says false, 0 or None where nothing watches or transforms the calls of ops.
   std::vector<PyObject*> watchers;
 };
@@ -72,6 +74,12 @@ inline bool says_no(PyObject* result) {
 // Whether anything watches or transforms the calls of ops, or torch cannot be asked.
 inline bool watched() {
   if (torch.tensor == nullptr) return true;
+  // Tensors may carry tangents inside a level, which start at 0.
+  PyObject* level = PyDict_GetItemWithError(torch.forward_mode, torch.current_level);
+  if (level == nullptr || !PyLong_CheckExact(level) || PyLong_AsLong(level) >= 0) {
+    PyErr_Clear();
+    return true;
+  }
   for (PyObject* watcher : torch.watchers) {
     if (!says_no(PyObject_CallNoArgs(watcher))) return true;
   }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 
 def functorch_active() -> bool:
@@ -19,6 +21,17 @@ def compiling_a_transform() -> bool:
     The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
     """
     return torch.compiler.is_compiling() and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def forward_mode(tensors: Iterable[Any]) -> bool:
+    """Whether one of them carries a tangent, or torch.func differentiates forwards: torch's own operations know how to."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return any(level.key() == TransformType.Jvp for level in get_interpreter_stack())
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -35,7 +48,7 @@ class Differentiable:
     - the bare forward, where no gradient is asked for;
     - a plain ``autograd.Function`` in eager mode: the least overhead;
     - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form;
-    - composed(*args), the same in torch's own operations, where the compiler meets a torch.func transform.
+    - composed(*args), the same in torch's own operations, in forward mode and where the compiler meets a torch.func transform.
 
     Where only the first ``tensors`` arguments may be tensors, the others pass the plain ``Function`` as one tuple, since
     autograd looks at every argument.
@@ -87,6 +100,10 @@ class Differentiable:
             if self.composed is not None and compiling_a_transform():
                 return self.composed(*args)
             return self.transformable.apply(*args)
+        if forward_mode(args):
+            if self.composed is None:
+                raise NotImplementedError(f"{self.transformable.__name__} has no derivative in forward mode")
+            return self.composed(*args)
         if torch._C._are_functorch_transforms_active():
             return self.transformable.apply(*args)
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):

@@ -87,6 +87,9 @@ def _apply_forward(value, bits, parameters, program, constants, rows, planes, di
         )
         if done is not None:
             return done
+        if torch._C._functorch.is_legacy_batchedtensor(value):
+            rest = program, constants, rows, planes, dim, pairing, groups, direction
+            return torch.ops.pyfold.fold_sequence_applied(value, bits, parameters, *rest)
     out = torch.empty_like(value)
     if widens(program):
         channels = value.shape[dim]
@@ -95,6 +98,20 @@ def _apply_forward(value, bits, parameters, program, constants, rows, planes, di
         value, bits, parameters, program, constants, rows, dim, pairing, groups, direction, out
     )
     return out
+
+
+# Where autograd runs backward for a batch of gradients (is_grads_batched), it takes slices of what an op is given, but only
+# for ops that return what they make.
+_library = torch.library.Library("pyfold", "FRAGMENT")
+_library.define(
+    "fold_sequence_applied(Tensor value, Tensor bits, Tensor? parameters, int[] program, float[] constants, int rows, "
+    "int planes, int dim, str pairing, int groups, str direction) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "fold_sequence_applied", "CompositeExplicitAutograd")
+def _applied(value, bits, parameters, program, constants, *rest):
+    return _apply_forward(value, bits, parameters, tuple(program), tuple(constants), *rest)
 
 
 def _apply_save(ctx, args, output):

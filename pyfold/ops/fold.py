@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops import _fold_reflect, _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, functorch_active
+from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_program import Program
@@ -207,7 +207,7 @@ def fold(
     if clamp is not None and check_finite("clamp", clamp) <= 0:
         raise ValueError(f"clamp must be positive, got {clamp}")
     clamp = None if clamp is None else float(clamp)
-    if compiling_a_transform():
+    if compiling_a_transform() or forward_mode((x, bias, *call.parameters.values())):
         return _composed(call, bias, gain, clamp)
     angle = call.parameters.get("angle")
     learns_angle = call.reflects and angle is not None and angle.requires_grad

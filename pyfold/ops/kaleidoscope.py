@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyfold.ops import _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, functorch_active
+from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
 from pyfold.ops._checks import check_choice, check_finite, check_tensor
 from pyfold.ops._declare import Op, declare
 from pyfold.ops._fold_program import MAX_MATRIX_ROWS, Program
@@ -146,7 +146,7 @@ def kaleidoscope(
     """
     calls, turn, dim = _checked(x, folds, scale, centre, rotation, iterations, dim)
     needed = functorch_active() or (torch.is_grad_enabled() and x.requires_grad)
-    program = None if compiling_a_transform() else _program(calls, turn, iterations, x.shape[dim])
+    program = None if compiling_a_transform() or forward_mode((x,)) else _program(calls, turn, iterations, x.shape[dim])
     if program is not None and (program.differentiable or not needed) and calls:
         return _fold_sequence.sequence(*sequence_arguments(calls[0].x, program, dim), 1, needed)[0]
     z = x

@@ -9,7 +9,7 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import functorch_active
+from pyfold.ops._autograd import forward_mode, functorch_active
 from pyfold.ops._checks import (
     DEVICES,
     check_batched,
@@ -179,7 +179,8 @@ def affine_step(
     offset, global_shape = check_window(offset, global_shape, x.shape[1:])
 
     operands = [x, *models, *history, *([] if base is None else [base])]
-    if functorch_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in operands)):
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+    if recorded or functorch_active() or forward_mode(operands):
         if any(t is not None for t in (out, history_out, next_input, x0_out)):
             raise ValueError("out=, history_out=, next_input= and x0_out= cannot be used where a gradient is needed")
         noise = None
