@@ -1,49 +1,74 @@
 #include "cpu/diffusion.h"
 
+#include <initializer_list>
+
 #include "cpu/tile.h"
 
 namespace pyfold {
 namespace {
 
+// More than this does not stay in the caches from one call to the next.
+constexpr int64_t kCachedBytes = int64_t{16} << 20;
+
+bool beyond_caches(const Geometry& geometry, std::initializer_list<const View*> views) {
+  int64_t bytes = 0;
+  for (const View* view : views) {
+    if (*view) bytes += geometry.rows * geometry.numel * size_of(view->dtype);
+  }
+  return bytes > kCachedBytes;
+}
+bool beyond_caches(const NoisingArgs& args) {
+  return beyond_caches(args.geometry, {&args.x0, &args.prediction, &args.out, &args.target, &args.cotangent});
+}
+bool beyond_caches(const AffineStepArgs& args) {
+  // The result usually takes the place of the state.
+  return beyond_caches(args.geometry, {&args.x, &args.models[0], &args.models[1], &args.models[2], &args.base,
+                                       &args.history[0], &args.history[1], &args.history[2], &args.history[3],
+                                       &args.history_out, &args.next_input, &args.x0_out});
+}
+
 template <class Body>
-inline void each_tile(DType state, const Geometry& geometry, int64_t begin, int64_t end, Body&& body) {
+inline void each_tile(DType state, const Geometry& geometry, bool far, int64_t begin, int64_t end, Body&& body) {
   if (state == DType::kFloat64) {
     for (int64_t task = begin; task < end; ++task) {
-      CpuTile<double> tile(geometry, task);
+      CpuTile<double> tile(geometry, task, far);
       body(tile, task);
     }
   } else {
     for (int64_t task = begin; task < end; ++task) {
-      CpuTile<float> tile(geometry, task);
+      CpuTile<float> tile(geometry, task, far);
       body(tile, task);
     }
   }
 }
 
 void run_randn(const RandnArgs& args, int64_t begin, int64_t end) {
-  each_tile(args.out.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { randn(tile, args); });
+  each_tile(args.out.dtype, args.geometry, false, begin, end, [&](auto& tile, int64_t) { randn(tile, args); });
 }
 
 void run_add_noise(const NoisingArgs& args, int64_t begin, int64_t end) {
-  each_tile(args.x0.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { add_noise(tile, args); });
+  each_tile(args.x0.dtype, args.geometry, beyond_caches(args), begin, end,
+            [&](auto& tile, int64_t) { add_noise(tile, args); });
 }
 
 void run_residual_square(const NoisingArgs& args, double* sums, int64_t begin, int64_t end) {
-  each_tile(args.x0.dtype, args.geometry, begin, end,
+  each_tile(args.x0.dtype, args.geometry, beyond_caches(args), begin, end,
             [&](auto& tile, int64_t task) { sums[task] = residual_square(tile, args); });
 }
 
 void run_residual_dot(const NoisingArgs& args, double* sums, int64_t begin, int64_t end) {
-  each_tile(args.x0.dtype, args.geometry, begin, end,
+  each_tile(args.x0.dtype, args.geometry, beyond_caches(args), begin, end,
             [&](auto& tile, int64_t task) { sums[task] = residual_dot(tile, args); });
 }
 
 void run_residual_scale(const NoisingArgs& args, int64_t begin, int64_t end) {
-  each_tile(args.x0.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { residual_scale(tile, args); });
+  each_tile(args.x0.dtype, args.geometry, beyond_caches(args), begin, end,
+            [&](auto& tile, int64_t) { residual_scale(tile, args); });
 }
 
 void run_affine_step(const AffineStepArgs& args, int64_t begin, int64_t end) {
-  each_tile(args.x.dtype, args.geometry, begin, end, [&](auto& tile, int64_t) { affine_step(tile, args); });
+  each_tile(args.x.dtype, args.geometry, beyond_caches(args), begin, end,
+            [&](auto& tile, int64_t) { affine_step(tile, args); });
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ class NormalStream {
     for (; at < blocks; at += Lanes::kCount) make_words<1>(block, at, words);
     // at is a whole number of vectors.
 #if defined(__AVX512F__)
-#pragma GCC unroll 2  // one chain of instructions beside another
+    PYFOLD_UNROLL_TWICE
     for (int i = 0; i < 2 * at; i += VectorNormals::kCount) {
       VectorNormals::Float z0, z1;
       box_muller<VectorNormals>(_mm512_load_si512(words.even + i), _mm512_load_si512(words.odd + i), z0, z1);

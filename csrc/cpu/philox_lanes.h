@@ -21,8 +21,14 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Loops over vectors that have to stay in registers.
+// Loops over vectors that have to stay in registers, and of one chain of instructions, beside which another finds room.
+#if defined(__clang__)
+#define PYFOLD_UNROLL_VECTORS _Pragma("unroll")
+#define PYFOLD_UNROLL_TWICE _Pragma("unroll 2")
+#else
 #define PYFOLD_UNROLL_VECTORS _Pragma("GCC unroll 16")
+#define PYFOLD_UNROLL_TWICE _Pragma("GCC unroll 2")
+#endif
 
 struct VectorLanes {
   typedef uint64_t Word __attribute__((vector_size(kVectorBytes)));

@@ -36,7 +36,9 @@ class CpuTile {
     alignas(64) A buffer[cpu::kTileLanes + kNoiseSlack];
   };
 
-  CpuTile(const Geometry& geometry, int64_t task) : geometry_(geometry), row_(task / cpu::tiles_per_row(geometry)) {
+  // far: operands come from beyond the caches.
+  CpuTile(const Geometry& geometry, int64_t task, bool far)
+      : geometry_(geometry), far_(far), row_(task / cpu::tiles_per_row(geometry)) {
     start_ = (task - row_ * cpu::tiles_per_row(geometry)) * cpu::kTileLanes;
     const int64_t left = geometry.numel - start_;
     count_ = left < cpu::kTileLanes ? static_cast<int>(left) : cpu::kTileLanes;
@@ -50,7 +52,7 @@ class CpuTile {
     with_type<A>(view.dtype, view.data, [&](auto* memory) {
       auto* first = memory + row_ * view.row_stride;
       if (view.flat) {
-        prefetch_next(first + start_);
+        if (far_) prefetch_next(first + start_);
         if (sizeof(*memory) == sizeof(A) && count_ == lanes_) {
           out.data = reinterpret_cast<const A*>(first + start_);
           return;
@@ -216,11 +218,11 @@ class CpuTile {
     out.data = out.target;
   }
 
-  // The next tile's share of an operand: it comes from memory while this tile's noise is made.
+  // The next tile's share of an operand, as far as the second cache level, where it does not delay what is loaded now.
   template <class T>
   static void prefetch_next(const T* memory) {
     const char* next = reinterpret_cast<const char*>(memory + cpu::kTileLanes);
-    for (size_t line = 0; line < cpu::kTileLanes * sizeof(T); line += 64) __builtin_prefetch(next + line);
+    for (size_t line = 0; line < cpu::kTileLanes * sizeof(T); line += 64) __builtin_prefetch(next + line, 0, 2);
   }
 
   // body(lane, offset, stride, run) for each stretch of the tile along the innermost dimension.
@@ -239,6 +241,7 @@ class CpuTile {
   }
 
   const Geometry& geometry_;
+  const bool far_;
   int64_t row_;
   int64_t start_;
   int count_;

@@ -52,7 +52,10 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
   const double* row = table_row(args.table, kStepColumns, tile.row());
   const auto c = [row](int i) { return column<Acc>(row, i); };
 
-  Register x, e, operand, x0, u, y;
+  // What is loaded lies in a register each where that spares a pass, else in one.
+  constexpr int kOperands = Tile::kPassesCount ? kMaxModels + 1 + kMaxHistory : 1;
+  Register x, e, operands[kOperands], x0, u, y;
+  const auto operand = [&](int i) -> Register& { return operands[Tile::kPassesCount ? i : 0]; };
   tile.load(x, args.x);
   if (c(kStep_g1) == 1 && args.models[0] && !args.models[1]) {
     tile.load(e, args.models[0]);
@@ -61,8 +64,8 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
     PYFOLD_UNROLL
     for (int j = 0; j < kMaxModels; ++j) {
       if (args.models[j] && c(kStep_g1 + j) != 0) {
-        tile.load(operand, args.models[j]);
-        sum.add(tile, c(kStep_g1 + j), operand);
+        tile.load(operand(j), args.models[j]);
+        sum.add(tile, c(kStep_g1 + j), operand(j), true);
       }
     }
     sum.finish(tile);
@@ -104,14 +107,14 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
   Sum<Tile> next{y};
   next.add(tile, c(kStep_a), x, true);
   if (args.base && c(kStep_a_base) != 0) {
-    tile.load(operand, args.base);
-    next.add(tile, c(kStep_a_base), operand);
+    tile.load(operand(kMaxModels), args.base);
+    next.add(tile, c(kStep_a_base), operand(kMaxModels), true);
   }
   PYFOLD_UNROLL
   for (int i = 0; i < kMaxHistory; ++i) {
     if (args.history[i] && c(kStep_b1 + i) != 0) {
-      tile.load(operand, args.history[i]);
-      next.add(tile, c(kStep_b1 + i), operand);
+      tile.load(operand(kMaxModels + 1 + i), args.history[i]);
+      next.add(tile, c(kStep_b1 + i), operand(kMaxModels + 1 + i), true);
     }
   }
   if (needs_x0) next.add(tile, c(kStep_c_x0), x0, true);
@@ -121,8 +124,8 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
     for (int k = 0; k < kMaxNoises; ++k) {
       if (c(kStep_d1 + k) != 0) {
         const uint32_t step = static_cast<uint32_t>(row != nullptr ? row[kStep_n1 + k] : 0);
-        tile.noise(operand, args.noise, step);
-        next.add(tile, c(kStep_d1 + k), operand);
+        tile.noise(operand(k), args.noise, step);
+        next.add(tile, c(kStep_d1 + k), operand(k), true);
       }
     }
   }
@@ -132,9 +135,9 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
   if (args.history_out) tile.store(args.history_out, u);
   if (args.x0_out) tile.store(args.x0_out, x0);
   if (args.next_input) {
-    if constexpr (Tile::kPassesCount) tile.aim(operand, args.next_input);
-    tile.scale(operand, c(kStep_c_in), y);
-    tile.store(args.next_input, operand);
+    if constexpr (Tile::kPassesCount) tile.aim(operand(0), args.next_input);
+    tile.scale(operand(0), c(kStep_c_in), y);
+    tile.store(args.next_input, operand(0));
   }
 }
 
