@@ -6,6 +6,7 @@ turns.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
@@ -65,10 +66,12 @@ class Measured:
         return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 
 
-def interleaved(forms: dict[str, Form], budget: float, device: torch.device) -> dict[str, list[float]]:
+def interleaved(forms: dict[str, Form], budget: float, device: torch.device, warm: float = 0.0) -> dict[str, list[float]]:
     """Seconds of each form, sorted, measured by turns until the budget is spent.
 
-    At least seven turns, or three where forms take so long that seven would last for many budgets.
+    Each turn has an order of its own, so that no form always finds its operands in the caches because of the one before. At
+    least seven turns, or three where forms take so long that seven would last for many budgets. Before them, turns that do not
+    count for ``warm`` seconds: a virtual machine may get its memory from its host as it is first touched.
     """
     cuda = device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -81,10 +84,17 @@ def interleaved(forms: dict[str, Form], budget: float, device: torch.device) -> 
         wait()
         calls[name] = max(1, min(1000, round(_SHORTEST / max(time.perf_counter() - begin, 1e-8))))
     times: dict[str, list[float]] = {name: [] for name in forms}
+    began = time.perf_counter()
+    while time.perf_counter() - began < warm:
+        for form in forms.values():
+            form()
+        wait()
+    order, shuffle = list(forms.items()), random.Random(0).shuffle
     turns, spent, began = 0, 0.0, time.perf_counter()
     while turns < 3 or (turns < 7 and spent < 8 * budget) or (turns < 5000 and spent < budget):
         turns += 1
-        for name, form in forms.items():
+        shuffle(order)
+        for name, form in order:
             count = range(calls[name])
             wait()
             begin = time.perf_counter()
@@ -119,7 +129,8 @@ def measure(row: Row, setting: Setting, budget: float = 0.5, case: Case | None =
     case = case or row.build(setting)
     forms = {name: form for name, form in case.forms.items() if form is not None}
     with torch.enable_grad() if case.grad else torch.no_grad():
-        times = interleaved({**forms, **_limits(case, setting)}, budget, setting.device)
+        warm = budget if setting.level == "large" else 0.0
+        times = interleaved({**forms, **_limits(case, setting)}, budget, setting.device, warm)
         peaks = {name: peak(form, setting.device) for name, form in forms.items()} if case.memory else {}
     medians = {name: statistics.median(values) for name, values in times.items()}
     if case.overhead:
