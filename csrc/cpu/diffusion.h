@@ -17,7 +17,7 @@ inline int64_t tiles_per_row(const Geometry& geometry) { return (geometry.numel 
 inline int64_t task_count(const Geometry& geometry) { return geometry.rows * tiles_per_row(geometry); }
 
 // Elements a thread should get at least: waking it costs a few microseconds.
-constexpr int64_t kNoiseGrain = 8192;
+constexpr int64_t kNoiseGrain = 16384;
 constexpr int64_t kPlainGrain = 65536;
 
 // The same in tasks.
