@@ -1,6 +1,7 @@
 """Small plain calls past the dispatcher: the same bits as through it, and everything that is not plain left to it."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API, so every call is dispatched"
 )
 
-SHAPE = (3, 4, 10)
-CALLS = [(name, variant) for name in ("randn", "add_noise", "denoising_loss", "affine_step") for variant in OPS[name].variants]
+SMALL, LARGE = (3, 4, 10), (3, 8, 70, 70)  # for one thread, and for all of them
+CALLS = [
+    (name, variant)
+    for name in ("randn", "add_noise", "denoising_loss", "mse_loss", "affine_step")
+    for variant in OPS[name].variants
+]
 
 
 class Seen(TorchDispatchMode):
@@ -34,15 +39,16 @@ def flat(value):
     return list(value) if isinstance(value, tuple) else [value]
 
 
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "variant"), CALLS)
-def test_same_bits_as_through_the_dispatcher(name, variant, dtype, generator):
+def test_same_bits_as_through_the_dispatcher(name, variant, dtype, shape, generator):
     op = OPS[name]
-    sample = op.sample(SHAPE, dtype, torch.device("cpu"), generator, **op.variants[variant])
+    sample = op.sample(shape, dtype, torch.device("cpu"), generator, **op.variants[variant])
     direct = flat(op.public(**sample))
     with Seen() as seen:
         dispatched = flat(op.public(**sample))
-    assert f"pyfold::{name}" in seen.names
+    assert {"mse_loss": "pyfold::denoising_loss"}.get(name, f"pyfold::{name}") in seen.names
     for a, b in zip(direct, dispatched, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -118,10 +124,37 @@ def test_a_lazily_negated_number_is_left_alone():
     assert pyfold.affine_step(*arguments[:3]).item() == -1.5
 
 
-def test_large_calls_go_to_all_threads():
-    x = torch.zeros(1, 2**17)
-    assert _C.affine_step(*step_arguments(x=x, models=x, seeds=None)) is None
-    assert _C.randn(torch.arange(1), (2**15,), 0, 0, torch.float32, None) is None
+def test_large_calls_are_direct_on_all_threads():
+    x, model = torch.randn(1, 2**18), torch.randn(1, 2**18)
+    # A step of three terms, u = e; lists and tuples of operands alike.
+    for models, history in ((model, ()), ([model], [x, model]), ((model,), (x, model))):
+        y = _C.affine_step(*step_arguments(x=x, models=models, history=history, seeds=None))
+        torch.testing.assert_close(y, 0.5 * x + 0.3 * model)
+    assert _C.randn(torch.arange(1), (2**18,), 0, 0, torch.float32, None).std() > 0.9
+    assert _C.affine_step(*step_arguments(x=x, models=[], seeds=None)) is None
+
+
+def test_other_threads_run_during_large_calls():
+    """A thread that empties the list of operands meanwhile takes nothing away."""
+    x, counted, done = torch.randn(4, 2**20), [], threading.Event()
+    models = [torch.randn(4, 2**20)]
+    expected = 0.5 * x + 0.3 * models[0]
+
+    def empty():
+        while not done.is_set():
+            counted.append(len(models))
+            models.clear()
+
+    thread = threading.Thread(target=empty)
+    arguments = step_arguments(x=x, models=models, seeds=None)
+    thread.start()
+    try:
+        y = _C.affine_step(*arguments)
+    finally:
+        done.set()
+        thread.join()
+    assert y is None or torch.allclose(y, expected, atol=1e-6)  # None: the list was empty before the call
+    assert counted
 
 
 COEFFICIENTS = {

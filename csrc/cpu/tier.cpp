@@ -146,9 +146,9 @@ const SequenceKernels& sequence_kernels() {
   return *tables[static_cast<int>(current_tier())];
 }
 
-FoldLaunchers& fold_launchers() {
-  static FoldLaunchers launchers;
-  return launchers;
+Launchers& launchers() {
+  static Launchers shared;
+  return shared;
 }
 
 }  // namespace pyfold::cpu

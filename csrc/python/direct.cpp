@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "cpu/diffusion.h"
+#include "cpu/huge_pages.h"
 #include "python/plain.h"
 
 namespace pyfold {
@@ -99,6 +100,26 @@ bool counter(PyObject* object, uint32_t& out) {
 
 // --- the calls
 
+// Runs body(begin, end) over all tasks, on torch's threads where there are enough. What is worked in place cannot be
+// done again the long way, but nothing of ours throws on the way.
+template <class Body>
+bool run(const Geometry& geometry, bool noisy, const Body& body) {
+  if (cpu::for_one_thread(geometry, noisy)) return body(0, cpu::task_count(geometry)), true;
+  const auto task = [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<const Body*>(context))(begin, end);
+  };
+  return launch(cpu::launchers().tasks, geometry.rows * geometry.numel,
+                [&](auto tasks) { tasks(geometry, noisy, task, &body); });
+}
+
+// Before a result is written for the first time.
+void prefer_huge_pages(const Call& call, const View& view) {
+  if (view) {
+    cpu::prefer_huge_pages(view.data,
+                           static_cast<size_t>(call.geometry.rows * call.geometry.numel * size_of(view.dtype)));
+  }
+}
+
 PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 6) return PyErr_Format(PyExc_TypeError, "randn takes seeds, shape, stream, step, dtype, out");
   Call call;
@@ -114,8 +135,8 @@ PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
     int overflow;
     if (!PyLong_CheckExact(sizes[d])) Py_RETURN_NONE;
     shape[d] = PyLong_AsLongLongAndOverflow(sizes[d], &overflow);
-    // What is empty or large goes the long way, and so does what is wrong.
-    if (overflow != 0 || shape[d] < 1 || shape[d] > cpu::kNoiseGrain) Py_RETURN_NONE;
+    // What is empty goes the long way, and so does what is wrong.
+    if (overflow != 0 || shape[d] < 1) Py_RETURN_NONE;
   }
   Result out;
   if (args[5] != Py_None) {
@@ -137,10 +158,11 @@ PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (!call.seeds(kernel.noise, args[0])) Py_RETURN_NONE;
   if (!counter(args[2], kernel.noise.stream) || !counter(args[3], kernel.step)) Py_RETURN_NONE;
-  if (!cpu::for_one_thread(call.geometry, true)) Py_RETURN_NONE;
   kernel.geometry = call.geometry;
   call.view(kernel.out, call.like.data, call.state);
-  cpu::diffusion_kernels().randn(kernel, 0, cpu::task_count(kernel.geometry));
+  prefer_huge_pages(call, kernel.out);
+  const auto& kernels = cpu::diffusion_kernels();
+  if (!run(call.geometry, true, [&](int64_t begin, int64_t end) { kernels.randn(kernel, begin, end); })) Py_RETURN_NONE;
   return out.release();
 }
 
@@ -234,7 +256,7 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   double rows[kRows * kNoisingColumns];
   Call call;
   NoisingArgs kernel;
-  if (!call.begin(args[0]) || call.geometry.rows > kRows || !cpu::for_one_thread(call.geometry, true)) Py_RETURN_NONE;
+  if (!call.begin(args[0]) || call.geometry.rows > kRows) Py_RETURN_NONE;
   static PyObject* const one = PyFloat_FromDouble(1.0);
   if (!call.seeds(kernel.noise, args[3])) Py_RETURN_NONE;
   if (!counter(args[5], kernel.noise.stream) || !counter(args[6], kernel.step)) Py_RETURN_NONE;
@@ -253,7 +275,11 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   kernel.table.data = table;
   kernel.table.rows = call.geometry.rows;
   call.view(kernel.x0, call.like.data, call.state);
-  cpu::diffusion_kernels().add_noise(kernel, 0, cpu::task_count(kernel.geometry));
+  prefer_huge_pages(call, kernel.out);
+  prefer_huge_pages(call, kernel.target);
+  const auto& kernels = cpu::diffusion_kernels();
+  const auto body = [&](int64_t begin, int64_t end) { kernels.add_noise(kernel, begin, end); };
+  if (!run(call.geometry, true, body)) Py_RETURN_NONE;
   if (target.get() == nullptr) return out.release();
   PyObject* both = PyTuple_New(2);
   PyTuple_SET_ITEM(both, 0, out.release());
@@ -263,7 +289,7 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // Arguments of the loss and its gradient, from the index of prediction on.
 bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
-  if (!call.begin(args[1]) || !cpu::for_one_thread(call.geometry, false)) return false;
+  if (!call.begin(args[1])) return false;
   if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3]))
     return false;
   if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.step)) return false;
@@ -271,7 +297,7 @@ bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
   kernel.table.data = table_rows(args[2], call.geometry.rows, kNoisingColumns);
   kernel.table.rows = call.geometry.rows;
   call.view(kernel.x0, call.like.data, call.state);
-  return kernel.table.data != nullptr && cpu::for_one_thread(call.geometry, cpu::draws_noise(kernel));
+  return kernel.table.data != nullptr;
 }
 
 // Whether a tensor holds one accumulation value for each row.
@@ -295,7 +321,9 @@ PyObject* denoising_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_DECREF(shape);
   if (!made || !row_values(call, out.get(), losses)) Py_RETURN_NONE;
   std::vector<double> sums(cpu::task_count(kernel.geometry));
-  cpu::diffusion_kernels().residual_square(kernel, sums.data(), 0, static_cast<int64_t>(sums.size()));
+  const auto& kernels = cpu::diffusion_kernels();
+  const auto body = [&](int64_t begin, int64_t end) { kernels.residual_square(kernel, sums.data(), begin, end); };
+  if (!run(call.geometry, cpu::draws_noise(kernel), body)) Py_RETURN_NONE;
   const double factor = 1.0 / static_cast<double>(call.geometry.numel);
   cpu::sum_rows(kernel.geometry, sums.data(), factor, losses.bits == 64, losses.data);
   return out.release();
@@ -313,9 +341,25 @@ PyObject* denoising_residual_scale(PyObject*, PyObject* const* args, Py_ssize_t 
   kernel.row_scale = scale.data;
   Result out;
   if (!out.given_or_like(Py_None, args[0]) || !call.operand(kernel.out, out.get(), true)) Py_RETURN_NONE;
-  cpu::diffusion_kernels().residual_scale(kernel, 0, cpu::task_count(kernel.geometry));
+  prefer_huge_pages(call, kernel.out);
+  const auto& kernels = cpu::diffusion_kernels();
+  const auto body = [&](int64_t begin, int64_t end) { kernels.residual_scale(kernel, begin, end); };
+  if (!run(call.geometry, cpu::draws_noise(kernel), body)) Py_RETURN_NONE;
   return out.release();
 }
+
+// Tensors of the caller's, kept even where another thread takes them out of their list meanwhile.
+class Kept {
+ public:
+  Kept(PyObject* given, const Call& call)
+      : object_(PyList_CheckExact(given) && call.like.numel > kLongWork ? PyList_AsTuple(given) : Py_NewRef(given)) {}
+  Kept(const Kept&) = delete;
+  ~Kept() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
 
 // Up to limit operands from a list or tuple.
 bool operands(const Call& call, PyObject* objects, View* views, Py_ssize_t limit, bool lower) {
@@ -338,10 +382,12 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Call call;
   AffineStepArgs kernel;
   const bool noisy = args[6] != Py_None;
-  if (!call.begin(args[0]) || !cpu::for_one_thread(call.geometry, noisy)) Py_RETURN_NONE;
-  if (Py_TYPE(args[1]) == torch.tensor) {
-    if (!call.operand(kernel.models[0], args[1], true)) Py_RETURN_NONE;
-  } else if (!operands(call, args[1], kernel.models, kMaxModels, true) || !kernel.models[0]) {
+  if (!call.begin(args[0])) Py_RETURN_NONE;
+  const Kept models(args[1], call), history(args[5], call);
+  if (models.get() == nullptr || history.get() == nullptr) return nullptr;
+  if (Py_TYPE(models.get()) == torch.tensor) {
+    if (!call.operand(kernel.models[0], models.get(), true)) Py_RETURN_NONE;
+  } else if (!operands(call, models.get(), kernel.models, kMaxModels, true) || !kernel.models[0]) {
     Py_RETURN_NONE;
   }
   Operand table, index;
@@ -357,7 +403,7 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
   }
   if (!call.operand(kernel.base, args[4])) Py_RETURN_NONE;
-  if (!operands(call, args[5], kernel.history, kMaxHistory, false)) Py_RETURN_NONE;
+  if (!operands(call, history.get(), kernel.history, kMaxHistory, false)) Py_RETURN_NONE;
   if (noisy && !call.seeds(kernel.noise, args[6])) Py_RETURN_NONE;
   kernel.noise.window.stride[0] = 1;
   if (!counter(args[7], kernel.noise.stream)) Py_RETURN_NONE;
@@ -367,7 +413,12 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!out.given_or_like(args[8], args[0]) || !call.operand(kernel.out, out.get())) Py_RETURN_NONE;
   kernel.geometry = call.geometry;
   call.view(kernel.x, call.like.data, call.state);
-  cpu::diffusion_kernels().affine_step(kernel, 0, cpu::task_count(kernel.geometry));
+  for (const View* each : {&kernel.out, &kernel.history_out, &kernel.next_input, &kernel.x0_out}) {
+    prefer_huge_pages(call, *each);
+  }
+  const auto& kernels = cpu::diffusion_kernels();
+  const auto body = [&](int64_t begin, int64_t end) { kernels.affine_step(kernel, begin, end); };
+  if (!run(call.geometry, noisy, body)) Py_RETURN_NONE;
   return out.release();
 }
 
@@ -376,12 +427,12 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 void add_direct_calls(PyObject* module) {
   static PyMethodDef methods[] = {
       {"use_torch", fast<use_torch>(), METH_FASTCALL, "Which torch direct calls ask; False where it cannot answer."},
-      {"randn", fast<randn>(), METH_FASTCALL, "pyfold.randn of a plain small call, or None."},
+      {"randn", fast<randn>(), METH_FASTCALL, "pyfold.randn of a plain call, or None."},
       {"noising_table", fast<noising_table>(), METH_FASTCALL, "Fills in a noising table from plain values, or None."},
-      {"add_noise", fast<add_noise>(), METH_FASTCALL, "pyfold.add_noise of a plain small call, or None."},
-      {"denoising_loss", fast<denoising_loss>(), METH_FASTCALL, "The losses of a plain small call, or None."},
+      {"add_noise", fast<add_noise>(), METH_FASTCALL, "pyfold.add_noise of a plain call, or None."},
+      {"denoising_loss", fast<denoising_loss>(), METH_FASTCALL, "The losses of a plain call, or None."},
       {"denoising_residual_scale", fast<denoising_residual_scale>(), METH_FASTCALL, "Its gradient, or None."},
-      {"affine_step", fast<affine_step>(), METH_FASTCALL, "pyfold.affine_step of a plain small call, or None."},
+      {"affine_step", fast<affine_step>(), METH_FASTCALL, "pyfold.affine_step of a plain call, or None."},
       {nullptr, nullptr, 0, nullptr},
   };
   PyModule_AddFunctions(module, methods);

@@ -6,7 +6,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu/launch.h"
 #include "folds/layout.h"
 #include "folds/program.h"
 #include "python/direct.h"
@@ -119,23 +118,6 @@ bool new_like(Result& result, PyObject* like, const Operand& of, void*& out) {
   return true;
 }
 
-// From here on other Python threads may run meanwhile.
-constexpr int64_t kLongWork = 32768;
-
-template <class Body>
-bool launch(int64_t numel, Body&& body) {
-  if (cpu::fold_launchers().fold == nullptr || cpu::fold_launchers().sequence == nullptr) return false;
-  PyThreadState* state = numel > kLongWork ? PyEval_SaveThread() : nullptr;
-  bool done = true;
-  try {
-    body();
-  } catch (...) {  // the long way says what it is
-    done = false;
-  }
-  if (state != nullptr) PyEval_RestoreThread(state);
-  return done;
-}
-
 // --- one reflection: x or a gradient, with what describes the fold
 
 struct Reflection {
@@ -161,7 +143,7 @@ struct Reflection {
   }
 
   bool run(cpu::FoldKernel kernel) {
-    return launch(in.numel, [&] { cpu::fold_launchers().fold(args, kernel); });
+    return launch(cpu::launchers().fold, in.numel, [&](auto fold) { fold(args, kernel); });
   }
 };
 
@@ -255,7 +237,7 @@ struct Sequence {
   }
 
   bool run() {
-    return launch(in.numel, [&] { cpu::fold_launchers().sequence(args); });
+    return launch(cpu::launchers().sequence, in.numel, [&](auto sequence) { sequence(args); });
   }
 };
 

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "cpu/launch.h"
+
 #include "core/dtype.h"
 #include "python/direct.h"
 
@@ -193,6 +195,24 @@ class Result {
 template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
 PyCFunction fast() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+// From here on other Python threads may run meanwhile.
+constexpr int64_t kLongWork = 32768;
+
+// Whether body(launcher) was run; not without the launcher, or where it throws: the long way says what it is.
+template <class Launcher, class Body>
+bool launch(Launcher* launcher, int64_t numel, Body&& body) {
+  if (launcher == nullptr) return false;
+  PyThreadState* state = numel > kLongWork ? PyEval_SaveThread() : nullptr;
+  bool done = true;
+  try {
+    body(launcher);
+  } catch (...) {
+    done = false;
+  }
+  if (state != nullptr) PyEval_RestoreThread(state);
+  return done;
 }
 
 }  // namespace pyfold

@@ -2,6 +2,7 @@
 
 #include "cpu/diffusion.h"
 #include "cpu/huge_pages.h"
+#include "cpu/launch.h"
 #include "torch/diffusion.h"
 
 namespace pyfold::ops {
@@ -30,6 +31,12 @@ void parallel_tasks(const Geometry& geometry, bool noisy, const Body& body) {
   if (cpu::for_one_thread(geometry, noisy)) return body(0, tasks);
   torch::stable::parallel_for(0, tasks, cpu::task_grain(geometry, noisy), body);
 }
+
+void launch(const Geometry& geometry, bool noisy, cpu::TaskBody* body, const void* context) {
+  parallel_tasks(geometry, noisy, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+[[maybe_unused]] const bool known = (cpu::launchers().tasks = launch, true);
 
 void randn_cpu(const Tensor& seeds, int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape,
                const Tensor& out) {

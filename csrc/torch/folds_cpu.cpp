@@ -55,7 +55,7 @@ void launch(FoldArgs& args, cpu::FoldKernel kernel) {
   parallel_tiles(args.layout, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-[[maybe_unused]] const bool known = (cpu::fold_launchers().fold = launch, true);
+[[maybe_unused]] const bool known = (cpu::launchers().fold = launch, true);
 
 std::tuple<Tensor, Tensor, Tensor> fold_cpu(const Tensor& x, const std::optional<Tensor>& bias,
                                             const std::optional<Tensor>& angle, const std::string& kind, int64_t dim,

@@ -19,7 +19,7 @@ void launch(const SequenceArgs& args) {
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-[[maybe_unused]] const bool known = (cpu::fold_launchers().sequence = launch, true);
+[[maybe_unused]] const bool known = (cpu::launchers().sequence = launch, true);
 
 void fold_sequence_cpu(const Tensor& x, const std::optional<Tensor>& bias, const std::optional<Tensor>& parameters,
                        const std::vector<int64_t>& program, const std::vector<double>& constants, int64_t rows,
