@@ -30,7 +30,7 @@ def _torch_too_old() -> bool:
 
 
 def _use_torch(module: Any) -> None:
-    """Lets small plain calls go past the dispatcher, where this torch answers all that has to be asked before."""
+    """Lets plain calls go past the dispatcher, where this torch answers all that has to be asked before."""
     try:
         watchers = (
             torch._C._len_torch_dispatch_stack,

@@ -1,4 +1,4 @@
-"""Small plain calls past the dispatcher: the same bits as through it, and everything that is not plain left to it."""
+"""Plain calls past the dispatcher: the same bits as through it, and everything that is not plain left to it."""
 
 import math
 import threading
