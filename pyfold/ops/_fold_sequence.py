@@ -89,7 +89,7 @@ def _apply_forward(value, bits, parameters, program, constants, rows, planes, di
             return done
         if torch._C._functorch.is_legacy_batchedtensor(value):
             rest = program, constants, rows, planes, dim, pairing, groups, direction
-            return torch.ops.pyfold.fold_sequence_applied(value, bits, parameters, *rest)
+            return torch.ops.pyfold_slices.fold_sequence_apply(value, bits, parameters, *rest)
     out = torch.empty_like(value)
     if widens(program):
         channels = value.shape[dim]
@@ -102,14 +102,14 @@ def _apply_forward(value, bits, parameters, program, constants, rows, planes, di
 
 # Where autograd runs backward for a batch of gradients (is_grads_batched), it takes slices of what an op is given, but only
 # for ops that return what they make.
-_library = torch.library.Library("pyfold", "FRAGMENT")
+_library = torch.library.Library("pyfold_slices", "FRAGMENT")
 _library.define(
-    "fold_sequence_applied(Tensor value, Tensor bits, Tensor? parameters, int[] program, float[] constants, int rows, "
+    "fold_sequence_apply(Tensor value, Tensor bits, Tensor? parameters, int[] program, float[] constants, int rows, "
     "int planes, int dim, str pairing, int groups, str direction) -> Tensor"
 )
 
 
-@torch.library.impl(_library, "fold_sequence_applied", "CompositeExplicitAutograd")
+@torch.library.impl(_library, "fold_sequence_apply", "CompositeExplicitAutograd")
 def _applied(value, bits, parameters, program, constants, *rest):
     return _apply_forward(value, bits, parameters, tuple(program), tuple(constants), *rest)
 
