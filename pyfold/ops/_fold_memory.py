@@ -1,9 +1,15 @@
-"""Memory order, and batches under vmap, of folds and their bits."""
+"""Memory order, batches under vmap, and recorded calls, of folds and their bits."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch.compiler import is_compiling
+
+from pyfold import _C
+from pyfold.ops._autograd import plain_apply
 from pyfold.ops._tensors import _accumulation
 
 
@@ -49,3 +55,25 @@ def unbatched(in_dims: tuple, names: tuple[str, ...]) -> None:
     for name, dim in zip(names, in_dims, strict=True):
         if dim is not None:
             raise ValueError(f"under vmap the {name} of a fold must not be batched")
+
+
+# --- calls that were checked before, with a gradient
+
+
+def recorded(name: str, whole_backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Such calls of one reflection, or of a program: (x, bias, angle or parameters, plan) -> y.
+
+    C++ runs forward and, where it is plain, the gradient of x; ``whole_backward`` is that of the op.
+    """
+
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
+        if to_x is not None:
+            return to_x, None, None, None
+        plan, ctx.strides, bias_dtype = ctx.call
+        *ctx.rest, _remember = plan[2]
+        ctx.bias_like = bias_dtype, (-1,)
+        return *whole_backward(ctx, grad)[:3], None
+
+    methods = {"forward": staticmethod(_C.record_fold), "backward": staticmethod(backward)}
+    return plain_apply(type(name, (torch.autograd.Function,), methods))

@@ -6,8 +6,17 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable, functorch_active, plain_apply
-from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
+from pyfold.ops._autograd import Differentiable, functorch_active
+from pyfold.ops._fold_memory import (
+    batch_first,
+    bits_first,
+    channel_sum,
+    in_accumulation,
+    in_order_of,
+    recorded,
+    split_batch,
+    unbatched,
+)
 from pyfold.ops._tensors import _accumulation
 
 #: Values folded together.
@@ -173,24 +182,8 @@ _angle_grad = Differentiable(
 _rotate = Differentiable("FoldRotate", _rotate_forward, _rotate_save, _rotate_backward, _rotate_vmap, tensors=3)
 
 
-class Recorded(torch.autograd.Function):
-    """A call of :data:`reflect` that was checked before: (x, bias, angle, plan) -> y."""
-
-    forward = staticmethod(_C.record_fold)
-
-    @staticmethod
-    def backward(ctx, grad):
-        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
-        if to_x is not None:
-            return to_x, None, None, None
-        plan, ctx.strides, bias_dtype = ctx.call
-        *ctx.rest, _remember = plan[2]
-        ctx.bias_like = bias_dtype, (-1,)
-        return *_fold_backward(ctx, grad)[:3], None
-
-
 #: How a call that was checked before runs without and with a gradient, where it is not plain.
-WAYS = reflect.forward, plain_apply(Recorded)
+WAYS = reflect.forward, recorded("FoldRecorded", _fold_backward)
 
 
 # --- shape rules

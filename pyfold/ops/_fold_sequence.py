@@ -10,8 +10,17 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable, plain_apply
-from pyfold.ops._fold_memory import batch_first, bits_first, channel_sum, in_accumulation, in_order_of, split_batch, unbatched
+from pyfold.ops._autograd import Differentiable
+from pyfold.ops._fold_memory import (
+    batch_first,
+    bits_first,
+    channel_sum,
+    in_accumulation,
+    in_order_of,
+    recorded,
+    split_batch,
+    unbatched,
+)
 from pyfold.ops._fold_program import Code
 
 
@@ -145,24 +154,8 @@ sequence = Differentiable("FoldSequence", _sequence_forward, _sequence_save, _se
 apply = Differentiable("FoldSequenceApply", _apply_forward, _apply_save, _apply_backward, _apply_vmap, tensors=3)
 
 
-class Recorded(torch.autograd.Function):
-    """A call of :data:`sequence` that was checked before: (x, bias, parameters, plan) -> y."""
-
-    forward = staticmethod(_C.record_fold)
-
-    @staticmethod
-    def backward(ctx, grad):
-        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
-        if to_x is not None:
-            return to_x, None, None, None
-        plan, ctx.strides, bias_dtype = ctx.call
-        *ctx.rest, _remember = plan[2]
-        ctx.bias_like = bias_dtype, (-1,)
-        return *_sequence_backward(ctx, grad)[:3], None
-
-
 #: How a call that was checked before runs without and with a gradient, where it is not plain.
-WAYS = sequence.forward, plain_apply(Recorded)
+WAYS = sequence.forward, recorded("FoldSequenceRecorded", _sequence_backward)
 
 
 @torch.library.register_fake("pyfold::fold_sequence")
