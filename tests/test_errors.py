@@ -160,3 +160,25 @@ def test_a_row_outside_the_table_is_nan(backend):
     y = pyfold.affine_step(x, x, TABLE.to(backend), index)
     assert torch.equal(torch.isnan(y).all(1).cpu(), torch.tensor([False, True, True]))
     assert torch.equal(y[0], x[0])
+
+
+WRITERS = {
+    "randn": lambda out: pyfold.randn(SEEDS, out.shape[1:], out=out),
+    "add_noise": lambda out: pyfold.add_noise(torch.ones_like(out), 0.5, 0.5, SEEDS, out=out),
+    "affine_step": lambda out: pyfold.affine_step(torch.ones_like(out), torch.ones_like(out), TABLE, out=out),
+    "history_out": lambda out: pyfold.affine_step(torch.ones_like(out), torch.ones_like(out), TABLE, history_out=out),
+    "next_input": lambda out: pyfold.affine_step(torch.ones_like(out), torch.ones_like(out), TABLE, next_input=out),
+    "x0_out": lambda out: pyfold.affine_step(torch.ones_like(out), torch.ones_like(out), TABLE, x0_out=out),
+}
+
+
+@pytest.mark.parametrize("dispatched", [False, True], ids=["direct", "dispatched"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_gradient_that_needs_what_was_overwritten_is_refused(name, dispatched):
+    x = torch.randn(2, 3, 8).transpose(1, 2) if dispatched else torch.randn(2, 8, 3)
+    weight = torch.ones(2, 8, 3, requires_grad=True)
+    loss = (weight * x).sum()
+    with torch.no_grad():
+        WRITERS[name](x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

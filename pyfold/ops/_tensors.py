@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -31,3 +33,12 @@ def _output_dtype(name, dtype, out, x0):
 
 def _normal(shape, dtype, device, generator):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+
+def wrote(*outputs: torch.Tensor | None) -> None:
+    """Tells autograd that tensors of the caller's hold new values, so that it refuses a gradient that needs the old ones."""
+    if is_compiling():
+        return
+    for output in outputs:
+        if output is not None and not output.is_inference():
+            increment_version(output)

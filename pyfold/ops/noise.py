@@ -11,6 +11,7 @@ from pyfold import _C
 from pyfold.ops import _noise_reference
 from pyfold.ops._checks import check_counter, check_device, check_seeds, check_tensor, check_window
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
+from pyfold.ops._tensors import wrote
 
 #: Streams that pyfold itself draws from; a seed gives independent noise in each.
 INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM = 0, 1, 2
@@ -56,6 +57,7 @@ def randn(
     if offset is None and global_shape is None and (device is None or device == _CPU) and not is_compiling():
         done = _C.randn(seeds, shape, stream, step, dtype, out)
         if done is not None:
+            wrote(out)
             return done
     shape = [int(size) if not isinstance(size, torch.SymInt) else size for size in shape]
     if any(size < 0 for size in shape):
@@ -71,6 +73,7 @@ def randn(
         seeds = seeds.to(device)
     seeds = check_seeds(seeds, seeds.shape[0] if isinstance(seeds, torch.Tensor) and seeds.dim() else len(seeds), device)
     offset, global_shape = check_window(offset, global_shape, shape)
+    given = out
     if out is None:
         if dtype not in FLOAT_DTYPES:
             raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
@@ -82,6 +85,7 @@ def randn(
             raise ValueError(f"out must have shape {(seeds.shape[0], *shape)}, got {tuple(out.shape)}")
         check_device("out", out, "seeds", seeds)
     torch.ops.pyfold.randn(seeds, check_counter("stream", stream), check_counter("step", step), offset, global_shape, out)
+    wrote(given)
     return out
 
 

@@ -22,7 +22,7 @@ from pyfold.ops._checks import (
     is_finite,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows
+from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows, wrote
 from pyfold.ops.noise import TRAINING_STREAM, randn
 
 #: Columns of a noising table; the kernels' own list.
@@ -229,6 +229,7 @@ def add_noise(
         if factors is not None:
             done = _C.add_noise(x0, alpha, sigma, seeds, factors, stream, step, dtype, out, target is not None)
             if done is not None:
+                wrote(out)
                 return done
     check_tensor("x0", x0)
     check_batched("x0", x0)
@@ -239,7 +240,9 @@ def add_noise(
         check_same("out", check_tensor("out", out), "x0", x0)
     offset, global_shape = check_window(offset, global_shape, x0.shape[1:])
     counters = check_counter("stream", stream), check_counter("step", step)
-    return _add_noise(x0, table, None, seeds, *counters, offset, global_shape, dtype, target is not None, out)
+    result = _add_noise(x0, table, None, seeds, *counters, offset, global_shape, dtype, target is not None, out)
+    wrote(out)
+    return result
 
 
 def _eps(like, seeds, stream, step, offset, global_shape):

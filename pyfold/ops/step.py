@@ -23,7 +23,7 @@ from pyfold.ops._checks import (
     check_window,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows
+from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows, wrote
 from pyfold.ops.noise import SAMPLER_STREAM, randn
 
 #: Columns of a sampler's table; the kernels' own list.
@@ -164,10 +164,11 @@ def affine_step(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
+    outputs = out, history_out, next_input, x0_out
     if offset is None and global_shape is None and not is_compiling():
-        outputs = out, history_out, next_input, x0_out
         done = _C.affine_step(x, models, table, index, base, history, seeds, stream, *outputs)
         if done is not None:
+            wrote(*outputs)
             return done
     models = [models] if isinstance(models, torch.Tensor) else list(models)
     history = list(history)
@@ -181,7 +182,7 @@ def affine_step(
     operands = [x, *models, *history, *([] if base is None else [base])]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
     if recorded or functorch_active() or forward_mode(operands):
-        if any(t is not None for t in (out, history_out, next_input, x0_out)):
+        if any(t is not None for t in outputs):
             raise ValueError("out=, history_out=, next_input= and x0_out= cannot be used where a gradient is needed")
         noise = None
         if seeds is not None:
@@ -193,6 +194,7 @@ def affine_step(
         x, models, base, history, table.contiguous(), index, seeds, stream, offset, global_shape, out, history_out,
         next_input, x0_out,
     )  # fmt: skip
+    wrote(*outputs)
     return out
 
 
