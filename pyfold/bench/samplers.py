@@ -16,7 +16,7 @@ STEPS = 12
 VP = diffusion.vp_linear()
 FLOW = diffusion.flow()
 #: row -> (plan, class of diffusers, its settings, what its step is asked for, function of k-diffusion)
-SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str, dict[str, Any], dict[str, Any], str | None]] = {
+SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str | None, dict[str, Any], dict[str, Any], str | None]] = {
     "DDPM": (lambda: diffusion.ddpm(VP, STEPS), "DDPMScheduler", {}, {}, None),
     "DDIM": (lambda: diffusion.ddim(VP, STEPS), "DDIMScheduler", {}, {}, None),
     "DDIM, eta 1": (lambda: diffusion.ddim(VP, STEPS, eta=1.0), "DDIMScheduler", {}, {"eta": 1.0}, None),
@@ -29,6 +29,27 @@ SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str, dict[str, Any], dic
         "sample_euler_ancestral",
     ),
     "Heun": (lambda: diffusion.heun(VP, STEPS), "HeunDiscreteScheduler", {}, {}, "sample_heun"),
+    "DPM2": (lambda: diffusion.dpm2(VP, STEPS), "KDPM2DiscreteScheduler", {}, {}, "sample_dpm_2"),
+    "DPM2 ancestral": (
+        lambda: diffusion.dpm2_ancestral(VP, STEPS),
+        "KDPM2AncestralDiscreteScheduler",
+        {},
+        {},
+        "sample_dpm_2_ancestral",
+    ),
+    "DPM++ 2S ancestral": (lambda: diffusion.dpmpp_2s_ancestral(VP, STEPS), None, {}, {}, "sample_dpmpp_2s_ancestral"),
+    "DPM++ singlestep 2": (
+        lambda: diffusion.dpmpp_singlestep(VP, STEPS, order=2),
+        "DPMSolverSinglestepScheduler",
+        {"lower_order_final": True},
+        {},
+        None,
+    ),
+    "PLMS": (lambda: diffusion.plms(VP, STEPS), "PNDMScheduler", {"skip_prk_steps": True}, {}, None),
+    "iPNDM": (lambda: diffusion.ipndm(VP, STEPS), "IPNDMScheduler", {}, {}, None),
+    "ER-SDE 3": (lambda: diffusion.er_sde(VP, STEPS), None, {}, {}, None),
+    "SEEDS 2": (lambda: diffusion.seeds(VP, STEPS), None, {}, {}, None),
+    "EDM stochastic": (lambda: diffusion.edm_stochastic(diffusion.edm(), STEPS), None, {}, {}, None),
     "DPM++ 2M": (
         lambda: diffusion.dpmpp_multistep(VP, STEPS, order=2),
         "DPMSolverMultistepScheduler",
@@ -57,6 +78,8 @@ SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str, dict[str, Any], dic
     "LCM": (lambda: diffusion.lcm(VP, STEPS), "LCMScheduler", {}, {}, None),
     "TCD": (lambda: diffusion.tcd(VP, STEPS), "TCDScheduler", {}, {}, None),
     "flow Euler": (lambda: diffusion.flow_euler(FLOW, STEPS), "FlowMatchEulerDiscreteScheduler", {}, {}, None),
+    "flow Heun": (lambda: diffusion.flow_heun(FLOW, STEPS), "FlowMatchHeunDiscreteScheduler", {}, {}, None),
+    "flow SDE": (lambda: diffusion.flow_sde(FLOW, STEPS), None, {}, {}, None),
 }
 
 
@@ -92,7 +115,7 @@ def _add_loop_row(name: str) -> None:
         forms: dict[str, Form | None] = {
             "pyfold": lambda: diffusion.sample(model, plan, s.shape[1:], seeds, x=x, device=s.device)
         }
-        if s.peers.diffusers:
+        if s.peers.diffusers and scheduler:
             import pyfold.adapters.diffusers as adapters
 
             theirs, adapted = (getattr(package, scheduler)(**options) for package in (s.peers.diffusers, adapters))
