@@ -2,6 +2,9 @@
 
 #include <stddef.h>
 
+#include <initializer_list>
+
+#include "core/view.h"
 #include "cpu/tier.h"
 
 namespace pyfold::cpu {
@@ -10,5 +13,13 @@ namespace pyfold::cpu {
 // page faults or more it would take longer than most ops. Memory in use is left as it is, and the environment variable
 // PYFOLD_HUGE_PAGES=0 turns this off.
 PYFOLD_EXPORT void prefer_huge_pages(void* data, size_t bytes);
+
+// The same for the results of a call; those that it does not ask for are empty.
+inline void prefer_huge_pages(const Geometry& geometry, std::initializer_list<const View*> results) {
+  for (const View* view : results) {
+    if (*view)
+      prefer_huge_pages(view->data, static_cast<size_t>(geometry.rows * geometry.numel * size_of(view->dtype)));
+  }
+}
 
 }  // namespace pyfold::cpu

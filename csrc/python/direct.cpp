@@ -2,6 +2,9 @@
 
 #include <math.h>
 
+#include <exception>
+#include <string>
+
 #include "cpu/diffusion.h"
 #include "cpu/huge_pages.h"
 #include "python/plain.h"
@@ -100,25 +103,28 @@ bool counter(PyObject* object, uint32_t& out) {
 
 // --- the calls
 
-// Runs body(begin, end) over all tasks, on torch's threads where there are enough. What is worked in place cannot be
-// done again the long way, but nothing of ours throws on the way.
+// Runs body(begin, end) over all tasks, on torch's threads where there are enough. What fails on the way is an error
+// and not a call for the long way, which would work a second time on what is worked in place.
 template <class Body>
 bool run(const Geometry& geometry, bool noisy, const Body& body) {
   if (cpu::for_one_thread(geometry, noisy)) return body(0, cpu::task_count(geometry)), true;
   const auto task = [](const void* context, int64_t begin, int64_t end) {
     (*static_cast<const Body*>(context))(begin, end);
   };
-  return launch(cpu::launchers().tasks, geometry.rows * geometry.numel,
-                [&](auto tasks) { tasks(geometry, noisy, task, &body); });
+  std::string error;
+  const bool launched = launch(cpu::launchers().tasks, geometry.rows * geometry.numel, [&](auto tasks) {
+    try {
+      tasks(geometry, noisy, task, &body);
+    } catch (const std::exception& failure) {
+      error = failure.what();
+    }
+  });
+  if (!error.empty()) PyErr_SetString(PyExc_RuntimeError, error.c_str());
+  return launched && error.empty();
 }
 
-// Before a result is written for the first time.
-void prefer_huge_pages(const Call& call, const View& view) {
-  if (view) {
-    cpu::prefer_huge_pages(view.data,
-                           static_cast<size_t>(call.geometry.rows * call.geometry.numel * size_of(view.dtype)));
-  }
-}
+// Of a call that did not run: None, or the error.
+PyObject* not_run() { return PyErr_Occurred() != nullptr ? nullptr : Py_NewRef(Py_None); }
 
 PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 6) return PyErr_Format(PyExc_TypeError, "randn takes seeds, shape, stream, step, dtype, out");
@@ -160,9 +166,10 @@ PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!counter(args[2], kernel.noise.stream) || !counter(args[3], kernel.step)) Py_RETURN_NONE;
   kernel.geometry = call.geometry;
   call.view(kernel.out, call.like.data, call.state);
-  prefer_huge_pages(call, kernel.out);
+  cpu::prefer_huge_pages(kernel.geometry, {&kernel.out});
   const auto& kernels = cpu::diffusion_kernels();
-  if (!run(call.geometry, true, [&](int64_t begin, int64_t end) { kernels.randn(kernel, begin, end); })) Py_RETURN_NONE;
+  if (!run(call.geometry, true, [&](int64_t begin, int64_t end) { kernels.randn(kernel, begin, end); }))
+    return not_run();
   return out.release();
 }
 
@@ -275,11 +282,10 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   kernel.table.data = table;
   kernel.table.rows = call.geometry.rows;
   call.view(kernel.x0, call.like.data, call.state);
-  prefer_huge_pages(call, kernel.out);
-  prefer_huge_pages(call, kernel.target);
+  cpu::prefer_huge_pages(kernel.geometry, {&kernel.out, &kernel.target});
   const auto& kernels = cpu::diffusion_kernels();
   const auto body = [&](int64_t begin, int64_t end) { kernels.add_noise(kernel, begin, end); };
-  if (!run(call.geometry, true, body)) Py_RETURN_NONE;
+  if (!run(call.geometry, true, body)) return not_run();
   if (target.get() == nullptr) return out.release();
   PyObject* both = PyTuple_New(2);
   PyTuple_SET_ITEM(both, 0, out.release());
@@ -323,7 +329,7 @@ PyObject* denoising_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
   std::vector<double> sums(cpu::task_count(kernel.geometry));
   const auto& kernels = cpu::diffusion_kernels();
   const auto body = [&](int64_t begin, int64_t end) { kernels.residual_square(kernel, sums.data(), begin, end); };
-  if (!run(call.geometry, cpu::draws_noise(kernel), body)) Py_RETURN_NONE;
+  if (!run(call.geometry, cpu::draws_noise(kernel), body)) return not_run();
   const double factor = 1.0 / static_cast<double>(call.geometry.numel);
   cpu::sum_rows(kernel.geometry, sums.data(), factor, losses.bits == 64, losses.data);
   return out.release();
@@ -341,10 +347,10 @@ PyObject* denoising_residual_scale(PyObject*, PyObject* const* args, Py_ssize_t 
   kernel.row_scale = scale.data;
   Result out;
   if (!out.given_or_like(Py_None, args[0]) || !call.operand(kernel.out, out.get(), true)) Py_RETURN_NONE;
-  prefer_huge_pages(call, kernel.out);
+  cpu::prefer_huge_pages(kernel.geometry, {&kernel.out});
   const auto& kernels = cpu::diffusion_kernels();
   const auto body = [&](int64_t begin, int64_t end) { kernels.residual_scale(kernel, begin, end); };
-  if (!run(call.geometry, cpu::draws_noise(kernel), body)) Py_RETURN_NONE;
+  if (!run(call.geometry, cpu::draws_noise(kernel), body)) return not_run();
   return out.release();
 }
 
@@ -413,12 +419,10 @@ PyObject* affine_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!out.given_or_like(args[8], args[0]) || !call.operand(kernel.out, out.get())) Py_RETURN_NONE;
   kernel.geometry = call.geometry;
   call.view(kernel.x, call.like.data, call.state);
-  for (const View* each : {&kernel.out, &kernel.history_out, &kernel.next_input, &kernel.x0_out}) {
-    prefer_huge_pages(call, *each);
-  }
+  cpu::prefer_huge_pages(kernel.geometry, {&kernel.out, &kernel.history_out, &kernel.next_input, &kernel.x0_out});
   const auto& kernels = cpu::diffusion_kernels();
   const auto body = [&](int64_t begin, int64_t end) { kernels.affine_step(kernel, begin, end); };
-  if (!run(call.geometry, noisy, body)) Py_RETURN_NONE;
+  if (!run(call.geometry, noisy, body)) return not_run();
   return out.release();
 }
 

@@ -648,12 +648,12 @@ void add_direct_folds(PyObject* module) {
       {"recorded_gradient", fast<recorded_gradient>(), METH_FASTCALL,
        "Its gradient of x alone in a plain call, or None."},
       {"fold_forward", fast<forward_with_bits<reflect, 10, 3>>(), METH_FASTCALL,
-       "The op fold of a small call, or None."},
-      {"fold_backward", fast<fold_backward>(), METH_FASTCALL, "The op of this name of a small call, or None."},
+       "The op fold of a plain call, or None."},
+      {"fold_backward", fast<fold_backward>(), METH_FASTCALL, "The op of this name of a plain call, or None."},
       {"fold_sequence", fast<forward_with_bits<run_sequence, 11, 2>>(), METH_FASTCALL,
-       "The op of this name of a small call, with its results, or None."},
+       "The op of this name of a plain call, with its results, or None."},
       {"fold_sequence_apply", fast<fold_sequence_apply>(), METH_FASTCALL,
-       "The op of this name of a small call, or None."},
+       "The op of this name of a plain call, or None."},
       {nullptr, nullptr, 0, nullptr},
   };
   PyModule_AddFunctions(module, methods);

@@ -8,22 +8,6 @@
 namespace pyfold::ops {
 namespace {
 
-// Called before the tensors are written.
-template <class... Tensors>
-void results(const Tensors&... tensors) {
-  const auto one = [](const Tensor& out) {
-    cpu::prefer_huge_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * out.element_size());
-  };
-  const auto each = [&](const auto& out) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(out)>, Tensor>) {
-      one(out);
-    } else if (out.has_value()) {
-      one(*out);
-    }
-  };
-  (each(tensors), ...);
-}
-
 template <class Body>
 void parallel_tasks(const Geometry& geometry, bool noisy, const Body& body) {
   const int64_t tasks = cpu::task_count(geometry);
@@ -41,7 +25,7 @@ void launch(const Geometry& geometry, bool noisy, cpu::TaskBody* body, const voi
 void randn_cpu(const Tensor& seeds, int64_t stream, int64_t step, const Ints& offset, const Ints& global_shape,
                const Tensor& out) {
   const RandnArgs args = randn_args(seeds, stream, step, offset, global_shape, out);
-  results(out);
+  cpu::prefer_huge_pages(args.geometry, {&args.out});
   const auto& kernels = cpu::diffusion_kernels();
   parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.randn(args, begin, end); });
 }
@@ -53,7 +37,7 @@ void add_noise_cpu(const Tensor& x0, const Tensor& table, const std::optional<Te
   call.operands.add(call.args.out, out, "out");
   call.operands.add(call.args.target, target, "target");
   const NoisingArgs& args = call.finish(offset, global_shape);
-  results(out, target);
+  cpu::prefer_huge_pages(args.geometry, {&args.out, &args.target});
   const auto& kernels = cpu::diffusion_kernels();
   parallel_tasks(args.geometry, true, [&](int64_t begin, int64_t end) { kernels.add_noise(args, begin, end); });
 }
@@ -98,7 +82,7 @@ Tensor denoising_residual_scale_cpu(const Tensor& scale, const Tensor& predictio
   call.operands.add(call.args.prediction, prediction, "prediction");
   call.operands.add(call.args.out, out, "out");
   const NoisingArgs& args = call.finish(offset, global_shape);
-  results(out);
+  cpu::prefer_huge_pages(args.geometry, {&args.out});
   const auto& kernels = cpu::diffusion_kernels();
   parallel_tasks(args.geometry, cpu::draws_noise(args),
                  [&](int64_t begin, int64_t end) { kernels.residual_scale(args, begin, end); });
@@ -112,7 +96,7 @@ void affine_step_cpu(const Tensor& x, const std::vector<Tensor>& models, const s
                      const std::optional<Tensor>& next_input, const std::optional<Tensor>& x0_out) {
   const AffineStepArgs args = affine_step_args(x, models, base, history, table, index, seeds, stream, offset,
                                                global_shape, out, history_out, next_input, x0_out);
-  results(out, history_out, next_input, x0_out);
+  cpu::prefer_huge_pages(args.geometry, {&args.out, &args.history_out, &args.next_input, &args.x0_out});
   const auto& kernels = cpu::diffusion_kernels();
   parallel_tasks(args.geometry, seeds.has_value(),
                  [&](int64_t begin, int64_t end) { kernels.affine_step(args, begin, end); });

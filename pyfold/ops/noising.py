@@ -385,6 +385,13 @@ _residual_dot = Differentiable(
 )  # fmt: skip
 
 
+def _check_pair(prediction: Any, name: str, value: Any) -> None:
+    check_tensor(name, value)
+    check_batched(name, value)
+    check_same("prediction", check_tensor("prediction", prediction), name, value)
+    _output_dtype("prediction", prediction.dtype, None, value)
+
+
 def denoising_loss(
     prediction: torch.Tensor,
     x0: torch.Tensor,
@@ -419,10 +426,7 @@ def denoising_loss(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    check_tensor("x0", x0)
-    check_batched("x0", x0)
-    check_same("prediction", check_tensor("prediction", prediction), "x0", x0)
-    _output_dtype("prediction", prediction.dtype, None, x0)
+    _check_pair(prediction, "x0", x0)
     if target is None:
         raise TypeError("target must be a name or a pair (of x0, of epsilon), got None")
     seeds = check_seeds(seeds, x0.shape[0], x0.device)
@@ -450,10 +454,7 @@ def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: float | 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    check_tensor("target", target)
-    check_batched("target", target)
-    check_same("prediction", check_tensor("prediction", prediction), "target", target)
-    _output_dtype("prediction", prediction.dtype, None, target)
+    _check_pair(prediction, "target", target)
     weight = 1.0 if weight is None else weight
     # The denoising loss of x0, which asks for no noise.
     table = noising_table(0.0, 0.0, target="x0", weight=weight, samples=target.shape[0], device=target.device)
