@@ -441,6 +441,7 @@ void add_direct_calls(PyObject* module) {
   };
   PyModule_AddFunctions(module, methods);
   add_direct_folds(module);
+  add_known_folds(module);
 }
 
 }  // namespace pyfold

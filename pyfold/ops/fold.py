@@ -230,7 +230,7 @@ def fold(
     return _fold_sequence.sequence(*arguments, 1, needed)[0]
 
 
-# --- calls that were checked before, known again by all that the checks look at (csrc/python/direct_folds.cpp)
+# --- calls that were checked before, known again by all that the checks look at (csrc/python/known_folds.cpp)
 
 
 def _remember(given: tuple[Any, ...], reflects: bool, parameters: torch.Tensor | None, rest: tuple[Any, ...]) -> None:
