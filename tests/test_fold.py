@@ -315,6 +315,34 @@ def test_derivatives_in_normals_offsets_slopes_and_angles(generator):
         assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("kind", [kind for kind, fold in FOLDS.items() if not fold.paired])
+def test_pairing_is_of_pairs_alone(kind, generator):
+    """A unit of many channels laid out as two halves left its tensor."""
+    given = {"hyperplane": {"normal": torch.randn(3, 32, generator=generator)}}.get(kind, {})
+    sizes = [{"size": size} for size in (None, 2, 8)] if "size" in FOLDS[kind].parameters else [{}]
+    for size in sizes:
+        x = torch.randn(1, 32, 64, generator=generator, requires_grad=True)
+        y = pyfold.fold(x, kind, pairing="halves", **given, **size)
+        expected = pyfold.fold(x, kind, **given, **size)
+        assert torch.equal(y, expected)
+        (to_x,), (expected_to_x,) = (torch.autograd.grad(z.square().sum(), x) for z in (y, expected))
+        assert torch.equal(to_x, expected_to_x)
+
+
+def test_raw_programs_stay_inside_their_tensors(generator):
+    """Units of more than two channels have no halves, and the inverse of tri needs planes that its one bit does not fill."""
+    x = torch.randn(1, 32, 64, generator=generator)
+    swap, tri = [6, 0, 1, 0, 0], [4, 0, 0, 0, 0]
+    bits = torch.zeros(1, 64 * 32 // 8, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="two by two"):
+        torch.ops.pyfold.fold_sequence(x, None, None, swap, [], 8, 1, "halves", 1, torch.empty_like(x), None)
+    for instruction in (tri, [2, 0, 0, 0, 0]):
+        with pytest.raises(RuntimeError, match="too little"):
+            torch.ops.pyfold.fold_sequence_apply(
+                x, bits, None, instruction, [1.0, 0.0], 1, 1, "adjacent", 1, "inverse", torch.empty_like(x)
+            )
+
+
 def test_against_torchlip(generator):
     """deel-torchlip sorts adjacent channels as pyfold does; its pairs of halves are [min; max]."""
     functional = pytest.importorskip("deel.torchlip.functional")

@@ -12,6 +12,7 @@ namespace pyfold {
 inline const char* fold_layout(FoldLayout& layout, int64_t ndim, const int64_t* sizes, const int64_t* strides,
                                int64_t dim, int64_t* order) {
   layout.outer = layout.channels = layout.inner = 1;
+  if (layout.halves && layout.components > 2) return "halves pair channels two by two";
   if (ndim == 0) {
     return layout.components == 1 && layout.groups == 1 ? nullptr
                                                         : "units of several channels need a channel dimension";

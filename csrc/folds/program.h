@@ -78,6 +78,9 @@ inline const char* sequence_program(SequenceArgs& args, const int64_t* program, 
     if (reach.constants != 0 && first + reach.constants > (of_parameters ? parameter_count : constant_count)) {
       return "an instruction leaves the constants of its program";
     }
+    if (args.mode == SequenceMode::kInverse && (op == FoldOp::kTri || op == FoldOp::kBox)) {
+      return "the bits of this program's box or tri say too little for its inverse";
+    }
     if (op == FoldOp::kCrelu && (k != 0 || rows != 1)) return "crelu takes one row, and comes first";
     if (op == FoldOp::kMatrix && rows > kMaxMatrixRows) return "a matrix has at most 6 rows";
     static_assert(kMaxMatrixRows == 6);

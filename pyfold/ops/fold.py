@@ -46,7 +46,7 @@ def _check_bias(value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A checked call: x dense, dim from 0, every parameter given."""
+    """A checked call: x dense, dim from 0, every parameter given; pairing is "adjacent" where no pairs are folded."""
 
     x: torch.Tensor
     kind: str
@@ -138,6 +138,7 @@ def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Cal
         raise ValueError(f"size must divide the channels, {channels} in dim {dim}, got {rows}")
     if bias is not None:
         _check_bias(bias, channels, x)
+    pairing = pairing if fold.paired else "adjacent"
     return Call(x if _is_dense(x) else x.contiguous(), kind, fold, dim, pairing, parameters, max(rows, 1))
 
 
@@ -185,7 +186,7 @@ def fold(
         clamp: a bound on the output, or None.
         dim: the channel dimension.
         pairing: of kinds that fold pairs: ``"adjacent"`` pairs channels (0, 1), (2, 3), ...; ``"halves"`` pairs (0, C/2),
-            (1, C/2 + 1), ...
+            (1, C/2 + 1), ...; other kinds do the same for both.
         parameters: those of the kind.
 
     Returns:
@@ -344,9 +345,8 @@ def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="
         z = x + bias.reshape([-1 if d == dim else 1 for d in range(x.dim())])
     # Widened parameters: rounding them is not what is compared.
     values = {k: v.to(x.dtype) if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
-    pairing = call.pairing if call.fold.paired else "adjacent"
-    parts = call.fold.reference(_parts(z, call.rows, dim, pairing), **values)
-    y = gain * _joined(parts, dim, "halves" if call.fold.widens else pairing, x.dim())
+    parts = call.fold.reference(_parts(z, call.rows, dim, call.pairing), **values)
+    y = gain * _joined(parts, dim, "halves" if call.fold.widens else call.pairing, x.dim())
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
@@ -396,8 +396,7 @@ def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False,
 def tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
     call = check_call(x, kind, bias, dim, pairing, parameters)
     z = x if bias is None else x + bias.reshape([-1 if d == call.dim else 1 for d in range(x.dim())])
-    distance = call.fold.ties(_parts(z, call.rows, call.dim, call.pairing if call.fold.paired else "adjacent"),
-                              **call.parameters).abs().flatten()  # fmt: skip
+    distance = call.fold.ties(_parts(z, call.rows, call.dim, call.pairing), **call.parameters).abs().flatten()
     if clamp is None:
         return distance
     y = fold_reference(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, **parameters)

@@ -70,7 +70,7 @@ def _rows_of(call: Call, channels: int) -> Iterator[list[int]]:
     """The channels that each unit of a fold takes."""
     units = channels // call.rows
     for unit in range(units):
-        if call.fold.paired and call.pairing == "halves":
+        if call.pairing == "halves":
             yield [unit, unit + units]
         else:
             yield list(range(unit * call.rows, (unit + 1) * call.rows))
