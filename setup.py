@@ -12,15 +12,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-
-
 sys.path.insert(0, str(ROOT / "build_backend"))
-import backend  # noqa: E402
+import find  # noqa: E402
 
 
 def find_torch() -> str:
     """The torch package of the environment that the build is for, which need not be importable from here."""
-    folder = backend.torch_folder()
+    folder = find.torch_folder()
     if folder is None:
         raise SystemExit("pyfold: no torch >= 2.10 found. Install it first: pip install torch")
     return str(folder)
@@ -28,7 +26,7 @@ def find_torch() -> str:
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        cmake, ninja = backend.tool("cmake"), backend.tool("ninja")
+        cmake, ninja = find.tool("cmake"), find.tool("ninja")
         if cmake is None:
             raise SystemExit("pyfold: CMake >= 3.18 is needed to build. Install it: pip install cmake ninja")
         if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "g++", "clang++")):

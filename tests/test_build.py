@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pybind11
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 import pyfold
-from pyfold import _C
+from pyfold import _C, _requirements
 from pyfold.ops import OPS
 
 PACKAGE = Path(pyfold.__file__).parent
@@ -21,9 +23,22 @@ ROOT = PACKAGE.parent
 LIBRARIES = sorted((PACKAGE / "_lib").glob("*.so"))
 BUILDS = [p.parent for p in sorted((ROOT / "build").glob("*/compile_commands.json"))]
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
+needs_source = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
 needs_build = pytest.mark.skipif(not BUILDS, reason="needs the build folder of this source tree")
 #: Symbols of libc, libstdc++ and the compiler's runtime carry a version, or are these.
 RUNTIME = re.compile(r"@|^(__cxa_|__gmon|_ITM_|__gxx_personality|_Unwind_|__dso_handle)")
+#: What the repository needs and a source archive does not.
+NOT_IN_SDIST = {".gitignore"}
+#: A few ops of an installed pyfold.
+WORKS = """
+import torch, pyfold
+print(pyfold.__file__)
+pyfold.show_config()
+x = pyfold.randn([1, 2], (8,))
+assert torch.equal(x[1:], pyfold.randn([2], (8,)))
+y, bits = pyfold.ops.fold_with_bits(x, "maxmin")
+assert torch.equal(pyfold.ops.unfold(y, bits, "maxmin"), x)
+"""
 SHIM = re.compile(r"^(aoti_torch_|torch_)[a-z0-9_]+$")
 
 
@@ -133,23 +148,89 @@ def test_kernels_hold_their_own_tests(tmp_path):
         assert run.returncode == 0 and "randn float32\n" in run.stdout
 
 
+@needs_source
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
-def test_pip_install_without_help(tmp_path):
-    """pip's isolated build finds the torch that is there; the wheel works away from the source."""
-    source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "_lib", "_C*", "*.egg-info"))
-    target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", target, source]
-    environment = {**os.environ, "PYFOLD_CUDA": "off"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    environment = {**environment, "PYTHONPATH": str(target)}
-    code = "import pyfold; print(pyfold.__file__); pyfold.show_config(); print(pyfold.randn([1], (2,)).shape)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert str(target) in out.stdout
-    assert "CUDA: not built: built with PYFOLD_CUDA=off" in out.stdout
+def test_sdist_builds_a_wheel_that_works(tmp_path):
+    """Source tree -> sdist -> wheel, by pip's isolated build with the torch that is there -> a fresh environment."""
+    environment = {**os.environ, "PYFOLD_CUDA": "off", "PYTHONPATH": ""}
+
+    def run(*command, cwd=tmp_path):
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, ROOT)
+    (sdist,) = tmp_path.glob("pyfold-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    files = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()}
+    assert not [f for f in files if f.endswith((".so", ".pyc"))]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        tracked = run("git", "ls-files", cwd=ROOT).splitlines()
+        assert [f for f in tracked if f not in files and f not in NOT_IN_SDIST] == []
+
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, source)
+    (wheel,) = tmp_path.glob("pyfold-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0] for n in names} == {"pyfold", next(n for n in names if ".dist-info" in n).split("/")[0]}
+
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "lent.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")  # torch and numpy, without a copy
+    run(python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel)
+    out = run(python, "-c", WORKS)
+    assert str(site) in out
+    assert "CUDA: not built: built with PYFOLD_CUDA=off" in out
+    assert run(python, "-m", "pyfold", "info").startswith("pyfold ")
+
+
+def imitation_of_torch(environment):
+    folder = environment / "lib/python3.12/site-packages/torch"
+    for header in ("csrc/stable/library.h", "headeronly/core/TensorAccessor.h"):
+        (folder / "include/torch" / header).parent.mkdir(parents=True)
+        (folder / "include/torch" / header).touch()
+    return folder
+
+
+@needs_source
+@pytest.mark.parametrize("way", ["option", "option=", "frontend", "cwd", "VIRTUAL_ENV", "PATH", "PYFOLD_TORCH_DIR", "none"])
+def test_an_isolated_build_finds_torch(way, tmp_path):
+    """uv and build make an environment of their own, and call the backend from it."""
+    target = tmp_path / (".venv" if way == "cwd" else "target")
+    torch_there = imitation_of_torch(target)
+    (target / "bin").mkdir()
+    (target / "bin/python").touch()
+    isolated = tmp_path / "isolated"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", isolated], check=True)
+    # The frontend: it runs the backend as its child, and its command line says the rest.
+    query = f"import sys; sys.path.insert(0, {str(ROOT / 'build_backend')!r}); sys.base_prefix = '/nowhere'; "
+    query += "import find; print(find.torch_folder())"
+    frontend = f"import subprocess; subprocess.run([{str(isolated / 'bin/python')!r}, '-c', {query!r}], check=True)"
+    words = {"option": ["--python", "target/bin/python"], "option=": ["--python=target/bin/python"]}.get(way, [])
+    words += [target / "bin/python"] if way == "frontend" else []
+    values = {"VIRTUAL_ENV": target, "PATH": target / "bin", "PYFOLD_TORCH_DIR": torch_there}
+    environment = {"PATH": "/nowhere"} | ({way: str(values[way])} if way in values else {})
+    command = [sys.executable, "-I", "-c", frontend, "install", *words]
+    # The interpreter's own path is a word of its command line too, so it is given by another name.
+    found = subprocess.run(
+        ["python", *command[1:]], executable=sys.executable, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == (str(torch_there) if way != "none" else "None")
+
+
+@needs_source
+def test_errors_about_extras_name_a_command_that_works_here():
+    """Nothing has to be on an index: the extras are those of the source tree, or of what is installed."""
+    section = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", section, re.MULTILINE)
+    assert _requirements.install_command("train") == f"pip install -e '{ROOT}[train]'"
+    sources = "".join(p.read_text() for p in PACKAGE.rglob("*.py"))
+    used = set(re.findall(r"\bneed\(\"[\w.]+\", \"(\w+)\"\)", sources)) | {"train"}
+    assert used <= set(extras)
+    assert "pip install 'pyfold[" not in sources.replace("pip install 'pyfold[{extra}]'", "")
 
 
 @needs_build

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from pyfold import folding
+from pyfold._requirements import install_command
 from pyfold.folding import pictures
 from pyfold.nn import Fold
 
@@ -109,7 +111,7 @@ def test_without_matplotlib(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=r"pip install 'pyfold\[pictures\]'"):
+    with pytest.raises(ImportError, match=re.escape(install_command("pictures"))):
         pictures.unfolding(1)
 
 

@@ -1,7 +1,7 @@
 """Pictures of folding: crease patterns, a folded plane, a tent network unfolded. Each returns a matplotlib Figure.
 
-``figure.savefig(path)`` writes one; ``axes=`` draws into a figure of your own. Needs matplotlib: ``pip install
-'pyfold[pictures]'``.
+``figure.savefig(path)`` writes one; ``axes=`` draws into a figure of your own. Needs matplotlib, which the
+extra ``pictures`` brings.
 """
 
 from __future__ import annotations
