@@ -78,6 +78,54 @@ def test_weightings_of_every_prediction(weighting, prediction, x0):
     np.testing.assert_allclose(ratio, expected_weight(weighting, prediction, schedule, *arguments), rtol=1e-9)
 
 
+def limits_at_no_signal(before):
+    """Of each weight of x0, epsilon and v where alpha is 0 and sigma 1, with alpha ``before`` the last step."""
+    inf = math.inf
+    return {
+        "simple": (1, 1, 1), "snr": (0, 1, 0), "min_snr": (0, 1, 0), "soft_min_snr": (0, 1, 0), "edm": (1, inf, 1),
+        "p2": (0, 1, 0), "vlb": (before**2 / 2, inf, before**2 / 2), "sigma_sqrt": (1, inf, 1), "cosmap": (2 / math.pi, inf, 2 / math.pi),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_and_losses_without_signal_are_limits(weighting, dtype):
+    """Zero terminal SNR makes ratios of 0 and 0; training goes on where the limit is finite."""
+    schedule = diffusion.zero_terminal_snr(diffusion.vp_linear())
+    t = torch.full((4,), 999, dtype=torch.float64)
+    alpha, sigma = schedule.coefficients(t)
+    assert not alpha.any() and (sigma == 1).all()
+    limits = limits_at_no_signal(schedule.at(998).alpha)[weighting]
+    for prediction, limit in zip(("x0", "epsilon", "v"), limits, strict=True):
+        weight = diffusion.weightings.weight_of_prediction(weighting, prediction, schedule, t.to(dtype))
+        torch.testing.assert_close(weight, torch.full_like(alpha, limit), rtol=1e-12, atol=1e-60)
+        loss = TrainingLoss(schedule, prediction, weighting)
+        x0 = torch.ones(4, 3, dtype=dtype)
+        noised = loss.noise(x0, SEEDS[:4], t)
+        if math.isfinite(limit):
+            assert loss(torch.zeros_like(x0), noised).isfinite().all()
+        else:
+            with pytest.raises(ValueError, match="weight must be finite"):
+                loss(torch.zeros_like(x0), noised)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [diffusion.flow(), diffusion.trigflow()], ids=["flow", "trigflow"])
+def test_weights_at_both_ends_are_those_beside_them(schedule, prediction, weighting):
+    """As a power of the distance from the end that is the same all along, or the limit of the log slope."""
+    whole = schedule.t_max - schedule.t_min
+    near = whole * torch.tensor([1e-6, 1e-9], dtype=torch.float64)
+    for end, inwards in ((schedule.t_min, 1), (schedule.t_max, -1)):
+        t = torch.cat([torch.tensor([float(end)], dtype=torch.float64), end + inwards * near])
+        at_end, *beside = diffusion.weightings.weight_of_prediction(weighting, prediction, schedule, t).tolist()
+        power = round(math.log(beside[0] / beside[1]) / math.log(1e3))
+        if power:
+            assert at_end == math.inf if power < 0 else at_end < 1e-30
+        else:
+            assert at_end == pytest.approx(beside[1], rel=1e-6)
+
+
 def test_min_snr_of_lucidrains_for_v():
     """eps: min(snr, g) / snr, x0: min(snr, g), v: min(snr, g) / (snr + 1)."""
     schedule, t = SCHEDULES["vp"], torch.arange(1000)

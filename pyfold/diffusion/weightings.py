@@ -2,6 +2,9 @@
 
 At a given x an error in x0 is one in ``m = A x0 + B eps`` times ``A - B alpha / sigma``, so the weight of the one is that of
 the other over its square. The exception is "simple", which is 1 whatever the model predicts.
+
+At the ends of a schedule, where alpha or sigma is 0, a weight is its limit, which may be infinite. All of these are rational
+in alpha and sigma, so the limit is their value a hair's breadth away, to all digits of a float64.
 """
 
 from __future__ import annotations
@@ -15,9 +18,25 @@ import torch
 from pyfold.diffusion.predictions import PREDICTIONS
 from pyfold.diffusion.schedules import Schedule
 
+#: alpha and sigma at an end of a schedule: its square, and the inverse of that, are still ordinary numbers.
+_NEARLY_ZERO = 1e-70
+#: No weight of a schedule's inside is as large; at an end it is what grows without bound.
+_INFINITE = 1e60
+
 
 def _snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return (alpha / sigma) ** 2
+
+
+def _inside(alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha and sigma in float64, neither of them 0."""
+    return alpha.to(torch.float64).clamp(min=_NEARLY_ZERO), sigma.to(torch.float64).clamp(min=_NEARLY_ZERO)
+
+
+def _slope(value: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    if not value.requires_grad:  # alpha of a variance-exploding schedule, for one
+        return torch.zeros_like(t)
+    return torch.autograd.grad(value.sum(), t, retain_graph=True)[0]
 
 
 def vlb(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
@@ -26,12 +45,12 @@ def vlb(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
     ``beta_t / (2 (1 - beta_t) (1 - alpha_bar_t))`` for epsilon, the variance of the reverse steps being beta_t (Ho et al. 2020,
     eq. 12), or ``-d snr / dt / 2`` for x0 (Kingma et al. 2021, eq. 17).
     """
+    alpha, sigma = _inside(*schedule.coefficients(t))
     if not schedule.steps:
         with torch.enable_grad():
             t = t.detach().to(torch.float64).requires_grad_()
-            (slope,) = torch.autograd.grad(_snr(*schedule.coefficients(t)).sum(), t)
-        return -slope / 2
-    alpha, sigma = schedule.coefficients(t)
+            of_alpha, of_sigma = (_slope(c, t) for c in schedule.coefficients(t))
+        return _snr(alpha, sigma) * (of_sigma / sigma - of_alpha / alpha)
     before = torch.where(t > 0, schedule.coefficients((t - 1).clamp(min=0))[0], 1.0)
     keep = (alpha / before) ** 2
     return (1 - keep) / (2 * keep * sigma**2) * _snr(alpha, sigma)
@@ -67,11 +86,18 @@ def weight_of_prediction(
 
     Args:
         weighting: a name in ``WEIGHTINGS``, or a function like those; ``functools.partial`` sets their options.
+        prediction: what the model predicts, a name in ``PREDICTIONS``.
+        schedule: of alpha and sigma.
+        t: the schedule's times [B].
+
+    Returns:
+        The weight, or its limit where alpha or sigma is 0: infinite, say, for the error of epsilon at alpha 0 under "edm".
     """
-    alpha, sigma = schedule.coefficients(t)
+    alpha, sigma = _inside(*schedule.coefficients(t))
     rule = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
     of_x0_error = rule(schedule, t, alpha, sigma)
     if of_x0_error is None:
         return torch.ones_like(alpha)
     of_x0, of_epsilon = PREDICTIONS[prediction](alpha, sigma, schedule.data_std)
-    return of_x0_error / (of_x0 - of_epsilon * alpha / sigma) ** 2
+    weight = of_x0_error / (of_x0 - of_epsilon * alpha / sigma) ** 2
+    return torch.where(weight > _INFINITE, torch.inf, weight)
