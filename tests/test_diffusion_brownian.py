@@ -50,6 +50,26 @@ def test_its_law():
     assert (covariance - expected).abs().max() < 5 * math.sqrt(2 / count)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0292, 14.6), (0.3, 500.0)], ids=["Karras", "EDM"])
+def test_small_steps_have_the_law_of_large_ones(low, high):
+    """A thousand Karras steps: unit variance and no correlation of neighbours, within 5 standard errors."""
+    ramp = torch.linspace(high ** (1 / 7), low ** (1 / 7), 1001, dtype=torch.float64) ** 7
+    times = [high, *ramp[1:-1].tolist(), low]
+    path = BrownianPath(torch.tensor([9]), (64,), low, high, dtype=torch.float64)
+    normals = torch.stack([path.normal(a, b)[0] for a, b in zip(times, times[1:], strict=False)])
+    for quarter in normals.chunk(4):
+        assert abs(quarter.square().mean() - 1) < 5 * math.sqrt(2 / quarter.numel())
+        assert abs((quarter[1:] * quarter[:-1]).mean()) < 5 / math.sqrt(quarter.numel())
+
+
+def test_steps_below_the_resolution_are_refused():
+    path = BrownianPath(SEEDS, (2,), 0.0, 1.0, depth=3)
+    assert path.resolution == 0.125
+    assert path.normal(0.5, 0.25).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"start and end.*0\.125 apart"):
+        path.normal(0.5, 0.4)
+
+
 @pytest.mark.parametrize(
     "sampler",
     [

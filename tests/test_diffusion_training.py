@@ -83,7 +83,8 @@ def limits_at_no_signal(before):
     inf = math.inf
     return {
         "simple": (1, 1, 1), "snr": (0, 1, 0), "min_snr": (0, 1, 0), "soft_min_snr": (0, 1, 0), "edm": (1, inf, 1),
-        "p2": (0, 1, 0), "vlb": (before**2 / 2, inf, before**2 / 2), "sigma_sqrt": (1, inf, 1), "cosmap": (2 / math.pi, inf, 2 / math.pi),
+        "p2": (0, 1, 0), "vlb": (before**2 / 2, inf, before**2 / 2), "sigma_sqrt": (1, inf, 1),
+        "cosmap": (2 / math.pi, inf, 2 / math.pi),
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class BrownianTreeNoiseSampler:
 
     def __call__(self, sigma, sigma_next):
         start, end = (min(max(self._time(s), self.path.low), self.path.high) for s in (sigma, sigma_next))
-        increment = ((self.path(end) - self.path(start)) / math.sqrt(abs(end - start))).to(self.dtype)
+        increment = self.path.normal(end, start).to(self.dtype)
         return increment if self.batched else increment[0]
 
 

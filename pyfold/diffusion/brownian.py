@@ -17,14 +17,18 @@ BROWNIAN_STREAM = 4
 class BrownianPath:
     """W(t) of each sample for t in [low, high], a function of its seed and t alone (Li et al. 2020, section 4, algorithm 3).
 
-    The path's ends are drawn first, then by halves what lies between (the Brownian bridge); ``W(t)`` costs ``depth + 2`` draws,
-    and times within one of the ``2^depth`` smallest parts share their last.
+    The path's ends are drawn first, then by halves what lies between (the Brownian bridge), which costs up to ``depth + 2``
+    draws. Any two times that are further apart than ``resolution`` have the law of a Brownian motion; nearer ones share a draw.
 
     Args:
-        seeds: int64 [B]. shape: of one sample.
+        seeds: int64 [B].
+        shape: of one sample.
         low, high: the path's times; W(low) = 0.
-        depth: halvings, from 0 to 28.
+        depth: halvings, from 0 to 28. Another depth is another path.
         dtype: float32 or float64.
+
+    Raises:
+        ValueError: low and high that are not finite or not rising, or a depth out of its range.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class BrownianPath:
         low: float,
         high: float,
         *,
-        depth: int = 12,
+        depth: int = 28,
         dtype: torch.dtype = torch.float32,
     ):
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -42,6 +46,12 @@ class BrownianPath:
         if not 0 <= depth <= 28:
             raise ValueError(f"depth must be in [0, 28], got {depth}")
         self.seeds, self.shape, self.low, self.high, self.depth, self.dtype = seeds, shape, low, high, depth, dtype
+        self._latest: tuple[float, torch.Tensor] | None = None
+
+    @property
+    def resolution(self) -> float:
+        """The distance below which two times may share a draw."""
+        return (self.high - self.low) / 2**self.depth
 
     def _bridge(self, mean: torch.Tensor, std: float, node: int) -> torch.Tensor:
         return add_noise(mean, 1.0, std, self.seeds, stream=BROWNIAN_STREAM, step=node)
@@ -55,6 +65,8 @@ class BrownianPath:
         at_left = torch.zeros_like(at_right)
         node = 1
         for _ in range(self.depth):
+            if t in (left, right):
+                break
             middle = (left + right) / 2
             at_middle = self._bridge((at_left + at_right) / 2, math.sqrt(right - left) / 2, node)
             # Children in the order of a heap.
@@ -62,8 +74,28 @@ class BrownianPath:
                 right, at_right, node = middle, at_middle, 2 * node
             else:
                 left, at_left, node = middle, at_middle, 2 * node + 1
+        if t in (left, right):
+            return at_left if t == left else at_right
         part = (t - left) / (right - left)
-        return self._bridge(torch.lerp(at_left, at_right, part), math.sqrt((t - left) * (right - t) / (right - left)), node)
+        # One rounding an operation, so that the bits are the same on every machine; torch.lerp's are not.
+        mean = at_left * (1 - part) + at_right * part
+        return self._bridge(mean, math.sqrt((t - left) * (right - t) / (right - left)), node)
+
+    def normal(self, start: float, end: float) -> torch.Tensor:
+        """(W(start) - W(end)) / sqrt(|start - end|) [B, *shape], a standard normal.
+
+        Raises:
+            ValueError: times out of the path, or no further apart than its resolution.
+        """
+        if not abs(start - end) > self.resolution:
+            raise ValueError(
+                f"start and end must be more than {self.resolution:g} apart on a path of depth {self.depth}, "
+                f"got {start} and {end}"
+            )
+        at_start = self._latest[1] if self._latest is not None and self._latest[0] == start else self(start)
+        at_end = self(end)
+        self._latest = end, at_end  # where the next step of a sampler starts
+        return (at_start - at_end) / math.sqrt(abs(start - end))
 
 
 def brownian_noise(
@@ -73,7 +105,7 @@ def brownian_noise(
     low: float,
     high: float,
     *,
-    depth: int = 12,
+    depth: int = 28,
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[int], torch.Tensor]:
     """Noise for :func:`sample` that makes a seed's picture nearly the same for any number of steps.
@@ -94,6 +126,6 @@ def brownian_noise(
         start, end = times[stage], times[stage + 1]
         if start <= end:
             raise ValueError(f"plan must go to less noise at stage {stage}, between low and high, got {start:g} to {end:g}")
-        return (path(start) - path(end)) / math.sqrt(start - end)
+        return path.normal(start, end)
 
     return noise

@@ -349,7 +349,7 @@ class BrownianSteps(Fused):
             dtype = like.dtype if like.dtype == torch.float64 else torch.float32
             path = BrownianPath(seed_tensor(seeds, like.shape[0], like.device), like.shape[1:], low, high, dtype=dtype)
             start, end = (min(max(float(t), low), high) for t in (start, end))
-            return (path(start) - path(end)) / math.sqrt(start - end) if start > end else torch.zeros_like(like)
+            return path.normal(start, end) if start > end else torch.zeros_like(like)
         if self.noise_sampler is None:
             from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
