@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from pyfold.ops import FOLDS, fold
+from pyfold.folds import FOLDS, REQUIRED
+from pyfold.ops import fold
 from pyfold.ops._checks import check_choice
-from pyfold.ops.fold_kinds import REQUIRED
 
 
 class Fold(torch.nn.Module):
@@ -50,13 +49,13 @@ class Fold(torch.nn.Module):
         for name in learn:
             if not known[name].learned:
                 raise ValueError(f"learn may not name {name}: it has no gradient in {kind}")
-        needs_angles = kind == "householder" and "angle" not in parameters
-        if channels is None and (bias or needs_angles):
+        starts = {name: p.start for name, p in known.items() if p.start is not None and name not in parameters}
+        if channels is None and (bias or starts):
             raise ValueError(f"channels is needed for {kind} with bias={bias}, got None")
         if channels is not None and FOLDS[kind].paired and channels % 2:
             raise ValueError(f"channels must be even for {kind}, got {channels}")
-        if needs_angles:
-            parameters["angle"] = torch.nn.Parameter(torch.full((channels // 2,), math.pi / 2))
+        for name, start in starts.items():
+            parameters[name] = torch.nn.Parameter(start(channels))
         self.bias = torch.nn.Parameter(torch.zeros(channels)) if bias else None
         for name, parameter in known.items():
             value = parameters.get(name, parameter.default)

@@ -10,8 +10,8 @@ import torch
 
 import pyfold
 from pyfold import nn
+from pyfold.folds.program import CODES, sorting_network
 from pyfold.ops import FLOAT_DTYPES, FOLDS, fold_table, fold_with_bits, unfold
-from pyfold.ops._fold_program import Code, sorting_network
 
 F64 = torch.float64
 #: Each kind with parameters away from special values, for 8 channels.
@@ -507,11 +507,11 @@ def test_every_kind_is_in_the_docstring():
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize(("code", "constant"), [(Code.MIRROR, -0.3), (Code.LEAKY, -0.6), (Code.BOX, 0.7)], ids=str)
+@pytest.mark.parametrize(("code", "constant"), [("Mirror", -0.3), ("Leaky", -0.6), ("Box", 0.7)], ids=str)
 def test_folds_of_single_values_are_what_the_interpreter_makes_of_them(code, constant, dtype, backend, generator):
     """A program of one such fold runs in one pass; a clamp that never binds sends it to the interpreter. Bit for bit."""
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    one, two = [int(code), 0, 0, 0, 0], [int(code), 0, 0, 0, 0, int(Code.CLAMP), 0, 0, 1, 1]
+    one, two = [CODES[code], 0, 0, 0, 0], [CODES[code], 0, 0, 0, 0, CODES["Clamp"], 0, 0, 1, 1]
     for count in (1, 7, 8, 255, 256, 1000, 4103):
         x = torch.randn(count, generator=generator, dtype=F64).to(backend, dtype)
         special = torch.tensor([-0.0, 0.0, math.nan, math.inf, -math.inf, constant, -constant, 1e-42])

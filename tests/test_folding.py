@@ -13,7 +13,8 @@ from torch import nn
 
 import pyfold
 from pyfold import folding
-from pyfold.folding import ACTIVATION_CREASES, FOLD_CREASES, Creases
+from pyfold.folding import ACTIVATION_CREASES, Creases
+from pyfold.folding.creases import fold_creases
 from pyfold.folding.probe import Probe
 from pyfold.models import MLP, Discriminator, MLPDenoiser, UNet
 from pyfold.nn import Fold
@@ -22,7 +23,7 @@ from pyfold.train.config import Config
 from pyfold.train.run import train
 
 ZERO, ONE = torch.zeros(1), torch.ones(1)
-CREASED = [kind for kind in FOLDS if kind in FOLD_CREASES]
+CREASED = [name for name, kind in FOLDS.items() if kind.creased]
 
 
 def seeded(make, seed=0):
@@ -246,7 +247,7 @@ class PlainFold(nn.Module):
     """A fold in torch operations, with the attributes that its kind's rule reads."""
 
     bias = clamp = None
-    dim = 1
+    dim, pairing = 1, "adjacent"
 
     def __init__(self, kind, forward, **attributes):
         super().__init__()
@@ -293,10 +294,8 @@ def test_creases_of_folds_in_plain_torch(fold, monkeypatch):
 
 def test_sorts_measure_kendall_distance():
     """Patterns of a sort differ by the inversions between two orders, whatever the way from one to the other."""
-    fold = nn.Module()
-    fold.size, fold.pairing = 6, "adjacent"
     orders = torch.stack([torch.randperm(6) for _ in range(20)]).double()
-    (creases,) = FOLD_CREASES["groupsort"](fold, orders)
+    (creases,) = fold_creases(FOLDS["groupsort"], orders, size=6)
     levels = creases.levels()
     for i, j in itertools.combinations(range(20), 2):
         inversions = sum(
@@ -307,19 +306,16 @@ def test_sorts_measure_kendall_distance():
 
 
 def test_chamber_of_sorted_absolute_values():
-    fold = nn.Module()
-    fold.size = 3
     x = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [-3.0, -2.0, -1.0]])
-    (creases,) = FOLD_CREASES["sortabs"](fold, x)
+    (creases,) = fold_creases(FOLDS["sortabs"], x, size=3)
     assert creases.value.shape == (4, 9)
     # -1, -2, -3 is the longest element of B_3, all nine mirrors away; here two of its values are in order again.
     assert creases.depth().tolist() == [0, 1, 1, 6]
 
 
 def test_periodic_creases():
-    fold = nn.Module()
-    fold.length, fold.phase = 1.0, 0.0
-    (creases,) = FOLD_CREASES["tri"](fold, torch.tensor([[-3.5], [-1.5], [0.0], [0.9], [1.1], [5.5]], dtype=torch.float64))
+    x = torch.tensor([[-3.5], [-1.5], [0.0], [0.9], [1.1], [5.5]], dtype=torch.float64)
+    (creases,) = fold_creases(FOLDS["tri"], x, length=1.0, phase=0.0)
     assert creases.levels().squeeze(1).tolist() == [-2, -1, 0, 0, 1, 3]
     assert creases.depth().tolist() == [2, 1, 0, 0, 1, 3]
     assert creases.reached() == [-3.0, -1.0, 1.0, 3.0, 5.0]

@@ -16,36 +16,13 @@ struct SequenceReach {
 };
 
 // False where there is no such instruction.
-inline bool sequence_reach(FoldOp op, int rows, bool shifts, SequenceReach& reach) {
+inline bool sequence_reach(FoldOp op, int r, bool shifts, SequenceReach& reach) {
   switch (op) {
-    case FoldOp::kMirror:
-    case FoldOp::kLeaky:
-    case FoldOp::kBox:
-      return reach = {1, 1, false}, true;
-    case FoldOp::kBoxSides:
-      return reach = {1, 2, false}, true;
-    case FoldOp::kTri:
-      return reach = {2, 1, false}, true;
-    case FoldOp::kTriCell:
-      return reach = {2, kCellPlanes, false}, true;
-    case FoldOp::kSwap:
-      return reach = {0, 1, true}, true;
-    case FoldOp::kLine:
-      return reach = {2, 1, true}, true;
-    case FoldOp::kPlane:
-      return reach = {rows + 1, 1, false}, true;
-    case FoldOp::kCrelu:
-      return reach = {0, 1, false}, true;
-    case FoldOp::kAffine:
-      return reach = {shifts ? rows + 1 : 1, 0, false}, true;
-    case FoldOp::kMatrix:
-      return reach = {2 * rows * rows + rows, 0, false}, true;
-    case FoldOp::kClamp:
-      return reach = {1, rows, false}, true;
-    case FoldOp::kSphere:
-      return reach = {2, 2, false}, true;
-    case FoldOp::kBall:
-      return reach = {1, 1, false}, true;
+#define PYFOLD_FOLD_OP(name, constants, planes, pair) \
+  case FoldOp::k##name:                               \
+    return reach = {constants, planes, pair}, true;
+    PYFOLD_FOLD_OPS(PYFOLD_FOLD_OP)
+#undef PYFOLD_FOLD_OP
   }
   return false;
 }

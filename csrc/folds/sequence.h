@@ -11,25 +11,29 @@
 // derivative, in reverse and transposed the gradient, and in reverse and inverted the way back.
 namespace pyfold {
 
-// Bits are strict comparisons: at a tie, and for NaN, an instruction is the identity.
-//   name          effect on rows of the unit                                  constants          planes
-enum class FoldOp : int16_t {
-  kMirror,    // x_i = c + |x_i - c|                                      c                  1
-  kLeaky,     // x_i = a x_i where x_i < 0                                a                  1
-  kBox,       // x_i = 2 clamp(x_i, -L, L) - x_i                          L                  1
-  kBoxSides,  // the same, remembering the side                           L                  2
-  kTri,       // mirrors at c + L (2 k + 1) for every integer k           L, c               1
-  kTriCell,   // the same, remembering k                                  L, c               kCellPlanes
-  kSwap,      // (x_i, x_j) = (min, max)                                                     1
-  kLine,      // reflect (x_i, x_j) at <n, x> = 0 where <n, x> > 0        n_i, n_j           1
-  kPlane,     // reflect all rows at <n, x> = b where <n, x> > b          n_0 .. n_{r-1}, b  1
-  kCrelu,     // (x_0, x_1) = (max(x_0, 0), max(-x_0, 0)): one row in, two out               1
-  kAffine,    // x = a x + t, all rows; t only where j is 1               a, t_0 .. t_{r-1}
-  kMatrix,    // x = M x + t, all rows                                    M, its inverse, t
-  kClamp,     // x = clamp(x, -a, a), all rows                            a                  r
-  kSphere,    // r < r0: x R^2 / r0^2; else r < R: x R^2 / r^2            R^2, r0^2          2
-  kBall,      // r > R: x R^2 / r^2                                       R^2                1
-};
+// The instructions, in the order of their codes: OP(name, constants, planes, pair), how many constants and planes of
+// bits one has in a unit of r values; pair: it takes the values i and j. Each line: what it does to the values x of a
+// unit, and its constants. Bits are strict comparisons: at a tie, and for NaN, an instruction is the identity.
+#define PYFOLD_FOLD_OPS(OP)                                                                                      \
+  OP(Mirror, 1, 1, false)                  /* x_i = c + |x_i - c|; c */                                          \
+  OP(Leaky, 1, 1, false)                   /* x_i = a x_i where x_i < 0; a */                                    \
+  OP(Box, 1, 1, false)                     /* x_i = 2 clamp(x_i, -L, L) - x_i; L */                              \
+  OP(BoxSides, 1, 2, false)                /* the same, keeping the side; L */                                   \
+  OP(Tri, 2, 1, false)                     /* mirrors at c + L (2 k + 1) for every integer k; L, c */            \
+  OP(TriCell, 2, kCellPlanes, false)       /* the same, keeping k; L, c */                                       \
+  OP(Swap, 0, 1, true)                     /* (x_i, x_j) = (min, max) */                                         \
+  OP(Line, 2, 1, true)                     /* reflect (x_i, x_j) at <n, x> = 0 where <n, x> > 0; n_i, n_j */     \
+  OP(Plane, r + 1, 1, false)               /* reflect x at <n, x> = b where <n, x> > b; n, b */                  \
+  OP(Crelu, 0, 1, false)                   /* (x_0, x_1) = (max(x_0, 0), max(-x_0, 0)): one value in, two out */ \
+  OP(Affine, shifts ? r + 1 : 1, 0, false) /* x = a x + t; a, and where j is 1 t */                              \
+  OP(Matrix, 2 * r * r + r, 0, false)      /* x = M x + t; M, its inverse, t */                                  \
+  OP(Clamp, 1, r, false)                   /* x = clamp(x, -a, a); a */                                          \
+  OP(Sphere, 2, 2, false)                  /* |x| < R0: x R^2 / R0^2; else |x| < R: x R^2 / |x|^2; R^2, R0^2 */  \
+  OP(Ball, 1, 1, false)                    /* |x| > R: x R^2 / |x|^2; R^2 */
+
+#define PYFOLD_FOLD_OP(name, constants, planes, pair) k##name,
+enum class FoldOp : int16_t { PYFOLD_FOLD_OPS(PYFOLD_FOLD_OP) };
+#undef PYFOLD_FOLD_OP
 
 enum class SequenceMode : int { kForward, kTangent, kAdjoint, kInverse };
 

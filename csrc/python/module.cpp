@@ -8,11 +8,13 @@
 #include "build_info.h"
 #include "core/philox.h"
 #include "cpu/diffusion.h"
+#include "folds/program.h"
 #include "python/direct.h"
 
 // pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
 namespace py = pybind11;
 using namespace pyfold;
+using namespace py::literals;
 
 namespace {
 
@@ -68,6 +70,20 @@ py::array_t<float> normals(int64_t seed, uint32_t stream, uint32_t step, int64_t
   return result;
 }
 
+// Codes and planes of the instructions of a program of folds: name -> (code, planes of a unit of one value).
+py::dict fold_ops() {
+  py::dict ops;
+#define PYFOLD_FOLD_OP(name, ...)                                                 \
+  {                                                                               \
+    SequenceReach reach;                                                          \
+    sequence_reach(FoldOp::k##name, 1, false, reach);                             \
+    ops[#name] = py::make_tuple(static_cast<int>(FoldOp::k##name), reach.planes); \
+  }
+  PYFOLD_FOLD_OPS(PYFOLD_FOLD_OP)
+#undef PYFOLD_FOLD_OP
+  return ops;
+}
+
 }  // namespace
 
 #define PYFOLD_NAME(name) #name,
@@ -88,5 +104,9 @@ PYBIND11_MODULE(_C, m) {
   add_direct_calls(m.ptr());
   m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
   m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
+  m.attr("FOLD_OPS") = fold_ops();
+  m.attr("FOLD_LIMITS") =
+      py::dict("instructions"_a = kMaxInstructions, "constants"_a = kMaxConstants, "width"_a = kMaxRows,
+               "matrix_width"_a = kMaxMatrixRows, "first_parameter"_a = kParameters);
   m.attr("TILE_LANES") = static_cast<int>(cpu::kTileLanes);
 }

@@ -253,21 +253,8 @@ def _guided_step(s: Setting) -> Case:
 
 def eager_fold(kind: str, **parameters) -> Callable[[torch.Tensor], torch.Tensor]:
     """A kind of fold in torch operations at their quickest, or as its declaration writes it."""
-    if kind == "abs":
-        return torch.abs
-    if kind == "maxmin":
-
-        def maxmin(x):
-            a, b = x[:, 0::2], x[:, 1::2]
-            return torch.stack([torch.minimum(a, b), torch.maximum(a, b)], 2).flatten(1, 2)
-
-        return maxmin
-    if kind == "groupsort":
-        return lambda x: x.unflatten(1, (-1, parameters["size"])).sort(2).values.flatten(1, 2)
-    if kind == "leaky":
-        return lambda x: torch.nn.functional.leaky_relu(x, parameters["slope"])
-    if kind == "box":
-        return lambda x: 2 * x.clamp(-parameters["length"], parameters["length"]) - x
+    if (eager := FOLDS[kind].eager) is not None:
+        return eager(**parameters)
     return lambda x: OPS["fold"].reference(x, kind, **parameters).to(x.dtype)
 
 

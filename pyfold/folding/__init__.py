@@ -5,7 +5,7 @@ whose activations are modules. The exact forms find every crease in float64 and 
 them; the sampled forms (``samples=``) look at points of a segment and take any network.
 """
 
-from pyfold.folding.creases import ACTIVATION_CREASES, FOLD_CREASES, Creases
+from pyfold.folding.creases import ACTIVATION_CREASES, Creases
 from pyfold.folding.lines import Line, line, lines, space_folding
 from pyfold.folding.networks import sawtooth_network, tent_network
 from pyfold.folding.planes import Plane, plane
@@ -23,7 +23,6 @@ from pyfold.folding.report import (
 
 __all__ = [
     "ACTIVATION_CREASES",
-    "FOLD_CREASES",
     "ClassFolding",
     "Creases",
     "FoldingCallback",

@@ -1,4 +1,6 @@
-"""Where each activation folds: its creases, as affine functions of its input. A new kind is one entry here.
+"""Where each activation folds: its creases, as affine functions of its input.
+
+Those of torch's activations stand here; a fold's come from its kind (pyfold/folds).
 
 A crease is a hyperplane at which an activation changes its linear map. Parallel creases form a family: an affine value of
 the input, and the offsets at which that value crosses a crease. The level of an input is how many creases of the family it
@@ -13,12 +15,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from pyfold.folds import FOLDS, CreaseFamily, FoldKind
+from pyfold.folds.kind import split_units
 from pyfold.nn import Fold
-from pyfold.ops.fold_kinds import reflect_at_line
 
 _ZERO = 1e-12  # a value this small beside the largest of its layer lies on the crease, whatever its rounding says
 
@@ -90,110 +94,35 @@ def _softshrink(module: nn.Softshrink, x: torch.Tensor) -> Iterator[Creases]:
     yield Creases(x.flatten(1), (-module.lambd, module.lambd))
 
 
-# --- folds. Each rule takes the fold and its input [..., C] with the bias added, and yields, one after another, creases whose
-# values [..., units] are affine between those before.
+# --- folds
 
 
-def _pairs(fold: Fold, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return z.chunk(2, -1) if fold.pairing == "halves" else (z[..., 0::2], z[..., 1::2])
+def _levels_at_home(family: CreaseFamily) -> int | torch.Tensor:
+    """One home for all units, or one for each of their columns in the flat value."""
+    if isinstance(family.home, int):
+        return family.home
+    return family.home.expand(family.value.shape[1:]).flatten()
 
 
-def _groups(fold: Fold, z: torch.Tensor) -> torch.Tensor:
-    size = getattr(fold, "size", None) or z.shape[-1]
-    return z.unflatten(-1, (-1, size))
-
-
-def _all_pairs(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.triu_indices(size, size, 1))
-
-
-def _values(value: torch.Tensor, home: int | torch.Tensor = 1, **families) -> Creases:
-    """Creases of values [B, ..., units], or [B, ..., groups, units in a group] with a home for each unit in a group."""
-    if isinstance(home, torch.Tensor):
-        home = home.expand(value.shape[1:]).flatten()
-    return Creases(value.flatten(1), home=home, **families)
-
-
-def _abs(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    yield _values(z - getattr(fold, "offset", 0.0))
-
-
-def _box(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    yield _values(z / fold.length, offsets=(-1.0, 1.0))
-
-
-def _tri(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    # The cell (-1, 1] has level 0 here, and the fold is the identity in it.
-    yield _values((z - fold.phase) / fold.length, home=0, offsets=(1.0,), period=2.0)
-
-
-def _maxmin(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    a, b = _pairs(fold, z)
-    yield _values(a - b, home=0)
-
-
-def _householder(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    yield _values(reflect_at_line(*_pairs(fold, z), fold.angle / 2)[2], home=0)
-
-
-def _dihedral(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    # The mirrors of I_2(m); at home the pair lies counterclockwise of the first and clockwise of the others.
-    a, b = _pairs(fold, z)
-    mirrors = [reflect_at_line(a, b, fold.angle + math.pi * k / fold.m)[2] for k in range(fold.m)]
-    home = torch.ones(fold.m, dtype=torch.int64)
-    home[0] = 0
-    yield _values(torch.stack(mirrors, -1), home=home)
-
-
-def _groupsort(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    # The mirrors of the symmetric group A_{k-1}: one for each pair, so that the distance of patterns is Kendall's.
-    z = _groups(fold, z)
-    i, j = _all_pairs(z.shape[-1])
-    yield _values(z[..., i] - z[..., j], home=0)
-
-
-def _sortabs(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    # The mirrors of B_k: x_i = 0, x_i = x_j, x_i = -x_j; at home 0 < x_1 < ... < x_k.
-    z = _groups(fold, z)
-    i, j = _all_pairs(z.shape[-1])
-    ones, zeros = torch.ones(len(i), dtype=torch.int64), torch.zeros(len(i), dtype=torch.int64)
-    home = torch.cat([torch.ones(z.shape[-1], dtype=torch.int64), zeros, ones])
-    yield _values(torch.cat([z, z[..., i] - z[..., j], z[..., i] + z[..., j]], -1), home=home)
-
-
-def _hyperplane(fold: Fold, z: torch.Tensor) -> Iterator[Creases]:
-    normals, offsets = torch.atleast_2d(fold.normal), torch.atleast_1d(torch.as_tensor(fold.offset).to(z))
-    normals = normals / normals.norm(dim=1, keepdim=True)
-    for normal, offset in zip(normals, offsets.expand(len(normals)), strict=True):
-        side = z @ normal - offset
-        yield _values(side.unsqueeze(-1), home=0)
-        z = z - 2 * side.clamp(min=0).unsqueeze(-1) * normal
-
-
-#: The kinds of fold with creases that are hyperplanes. The clamp of a fold is added to them.
-FOLD_CREASES: dict[str, Callable[[Fold, torch.Tensor], Iterator[Creases]]] = {
-    "abs": _abs,
-    "leaky": _abs,
-    "crelu": _abs,
-    "box": _box,
-    "tri": _tri,
-    "maxmin": _maxmin,
-    "householder": _householder,
-    "dihedral": _dihedral,
-    "groupsort": _groupsort,
-    "sortabs": _sortabs,
-    "hyperplane": _hyperplane,
-}
+def fold_creases(kind: FoldKind, z: torch.Tensor, pairing: str = "adjacent", **parameters: Any) -> Iterator[Creases]:
+    """The creases of a fold for its input [B, ..., C] with the bias added, one family after another."""
+    if not kind.creased or kind.creases is None:
+        known = ", ".join(name for name, other in FOLDS.items() if other.creased)
+        raise ValueError(f"the creases of a {kind.name} fold are not hyperplanes; known are {known}")
+    width = kind.width(channels=z.shape[-1], **parameters)
+    for family in kind.creases(split_units(z, width, -1, pairing if kind.paired else "adjacent"), **parameters):
+        yield Creases(family.value.flatten(1), family.offsets, family.period, _levels_at_home(family))
 
 
 def _fold(fold: Fold, x: torch.Tensor) -> Iterator[Creases]:
-    if fold.kind not in FOLD_CREASES:
-        raise ValueError(f"the creases of a {fold.kind} fold are not hyperplanes; known are {', '.join(FOLD_CREASES)}")
-    z = x
+    kind = FOLDS[fold.kind]
     if -x.dim() <= fold.dim < x.dim():
         z = x.movedim(fold.dim, -1)
         z = z if fold.bias is None else z + fold.bias
-    yield from FOLD_CREASES[fold.kind](fold, z)
+    else:  # every value for itself
+        z = x.unsqueeze(-1)
+    parameters = {name: getattr(fold, name) for name in kind.parameters}
+    yield from fold_creases(kind, z, fold.pairing, **parameters)
     if fold.clamp is not None:
         unclamped = copy.copy(fold)
         unclamped.clamp = None

@@ -16,8 +16,8 @@ PLAIN_ACTIVATIONS = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-#: Folds that a name alone describes; householder's angles learn.
-FOLD_ACTIVATIONS = tuple(kind for kind, fold in FOLDS.items() if fold.ready or kind == "householder")
+#: Folds that a name and the number of channels describe; householder's angles learn.
+FOLD_ACTIVATIONS = tuple(kind for kind, fold in FOLDS.items() if fold.named)
 ACTIVATIONS = (*PLAIN_ACTIVATIONS, *FOLD_ACTIVATIONS)
 
 

@@ -1,8 +1,8 @@
 """The ops, each declared once in the file of its family; ``OPS`` lists the declarations."""
 
+from pyfold.folds import FOLDS, fold_table
 from pyfold.ops._declare import FLOAT_DTYPES, OPS, Op
 from pyfold.ops.fold import fold, fold_with_bits, unfold
-from pyfold.ops.fold_kinds import FOLDS, fold_table
 from pyfold.ops.kaleidoscope import kaleidoscope
 from pyfold.ops.noise import INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM, randn
 from pyfold.ops.noising import NOISING_COLUMNS, TARGETS, add_noise, denoising_loss, mse_loss

@@ -10,6 +10,7 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
+from pyfold.folds.program import CODES
 from pyfold.ops._autograd import Differentiable
 from pyfold.ops._fold_memory import (
     batch_first,
@@ -21,7 +22,6 @@ from pyfold.ops._fold_memory import (
     split_batch,
     unbatched,
 )
-from pyfold.ops._fold_program import Code
 
 
 def _resized(x: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def _resized(x: torch.Tensor, dim: int, channels: int) -> torch.Tensor:
 
 
 def widens(program: tuple[int, ...]) -> bool:
-    return len(program) > 0 and program[0] == Code.CRELU
+    return len(program) > 0 and program[0] == CODES["Crelu"]
 
 
 def bit_bytes(numel: int, rows: int, planes: int, groups: int = 1) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
+from pyfold.folds import FOLDS, REQUIRED, FoldKind, Program
+from pyfold.folds.kind import join_units, split_units
 from pyfold.ops import _fold_reflect, _fold_sequence
 from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
-from pyfold.ops._fold_program import Program
 from pyfold.ops._tensors import _accumulation, _normal
-from pyfold.ops.fold_kinds import FOLDS, REQUIRED, FoldKind
 
 PAIRINGS = ("adjacent", "halves")
 
@@ -64,9 +63,7 @@ class Call:
     @property
     def reflects(self) -> bool:
         """Whether the kernels of one reflection serve it."""
-        if self.kind == "abs":
-            return self.parameters["offset"] == 0
-        return self.kind == "maxmin" or (self.kind == "householder" and isinstance(self.parameters["angle"], torch.Tensor))
+        return self.fold.reflects(**self.parameters)
 
     @property
     def has_tensors(self) -> bool:
@@ -74,7 +71,7 @@ class Call:
 
     def program(self, gain: float = 1.0, clamp: float | None = None, unfoldable: bool = False) -> Program | None:
         """The call for the kernels of programs, or None where they do not serve it."""
-        if self.fold.emit is None or (self.has_tensors and self.kind != "hyperplane") or self.learns:
+        if self.fold.emit is None or (self.has_tensors and not self.fold.program_of_tensors) or self.learns:
             return None
         program = Program(self.rows, unfoldable)
         if program.fits:
@@ -100,13 +97,7 @@ def _check_parameters(fold: FoldKind, kind: str, given: dict[str, Any], channels
         if isinstance(value, torch.Tensor):
             check_device(name, value, "x", x)
         parameters[name] = value
-    if kind == "sphere" and parameters["inner"] > parameters["radius"]:
-        raise ValueError(f"inner must be at most radius, {parameters['radius']}, got {parameters['inner']}")
-    if kind == "hyperplane" and isinstance(parameters["offset"], torch.Tensor):
-        count = 1 if parameters["normal"].dim() == 1 else len(parameters["normal"])
-        if parameters["offset"].shape not in ((), (count,)):
-            shape = tuple(parameters["offset"].shape)
-            raise ValueError(f"offset must have shape () or ({count},), one for each hyperplane, got {shape}")
+    fold.check(parameters)
     return parameters
 
 
@@ -119,7 +110,7 @@ def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Cal
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     fold = FOLDS[kind]
     # Where every value folds for itself nothing depends on dim.
-    free = fold.ready and fold.rows(channels=0, **fold.defaults()) == 1 and bias is None
+    free = fold.ready and fold.width(channels=0, **fold.defaults()) == 1 and bias is None
     if free and not any(isinstance(v, torch.Tensor) for v in given.values()) and not -x.dim() <= dim < x.dim():
         dim = 0
     elif not -x.dim() <= dim < x.dim():
@@ -133,7 +124,7 @@ def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Cal
     if fold.paired and channels % 2:
         raise ValueError(f"x must have an even number of channels for {kind}, got {channels} in dim {dim}")
     parameters = _check_parameters(fold, kind, given, channels, channels // 2 if fold.paired else channels, x)
-    rows = fold.rows(channels=channels, **parameters)
+    rows = fold.width(channels=channels, **parameters)
     if rows > 1 and channels % rows:
         raise ValueError(f"size must divide the channels, {channels} in dim {dim}, got {rows}")
     if bias is not None:
@@ -250,7 +241,7 @@ def sequence_arguments(
     if parameters is not None:
         parameters = parameters.detach().to(_accumulation(x.dtype))
     numbers = tuple(program.instructions), tuple(program.constants)
-    return x, bias, parameters, *numbers, program.input_rows, program.planes, dim, pairing
+    return x, bias, parameters, *numbers, program.input_width, program.planes, dim, pairing
 
 
 def fold_with_bits(
@@ -323,21 +314,6 @@ def _unfoldable(call: Call) -> Program:
 # --- the same in torch's operations
 
 
-def _parts(z: torch.Tensor, rows: int, dim: int, pairing: str) -> torch.Tensor:
-    """[..., units, rows]."""
-    z = z.movedim(dim, -1) if z.dim() else z.reshape(1)
-    if rows == 2 and pairing == "halves":
-        return z.unflatten(-1, (2, z.shape[-1] // 2)).transpose(-1, -2)
-    return z.unflatten(-1, (z.shape[-1] // rows, rows))
-
-
-def _joined(parts: torch.Tensor, dim: int, pairing: str, dims: int) -> torch.Tensor:
-    if parts.shape[-1] == 2 and pairing == "halves":
-        parts = parts.transpose(-1, -2)
-    y = parts.flatten(-2)
-    return y.movedim(-1, dim) if dims else y.reshape(())
-
-
 def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
     call = check_call(x, kind, bias, dim, pairing, parameters)
     dim, z = call.dim, x
@@ -345,8 +321,8 @@ def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="
         z = x + bias.reshape([-1 if d == dim else 1 for d in range(x.dim())])
     # Widened parameters: rounding them is not what is compared.
     values = {k: v.to(x.dtype) if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
-    parts = call.fold.reference(_parts(z, call.rows, dim, call.pairing), **values)
-    y = gain * _joined(parts, dim, "halves" if call.fold.widens else call.pairing, x.dim())
+    parts = call.fold.reference(split_units(z, call.rows, dim, call.pairing), **values)
+    y = gain * join_units(parts, dim, "halves" if call.fold.widens else call.pairing, x.dim())
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
@@ -370,7 +346,7 @@ def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False,
     fold = FOLDS[kind]
     dim = variant.get("dim", 1)
     if not -len(shape) <= dim < len(shape):
-        if bias or learned or not fold.ready or fold.rows(channels=0, **fold.defaults()) != 1 or fold.paired:
+        if bias or learned or not fold.ready or fold.width(channels=0, **fold.defaults()) != 1 or fold.paired:
             return None
         channels = 1
     else:
@@ -381,22 +357,14 @@ def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False,
     sample = {"x": _normal(shape, dtype, device, generator), "kind": kind, **variant}
     if bias:
         sample["bias"] = _normal([channels], dtype, device, generator)
-    if kind == "householder" or (kind == "dihedral" and learned):
-        sample["angle"] = math.pi * _normal([channels // 2], dtype, device, generator)
-    elif kind == "leaky" and learned:
-        sample["slope"] = _normal([channels], dtype, device, generator).tanh()
-    elif kind == "hyperplane":
-        if channels == 0:
-            return None
-        sample["normal"] = _normal([3, channels], dtype, device, generator)
-        sample["offset"] = 0.3 * _normal([3], dtype, device, generator)
-    return sample
+    drawn = fold.sample(channels, lambda shape: _normal(shape, dtype, device, generator), learned)
+    return None if drawn is None else {**sample, **drawn}
 
 
 def tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
     call = check_call(x, kind, bias, dim, pairing, parameters)
     z = x if bias is None else x + bias.reshape([-1 if d == call.dim else 1 for d in range(x.dim())])
-    distance = call.fold.ties(_parts(z, call.rows, call.dim, call.pairing), **call.parameters).abs().flatten()
+    distance = call.fold.ties(split_units(z, call.rows, call.dim, call.pairing), **call.parameters).abs().flatten()
     if clamp is None:
         return distance
     y = fold_reference(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, **parameters)
@@ -434,29 +402,7 @@ declare(
         tensors=("x",),
         raw=("fold", "fold_backward", "fold_angle_grad", "fold_rotate", "fold_sequence", "fold_sequence_apply"),
         rule=_RULE,
-        variants={
-            "abs": {"kind": "abs"},
-            "abs, bias, gain, clamp": {"kind": "abs", "bias": True, "gain": 1.25, "clamp": 0.9},
-            "abs, offset": {"kind": "abs", "offset": -0.4},
-            "leaky": {"kind": "leaky", "slope": -0.6},
-            "leaky, bias, gain, clamp": {"kind": "leaky", "bias": True, "gain": 1.25, "clamp": 0.9},
-            "box": {"kind": "box", "length": 0.6},
-            "tri": {"kind": "tri", "length": 0.4, "phase": 0.3},
-            "maxmin": {"kind": "maxmin"},
-            "maxmin, halves, last dim": {"kind": "maxmin", "pairing": "halves", "dim": -1},
-            "maxmin, bias, gain, clamp": {"kind": "maxmin", "bias": True, "gain": 0.75, "clamp": 0.8},
-            "groupsort": {"kind": "groupsort"},
-            "groupsort of 2, bias, gain, clamp": {"kind": "groupsort", "size": 2, "bias": True, "gain": 0.75, "clamp": 0.8},
-            "sortabs, last dim": {"kind": "sortabs", "size": 2, "dim": -1},
-            "householder": {"kind": "householder"},
-            "householder, halves, bias, gain": {"kind": "householder", "pairing": "halves", "bias": True, "gain": 1.5},
-            "dihedral": {"kind": "dihedral", "m": 5, "angle": 0.7},
-            "dihedral, halves, bias": {"kind": "dihedral", "pairing": "halves", "bias": True},
-            "hyperplane": {"kind": "hyperplane"},
-            "crelu, bias": {"kind": "crelu", "bias": True},
-            "sphere": {"kind": "sphere", "radius": 1.5, "inner": 0.7},
-            "ball, gain": {"kind": "ball", "gain": 0.5},
-        },
+        variants={name: {"kind": kind.name, **variant} for kind in FOLDS.values() for name, variant in kind.variants.items()},
         differentiable=("x", "bias", "angle"),
         tie_distance=tie_distance,
         saved_bytes=_saved_bytes,
@@ -475,9 +421,7 @@ declare(
         raw=(),
         rule=_RULE,
         variants={
-            "leaky, learned": {"kind": "leaky", "learned": True},
-            "dihedral, learned": {"kind": "dihedral", "m": 4, "learned": True},
-            "soft": {"kind": "soft"},
+            name: {"kind": kind.name, **variant} for kind in FOLDS.values() for name, variant in kind.composed_variants.items()
         },
         differentiable=("x", "slope", "angle"),
         tie_distance=tie_distance,

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from pyfold.folds import FOLDS, Program
+from pyfold.folds.program import MAX_MATRIX_WIDTH
 from pyfold.ops import _fold_sequence
 from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
 from pyfold.ops._checks import check_choice, check_finite, check_tensor
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._fold_program import MAX_MATRIX_ROWS, Program
 from pyfold.ops._tensors import _normal
 from pyfold.ops.fold import Call, check_call, fold, fold_reference, sequence_arguments, tie_distance
-from pyfold.ops.fold_kinds import FOLDS
 
 Folds = Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -79,7 +79,7 @@ def _rows_of(call: Call, channels: int) -> Iterator[list[int]]:
 def _program(calls: list[Call], turn: _Turn, iterations: int, channels: int) -> Program | None:
     if any(call.fold.emit is None or call.learns or call.has_tensors for call in calls):
         return None
-    if turn.rotation is not None and channels > MAX_MATRIX_ROWS:
+    if turn.rotation is not None and channels > MAX_MATRIX_WIDTH:
         return None
     program = Program(channels)
     for _ in range(iterations):

@@ -1,52 +1,36 @@
-"""Programs of folds on the rows of a unit: what csrc/folds/sequence.h runs, written down in Python."""
+"""Programs of folds on the values of a unit: what csrc/folds/sequence.h runs, written down in Python."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 
+from pyfold import _C
+
 #: Limits of one kernel call (csrc/folds/sequence.h); what is larger runs in torch operations.
-MAX_INSTRUCTIONS = 280
-MAX_CONSTANTS = 104
-MAX_ROWS = 192
-MAX_MATRIX_ROWS = 6
-_FIRST_PARAMETER = 1024
-_CELL_PLANES = 32
+MAX_INSTRUCTIONS: int = _C.FOLD_LIMITS["instructions"]
+MAX_CONSTANTS: int = _C.FOLD_LIMITS["constants"]
+MAX_WIDTH: int = _C.FOLD_LIMITS["width"]
+MAX_MATRIX_WIDTH: int = _C.FOLD_LIMITS["matrix_width"]
+_FIRST_PARAMETER: int = _C.FOLD_LIMITS["first_parameter"]
 
-
-class Code(IntEnum):
-    """The instructions, in the order of ``FoldOp``."""
-
-    MIRROR = 0
-    LEAKY = 1
-    BOX = 2
-    BOX_SIDES = 3
-    TRI = 4
-    TRI_CELL = 5
-    SWAP = 6
-    LINE = 7
-    PLANE = 8
-    CRELU = 9
-    AFFINE = 10
-    MATRIX = 11
-    CLAMP = 12
-    SPHERE = 13
-    BALL = 14
+#: Codes of the instructions, and the planes of bits that each has in a unit of one value (PYFOLD_FOLD_OPS).
+CODES: dict[str, int] = {name: code for name, (code, _) in _C.FOLD_OPS.items()}
+_PLANES: dict[str, int] = {name: planes for name, (_, planes) in _C.FOLD_OPS.items()}
 
 
 class Program:
     """Instructions, their constants, and how many planes of bits they fill.
 
     Args:
-        rows: values of a unit.
-        unfoldable: remember all that the way back needs, where that is more than the gradient needs.
+        width: values of a unit.
+        unfoldable: save all that the way back needs, where that is more than the gradient needs.
     """
 
-    def __init__(self, rows: int, unfoldable: bool = False):
-        self.rows = self.input_rows = rows  # crelu widens the former
+    def __init__(self, width: int, unfoldable: bool = False):
+        self.width = self.input_width = width  # crelu widens the former
         self.unfoldable = unfoldable
         self.instructions: list[int] = []
         self.constants: list[float] = []
@@ -55,15 +39,16 @@ class Program:
         self.differentiable = True  # in its input, by the bits alone
         self._parameter_count = 0
 
-    def _add(self, code: Code, planes: int, constants: Sequence[float] | torch.Tensor = (), i: int = 0, j: int = 0) -> None:
+    def _add(self, name: str, constants: Sequence[float] | torch.Tensor = (), i: int = 0, j: int = 0, times: int = 1) -> None:
+        """One instruction; its planes of bits count ``times``."""
         if isinstance(constants, torch.Tensor):
             first = _FIRST_PARAMETER + self._parameter_count
             self.parameters.append(constants)
             self._parameter_count += constants.numel()
         else:
             first = self._place(tuple(constants))
-        self.instructions += [int(code), i, j, first, self.planes]
-        self.planes += planes
+        self.instructions += [CODES[name], i, j, first, self.planes]
+        self.planes += _PLANES[name] * times
 
     def _place(self, constants: tuple[float, ...]) -> int:
         """Where these constants lie, next to each other; equal runs lie in one place."""
@@ -74,53 +59,52 @@ class Program:
         return len(self.constants) - len(constants)
 
     def mirror(self, i: int, at: float) -> None:
-        self._add(Code.MIRROR, 1, (at,), i)
+        self._add("Mirror", (at,), i)
 
     def leaky(self, i: int, slope: float) -> None:
-        self._add(Code.LEAKY, 1, (slope,), i)
+        self._add("Leaky", (slope,), i)
 
     def box(self, i: int, length: float) -> None:
-        self._add(Code.BOX_SIDES if self.unfoldable else Code.BOX, 2 if self.unfoldable else 1, (length,), i)
+        self._add("BoxSides" if self.unfoldable else "Box", (length,), i)
 
     def tri(self, i: int, length: float, phase: float) -> None:
-        code, planes = (Code.TRI_CELL, _CELL_PLANES) if self.unfoldable else (Code.TRI, 1)
-        self._add(code, planes, (length, phase), i)
+        self._add("TriCell" if self.unfoldable else "Tri", (length, phase), i)
 
     def swap(self, i: int, j: int) -> None:
-        self._add(Code.SWAP, 1, (), i, j)
+        self._add("Swap", (), i, j)
 
     def line(self, i: int, j: int, direction: float) -> None:
-        """Folds rows i and j at the line through 0 in this direction; what lies clockwise of it moves."""
-        self._add(Code.LINE, 1, (math.sin(direction), -math.cos(direction)), i, j)
+        """Folds values i and j at the line through 0 in this direction; what lies clockwise of it moves."""
+        self._add("Line", (math.sin(direction), -math.cos(direction)), i, j)
 
     def plane(self, normal_and_offset: Sequence[float] | torch.Tensor) -> None:
-        self._add(Code.PLANE, 1, normal_and_offset)
+        self._add("Plane", normal_and_offset)
 
     def crelu(self) -> None:
-        self._add(Code.CRELU, 1)
-        self.rows = 2
+        self._add("Crelu")
+        self.width = 2
 
     def affine(self, factor: float, shift: Sequence[float] | None = None) -> None:
-        self._add(Code.AFFINE, 0, (factor, *(shift or ())), j=0 if shift is None else 1)
+        self._add("Affine", (factor, *(shift or ())), j=0 if shift is None else 1)
 
     def matrix(self, matrix: Sequence[Sequence[float]], inverse: Sequence[Sequence[float]], shift: Sequence[float]) -> None:
         flat = [value for rows in (matrix, inverse) for row in rows for value in row]
-        self._add(Code.MATRIX, 0, (*flat, *shift))
+        self._add("Matrix", (*flat, *shift))
 
     def clamp(self, bound: float) -> None:
-        self._add(Code.CLAMP, self.rows, (bound,))
+        self._add("Clamp", (bound,), times=self.width)
 
     def sphere(self, radius: float, inner: float) -> None:
-        self._add(Code.SPHERE, 2, (radius**2, inner**2))
+        self._add("Sphere", (radius**2, inner**2))
         self.differentiable = False
 
     def ball(self, radius: float) -> None:
-        self._add(Code.BALL, 1, (radius**2,))
+        self._add("Ball", (radius**2,))
         self.differentiable = False
 
-    def sort(self, rows: Sequence[int]) -> None:
-        for i, j in sorting_network(len(rows)):
-            self.swap(rows[i], rows[j])
+    def sort(self, values: Sequence[int]) -> None:
+        for i, j in sorting_network(len(values)):
+            self.swap(values[i], values[j])
 
     @property
     def fits(self) -> bool:
@@ -128,7 +112,7 @@ class Program:
         return (
             len(self.instructions) <= 5 * MAX_INSTRUCTIONS
             and len(self.constants) <= MAX_CONSTANTS
-            and self.rows <= MAX_ROWS
+            and self.width <= MAX_WIDTH
             and self._parameter_count < 2**15 - _FIRST_PARAMETER
         )
 

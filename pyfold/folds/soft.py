@@ -1,0 +1,31 @@
+"""abs with a round crease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyfold.folds.kind import FoldKind, Parameter, number, one_value
+
+
+def _no(**_: Any) -> bool:
+    return False
+
+
+KIND = FoldKind(
+    name="soft",
+    rule="sqrt(x^2 + e^2): abs with a round crease",
+    source="the hyperbola with the asymptotes of |x|",
+    tie="nowhere",
+    bits="the input",
+    reference=lambda z, epsilon: torch.sqrt(z * z + epsilon**2),
+    creases=None,
+    emit=None,
+    width=one_value,
+    parameters={"epsilon": Parameter(0.1, "positive", number(positive=True))},
+    preserves_norm=_no,
+    preserves_volume=_no,
+    unfolds=_no,
+    composed_variants={"soft": {}},
+)
