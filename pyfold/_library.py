@@ -77,12 +77,32 @@ def load() -> None:
             _cuda_reason = f"libpyfold_cuda.so does not load: {error}"
 
 
+def _built_for(capability: tuple[int, int], code: list[str]) -> bool:
+    """Whether a GPU runs the compiled code, as in ["sm_80", "compute_90"]: machine code serves its major version from its minor
+    one on, PTX (compute_) every later GPU."""
+    for name in code:
+        kind, _, number = name.partition("_")
+        major, minor = divmod(int(number), 10)
+        if (kind == "compute" and capability >= (major, minor)) or (capability[0] == major and capability[1] >= minor):
+            return True
+    return False
+
+
 def cuda_usable() -> tuple[bool, str]:
-    """Whether CUDA tensors can be given to pyfold, and why not where not."""
+    """Whether CUDA tensors can be given to pyfold, and why not where not; asks the device, so CUDA is initialised."""
     if "libpyfold_cuda.so" not in _loaded:
         return False, _cuda_reason
     if not torch.cuda.is_available():
         return False, "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
+    from pyfold import _C
+
+    major, minor = torch.cuda.get_device_capability()
+    code = _C.build_info()["cuda_code"]
+    if not _built_for((major, minor), code.split(";")):
+        return False, (
+            f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and this build has code for {code}; build "
+            f"with PYFOLD_CUDA_ARCHS={major}{minor}"
+        )
     return True, ""
 
 

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import pyfold
-from pyfold import _C
+from pyfold import _C, _library
 
 
 def run(code, **environment):
@@ -62,3 +63,30 @@ def test_numpy_bindings_check_their_arguments():
         _C.philox4x32(np.zeros((2, 3), np.uint32), np.zeros(2, np.uint32))
     with pytest.raises(ValueError, match="count"):
         _C.normals(0, 0, 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("capability", "code", "runs"),
+    [
+        ((8, 0), "sm_80;sm_90;compute_90", True),
+        ((8, 9), "sm_80;sm_90;compute_90", True),  # machine code of the same major version
+        ((12, 0), "sm_80;sm_90;compute_90", True),  # PTX
+        ((10, 0), "sm_120;compute_120", False),
+        ((7, 5), "sm_80;sm_90;compute_90", False),
+        ((8, 0), "sm_86;compute_86", False),
+        ((7, 5), "sm_75;sm_80;compute_120", True),
+    ],
+)
+def test_a_gpu_older_than_the_build_is_not_usable(capability, code, runs, monkeypatch):
+    monkeypatch.setitem(_library._loaded, "libpyfold_cuda.so", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    info = {**_C.build_info(), "cuda_code": code}
+    monkeypatch.setattr(_C, "build_info", lambda: info)
+    usable, reason = _library.cuda_usable()
+    assert usable == runs
+    if not runs:
+        number = ".".join(map(str, capability))
+        assert f"Some GPU has compute capability {number}, and this build has code for {code}" in reason
+        assert f"PYFOLD_CUDA_ARCHS={capability[0]}{capability[1]}" in reason
