@@ -78,6 +78,7 @@ from pyfold.adapters.diffusers._score import (
     ScoreSdeVeScheduler,
     ScoreSdeVpScheduler,
 )
+from pyfold.adapters.diffusers._seeded import seeded as seeded
 from pyfold.adapters.diffusers._sigmas import (
     CMStochasticIterativeScheduler,
     DPMSolverSDEScheduler,

@@ -228,10 +228,18 @@ class Fused:
     _tables: tuple[str, ...] = ()
     _end: str | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        scheduler = super().__new__(cls)
+        # A saved pipeline names the module of its scheduler: diffusers', so that it loads without pyfold too.
+        if cls.__module__ == __package__ and hasattr(theirs, cls.__name__):
+            scheduler.__dict__["__module__"] = theirs.__name__
+        return scheduler
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Pickles and saved pipelines name the public module.
-        cls.__module__ = __package__
+        # Pickles name the public module.
+        if cls.__module__.startswith(f"{__package__}."):
+            cls.__module__ = __package__
         original = next((c for c in cls.__mro__ if c.__module__.startswith("diffusers.")), None)
         if original is not None:
             cls._tables = cls._tables if cls._end is None else (*cls._tables, cls._end)
