@@ -40,11 +40,15 @@ STEPPED_ELEMENTS = 1024
 SHAPE = (4, 16, 16, 16)
 
 
+#: Names to numbers, or to such trees.
+Tree = dict[str, Any]
+
+
 class Unavailable(Exception):
     """A gate cannot be measured here; the message says what is missing."""
 
 
-def _run(command: list[Any], **options: Any) -> subprocess.CompletedProcess:
+def _run(command: list[Any], **options: Any) -> subprocess.CompletedProcess[str]:
     result = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}{result.stderr}")
@@ -70,7 +74,16 @@ def _tiers(library: Path) -> list[str]:
         raise Unavailable(f"{library} is not built")
     from pyfold import _C
 
-    return _C.cpu_tiers_supported()
+    tiers: list[str] = _C.cpu_tiers_supported()
+    return tiers
+
+
+def _found(pattern: str, text: str) -> str:
+    """What the first group of a pattern matches in a line of the text."""
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"{pattern!r} is not in:\n{text}")
+    return match[1]
 
 
 def _bound() -> dict[str, str]:
@@ -78,11 +91,11 @@ def _bound() -> dict[str, str]:
     return {**os.environ, "LD_BIND_NOW": "1"}
 
 
-def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> dict:
+def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> Tree:
     """{tier: {kernel: {dtype: instructions for each element}}}."""
     if shutil.which("valgrind") is None:
         raise Unavailable("valgrind is not installed")
-    counts: dict = {}
+    counts: Tree = {}
     for tier in _tiers(library):
         if tier == "avx512":
             continue
@@ -93,13 +106,13 @@ def measure_instructions(library: Path = LIBRARY, kernel: str = "all") -> dict:
             for i, name in enumerate(run.stdout.splitlines()):
                 # Dump 1 ends where the first run begins.
                 dump = Path(folder, f"out.{i + 2}").read_text()
-                total = int(re.search(r"^totals: (\d+)$", dump, re.MULTILINE)[1])
+                total = int(_found(r"^totals: (\d+)$", dump))
                 kernel_name, dtype = name.split()
                 counts.setdefault(tier, {}).setdefault(kernel_name, {})[dtype] = round(total / ELEMENTS, 3)
     return counts
 
 
-def measure_steps(library: Path = LIBRARY, kernel: str = "all") -> dict:
+def measure_steps(library: Path = LIBRARY, kernel: str = "all") -> Tree:
     """{"avx512 on a family of processors": {kernel: {dtype: instructions for each element}}}.
 
     The family counts because the C library chooses its copies by it.
@@ -107,8 +120,8 @@ def measure_steps(library: Path = LIBRARY, kernel: str = "all") -> dict:
     if "avx512" not in _tiers(library):
         raise Unavailable("this machine has no AVX-512")
     about = Path("/proc/cpuinfo").read_text()
-    vendor, family = (re.search(rf"^{key}\s*: (.+)$", about, re.MULTILINE)[1] for key in ("vendor_id", "cpu family"))
-    counts: dict = {}
+    vendor, family = (_found(rf"^{key}\s*: (.+)$", about) for key in ("vendor_id", "cpu family"))
+    counts: Tree = {}
     with tempfile.TemporaryDirectory() as folder:
         driver = compile_driver(Path(folder), library)
         command = [str(c) for c in (driver, kernel, "avx512", STEPPED_ELEMENTS, "stepped")]
@@ -141,11 +154,11 @@ def build_folder() -> Path:
     return logs[-1].parent
 
 
-def parse_resources(text: str) -> dict:
+def parse_resources(text: str) -> Tree:
     """{architecture: {kernel: {registers, stack, spills}}} of what ptxas -v writes."""
     if shutil.which("c++filt") is None:
         raise Unavailable("c++filt (binutils) is not installed")
-    resources: dict = {}
+    resources: Tree = {}
     entry = None
     for line in _run(["c++filt"], input=text).stdout.splitlines():
         if found := re.search(r"Compiling entry function '(?:void )?(.*?)' for '(\w+)'", line):
@@ -162,8 +175,8 @@ def parse_resources(text: str) -> dict:
     return resources
 
 
-def measure_resources(build: Path | None = None) -> dict:
-    merged: dict = {}
+def measure_resources(build: Path | None = None) -> Tree:
+    merged: Tree = {}
     for log in sorted((build or build_folder()).glob("cuda_*.ptxas")):
         for arch, kernels in parse_resources(log.read_text()).items():
             merged.setdefault(arch, {}).update(kernels)
@@ -186,7 +199,7 @@ def _bytes_kept(call: Callable[[], Any], arguments: Any) -> dict[str, int]:
     given = {t.untyped_storage().data_ptr() for t in torch.utils._pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)}
     kept: dict[int, int] = {}
 
-    def pack(tensor):
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -197,7 +210,7 @@ def _bytes_kept(call: Callable[[], Any], arguments: Any) -> dict[str, int]:
     return {"kept": sum(kept.values()), "kept of its own": sum(n for at, n in kept.items() if at not in given)}
 
 
-def measure_op_memory(op: Any, variant: str) -> dict:
+def measure_op_memory(op: Any, variant: str) -> Tree:
     import torch
 
     from pyfold.bench.memory import allocations
@@ -212,15 +225,15 @@ def measure_op_memory(op: Any, variant: str) -> dict:
         leaves += [t.requires_grad_() for t in (value if isinstance(value, list) else [value]) if isinstance(t, torch.Tensor)]
     results: list[Any] = []
 
-    def forward():
+    def forward() -> None:
         results.append(op.public(**sample))
 
-    def backward():
+    def backward() -> None:
         output = results.pop()
         output = output[0] if isinstance(output, tuple) else output
         torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
 
-    def without_gradient():
+    def without_gradient() -> None:
         with torch.no_grad():
             op.public(**sample)
 
@@ -230,7 +243,7 @@ def measure_op_memory(op: Any, variant: str) -> dict:
         forward()
         backward()
         phases |= {"forward with gradient": forward, "backward": backward}
-    measured = {}
+    measured: Tree = {}
     for name, changes in allocations(phases).items():
         sizes = [size for size in changes if size > 0]
         measured |= {f"{name}: allocations": len(sizes), f"{name}: bytes": sum(sizes)}
@@ -239,7 +252,7 @@ def measure_op_memory(op: Any, variant: str) -> dict:
     return measured
 
 
-def measure_memory() -> dict:
+def measure_memory() -> Tree:
     """{op: {variant: {what: count or bytes}}} for float32 of shape SHAPE."""
     from pyfold.ops import OPS
 
@@ -255,7 +268,7 @@ def memory_made_by() -> str:
 # --- notes and comparison
 
 #: gate -> (its file, what measures it, what the numbers depend on)
-GATES: dict[str, tuple[Path, Callable[[], dict], Callable[[], str]]] = {
+GATES: dict[str, tuple[Path, Callable[[], Tree], Callable[[], str]]] = {
     "instructions": (NOTES / "instructions.json", measure_instructions, instructions_made_by),
     "steps": (NOTES / "steps.json", measure_steps, instructions_made_by),
     "resources": (NOTES / "resources.json", measure_resources, resources_made_by),
@@ -263,7 +276,7 @@ GATES: dict[str, tuple[Path, Callable[[], dict], Callable[[], str]]] = {
 }
 
 
-def _leaves(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*path, key))
@@ -271,7 +284,7 @@ def _leaves(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield (*path, key), value
 
 
-def compare(noted: dict, measured: dict, tolerance: float = TOLERANCE) -> list[str]:
+def compare(noted: Tree, measured: Tree, tolerance: float = TOLERANCE) -> list[str]:
     """What differs by more than the tolerance, one line each; nothing where all is as noted.
 
     A group at the top (an instruction set, an architecture) that only one side has is left out: a machine without it cannot
@@ -294,14 +307,15 @@ def compare(noted: dict, measured: dict, tolerance: float = TOLERANCE) -> list[s
     return complaints
 
 
-def read_notes(gate: str) -> dict:
+def read_notes(gate: str) -> Tree:
     """What the gate's file notes for the tools that are here."""
     path, _, made_by = GATES[gate]
     notes = json.loads(path.read_text()) if path.exists() else {}
     if made_by() not in notes:
         known = ", ".join(notes) or "none"
         raise Unavailable(f"{path.name} notes nothing for {made_by()} (only for: {known}); 'make gates-update' notes it")
-    return notes[made_by()]
+    noted: Tree = notes[made_by()]
+    return noted
 
 
 def check(gate: str) -> list[str]:

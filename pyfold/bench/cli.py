@@ -7,6 +7,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyfold.bench.measure import Measured
+    from pyfold.bench.rows import Row, Setting
+
+    Runs = dict[str, tuple[Row, Setting]]
 
 ABOUT = """\
 Measures pyfold on this machine and prints a table. Every row times pyfold and what would run instead by turns, in one process,
@@ -39,7 +46,7 @@ def percentage(text: str) -> float:
     return float(match[1]) / (100 if match[2] else 1)
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "bench",
         help="how fast pyfold is on this machine, beside what would run instead",
@@ -91,7 +98,7 @@ def _levels(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(arguments.sizes or (("small",) if arguments.quick else LEVELS))
 
 
-def _chosen(arguments: argparse.Namespace) -> list:
+def _chosen(arguments: argparse.Namespace) -> list[Row]:
     from pyfold.bench import GROUPS, ROWS
 
     everything = arguments.full or arguments.floors or bool(arguments.rows)
@@ -114,7 +121,7 @@ def _compiles(arguments: argparse.Namespace) -> bool:
     return not (arguments.no_compile or arguments.quick or arguments.floors)
 
 
-def _settings(arguments: argparse.Namespace, rows: Iterable) -> Iterator[tuple]:
+def _settings(arguments: argparse.Namespace, rows: Iterable[Row]) -> Iterator[tuple[Row, Setting]]:
     import torch
 
     from pyfold.bench import Peers, settings
@@ -133,7 +140,9 @@ def _settings(arguments: argparse.Namespace, rows: Iterable) -> Iterator[tuple]:
             yield row, setting if not compiled else type(setting)(setting.shape, setting.dtype, device, peers, setting.level)
 
 
-def _second_look(old: list, measured: dict, runs: dict, limit: float, budget: float) -> dict[str, float]:
+def _second_look(
+    old: list[Measured], measured: dict[str, Measured], runs: Runs, limit: float, budget: float
+) -> dict[str, float]:
     """Slowdowns, after rows beyond the limit had the chance to show that it was the machine."""
     from pyfold.bench import compare, measure
 
@@ -147,7 +156,7 @@ def _second_look(old: list, measured: dict, runs: dict, limit: float, budget: fl
     return slowdowns
 
 
-def _below_floors(measured: dict, runs: dict, budget: float) -> list:
+def _below_floors(measured: dict[str, Measured], runs: Runs, budget: float) -> list[Measured]:
     """Rows that are below their floor still, after the chance to show that it was the machine."""
     from pyfold.bench import measure
 
@@ -159,63 +168,102 @@ def _below_floors(measured: dict, runs: dict, budget: float) -> list:
     return [value for value in measured.values() if value.below_floor]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command; its exit status."""
-    import torch
+def _list() -> int:
+    from pyfold.bench import GROUPS, ROWS
 
-    from pyfold._requirements import need
-    from pyfold.bench import GROUPS, ROWS, Peers, measure, read_json, table, write_json
-    from pyfold.bench.measure import machine_limits
+    for group, about in GROUPS.items():
+        print(f"{group}: {about}")
+        print("".join(f"  {row.name}\n" for row in ROWS.values() if row.group == group))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from pyfold.bench import read_json, table
     from pyfold.bench.plot import plot
-    from pyfold.bench.report import machine
 
-    if arguments.list:
-        for group, about in GROUPS.items():
-            print(f"{group}: {about}")
-            print("".join(f"  {row.name}\n" for row in ROWS.values() if row.group == group))
-        return 0
-    if arguments.show:
-        shown = read_json(arguments.show)[0]
-        print(table(shown, arguments.markdown))
-        if arguments.plot:
-            plot(shown, arguments.plot)
-        return 0
+    shown = read_json(arguments.show)[0]
+    print(table(shown, arguments.markdown))
+    if arguments.plot:
+        plot(shown, arguments.plot)
+    return 0
+
+
+def _checked_budget(arguments: argparse.Namespace) -> float:
+    """Seconds for each row; raises ValueError for options that do not go together or are out of range."""
     if arguments.fail_above is not None and not arguments.compare:
         raise ValueError("--fail-above needs --compare OLD")
     if arguments.floors and (arguments.sizes or arguments.dtypes or arguments.compare):
         raise ValueError("--floors chooses sizes and dtypes itself, and goes without --compare")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     budget = 0.02 if arguments.quick else 0.2 if arguments.floors else 1.5 if arguments.full else 0.4
     if arguments.budget is not None:
         budget = arguments.budget
     if not 0 < budget < 3600:
         raise ValueError(f"--budget must be a number of seconds above 0, got {budget}")
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
-    old, about_old = read_json(arguments.compare) if arguments.compare else ([], {})
-    points = list(_settings(arguments, _chosen(arguments)))
+    return float(budget)
 
-    facts, began = machine(), time.perf_counter()
-    missing = Peers.found(_compiles(arguments)).missing
+
+def _say_machine(arguments: argparse.Namespace, facts: dict[str, Any], limits: dict[str, float]) -> None:
+    from pyfold.bench import Peers
+
     print(f"pyfold {facts['pyfold']}, torch {facts['torch']}, {facts['processor']}, {facts['cpu']['in_use']}, ", end="")
     print(f"{facts['cpu']['threads']} threads, {arguments.device}")
-    limits = machine_limits(torch.device(arguments.device))
     print(
         f"{limits['triad bytes per second'] / 1e9:.1f} GB/s by torch.add(a, b, out=c); "
         f"{limits['normals per second'] / 1e9:.2f} G normals/s by the generator alone"
     )
-    for name, reason in missing.items():
+    for name, reason in Peers.found(_compiles(arguments)).missing.items():
         print(f"without {name}: {reason}")
 
-    measured, runs = {}, {}
+
+def _measured(points: list[tuple[Row, Setting]], budget: float) -> tuple[dict[str, Measured], Runs]:
+    """(measurements, what gave them) by their keys."""
+    from pyfold._requirements import need
+    from pyfold.bench import measure
+
+    measured: dict[str, Measured] = {}
+    runs: Runs = {}
     bar = need("tqdm", "bench").tqdm(points, unit="row", leave=False, dynamic_ncols=True)
     for row, setting in bar:
         bar.set_description_str(f"{row.name} {'x'.join(map(str, setting.shape))}")
         result = measure(row, setting, budget)
         measured[result.key], runs[result.key] = result, (row, setting)
     bar.close()
-    slowdowns = {}
+    return measured, runs
+
+
+def _say_floors(below: list[Measured], count: int) -> int:
+    for value in below:
+        print(f"{value.key}: eager takes {value.ratios['eager']:.2f} times as long, at least {value.floor} is due")
+    print(f"{len(below)} of {count} below their floors" if below else f"all {count} keep their floors")
+    return int(bool(below))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; its exit status."""
+    import torch
+
+    from pyfold.bench import read_json, table, write_json
+    from pyfold.bench.measure import machine_limits
+    from pyfold.bench.plot import plot
+    from pyfold.bench.report import machine
+
+    if arguments.list:
+        return _list()
+    if arguments.show:
+        return _show(arguments)
+    budget = _checked_budget(arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    old, about_old = read_json(arguments.compare) if arguments.compare else ([], {})
+    points = list(_settings(arguments, _chosen(arguments)))
+
+    facts, began = machine(), time.perf_counter()
+    limits = machine_limits(torch.device(arguments.device))
+    _say_machine(arguments, facts, limits)
+    measured, runs = _measured(points, budget)
+    slowdowns: dict[str, float] = {}
     if old:
         slowdowns = _second_look(old, measured, runs, arguments.fail_above or float("inf"), budget)
     below = _below_floors(measured, runs, budget) if arguments.floors else []
@@ -227,14 +275,13 @@ def run(arguments: argparse.Namespace) -> int:
         plot(results, arguments.plot)
     print(f"{len(results)} rows in {time.perf_counter() - began:.0f} s" + (f"; {arguments.json}" if arguments.json else ""))
     if arguments.floors:
-        for value in below:
-            print(f"{value.key}: eager takes {value.ratios['eager']:.2f} times as long, at least {value.floor} is due")
-        print(f"{len(below)} of {len(results)} below their floors" if below else f"all {len(results)} keep their floors")
-        return int(bool(below))
+        return _say_floors(below, len(results))
     return _say_changes(arguments, slowdowns, about_old, facts) if arguments.compare else 0
 
 
-def _say_changes(arguments: argparse.Namespace, slowdowns: dict[str, float], about_old: dict, facts: dict) -> int:
+def _say_changes(
+    arguments: argparse.Namespace, slowdowns: dict[str, float], about_old: dict[str, Any], facts: dict[str, Any]
+) -> int:
     before = about_old.get("machine", {})
     for what in ("processor", "torch"):
         if before.get(what) != facts[what]:

@@ -55,14 +55,14 @@ def _unet(s: Setting) -> Case:
     fused = diffusion.TrainingLoss(schedule, "v")
     steps = schedule.steps
 
-    def with_pyfold():
+    def with_pyfold() -> torch.Tensor:
         noised = fused.noise(x0, seeds)
         return fused(ours(noised.x_t, noised.t / steps), noised).mean()
 
     theirs = _without_pyfold(ours)
     alphas, sigmas = (c.float().to(s.device) for c in schedule.coefficients(torch.arange(steps)))
 
-    def by_hand():
+    def by_hand() -> torch.Tensor:
         t = torch.randint(0, steps, (s.shape[0],), device=s.device)
         alpha, sigma = s.per_sample(alphas[t]), s.per_sample(sigmas[t])
         noise = torch.randn_like(x0)
@@ -85,7 +85,7 @@ def _gan(s: Setting) -> Case:
     def step(generator: nn.Module, discriminator: nn.Module) -> Form:
         of_d, of_g = list(discriminator.parameters()), list(generator.parameters())
 
-        def run():
+        def run() -> tuple[torch.Tensor, ...]:
             fake = generator(z)
             shown = real.detach().requires_grad_()
             logits = discriminator(shown)
@@ -110,7 +110,10 @@ def _sampling(s: Setting) -> Case:
     ours = UNet(s.shape[1], s.shape[2], _WIDTH[s.level], "maxmin").to(s.device).requires_grad_(False)
     plan = diffusion.dpmpp_multistep(schedule, steps, order=2)
     seeds = s.seeds()
-    denoise = lambda model: lambda x, t: model(x, t.expand(len(x)) / schedule.steps)  # noqa: E731
+
+    def denoise(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda x, t: model(x, t.expand(len(x)) / schedule.steps)
+
     forms: dict[str, Form | None] = {
         "pyfold": lambda: diffusion.sample(denoise(ours), plan, s.shape[1:], seeds, device=s.device)
     }

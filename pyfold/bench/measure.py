@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ def interleaved(forms: dict[str, Form], budget: float, device: torch.device, war
     count for ``warm`` seconds: a virtual machine may get its memory from its host as it is first touched.
     """
     cuda = device.type == "cuda"
-    wait = torch.cuda.synchronize if cuda else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
     calls = {}
     for name, form in forms.items():
         form()  # compiles, allocates, fills caches

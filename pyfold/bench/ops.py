@@ -4,6 +4,7 @@ torch.compile, and what a user would call instead."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def _add_noise(s: Setting) -> Case:
     (x0,) = s.tensors(1)
     at, out, noise = _Noising(s), torch.empty_like(x0), torch.empty_like(x0)
 
-    def eager():
+    def eager() -> torch.Tensor:
         torch.randn(s.shape, dtype=s.dtype, device=s.device, out=noise)
         return torch.addcmul(torch.mul(at.a, x0, out=out), at.s, noise, out=out)
 
@@ -59,7 +60,7 @@ def _add_noise_backward(s: Setting) -> Case:
     at = _Noising(s)
     x0.requires_grad_()
 
-    def run(f: Callable[[], torch.Tensor]) -> Form:
+    def run(f: Callable[[], Any]) -> Form:
         return lambda: torch.autograd.grad(f(), x0, gradient)
 
     eager = lambda: at.a * x0 + at.s * torch.randn_like(x0)  # noqa: E731
@@ -91,7 +92,7 @@ def _add_loss_rows(name: str, kept: bool, floor: float) -> None:
         at = _Noising(s)
         prediction.requires_grad_()
 
-        def ours():
+        def ours() -> object:
             if kept:
                 x_t, target = pyfold.add_noise(x0, at.alpha, at.sigma, at.seeds, target="v")
                 del x_t  # as after the network's first layer in the other forms
@@ -125,13 +126,13 @@ def _loss_twice(s: Setting) -> Case:
     prediction.requires_grad_()
 
     def run(f: Callable[[], torch.Tensor]) -> Form:
-        def both():
+        def both() -> object:
             (gradient,) = torch.autograd.grad(f(), prediction, create_graph=True)
             return torch.autograd.grad(gradient, prediction, direction)
 
         return both
 
-    def ours():
+    def ours() -> torch.Tensor:
         return pyfold.denoising_loss(prediction, x0, at.alpha, at.sigma, at.seeds, target="v").sum()
 
     forms = {"pyfold": run(ours), "eager": run(lambda: _eager_loss(at)(prediction, x0))}
@@ -144,8 +145,8 @@ def _loss_twice(s: Setting) -> Case:
 def step_form(plan: diffusion.Plan, x: torch.Tensor, model: torch.Tensor, seeds: torch.Tensor) -> Form:
     """Step 3 of a plan, in place, as a sampling loop does it."""
     table, _, counters = plan.on(x.device)
-    at, seeds = counters[3:4], seeds if plan.noisy else None
-    return lambda: pyfold.affine_step(x, model, table, at, seeds=seeds, out=x)
+    at, drawn = counters[3:4], seeds if plan.noisy else None
+    return lambda: pyfold.affine_step(x, model, table, at, seeds=drawn, out=x)
 
 
 def _scheduler_step(s: Setting, name: str, steps: int, x: torch.Tensor, model: torch.Tensor) -> Form | None:
@@ -156,7 +157,7 @@ def _scheduler_step(s: Setting, name: str, steps: int, x: torch.Tensor, model: t
     scheduler.set_timesteps(steps, device=s.device)
     t = scheduler.timesteps[3]
 
-    def step():
+    def step() -> object:
         scheduler._step_index = 3
         return scheduler.step(model, t, x).prev_sample
 
@@ -170,12 +171,12 @@ def _ddpm_step(s: Setting) -> Case:
     c = plan.rows[3]
     noise, x0 = torch.empty_like(x), torch.empty_like(x)
 
-    def eager():
+    def eager() -> torch.Tensor:
         torch.mul(x, c["p"], out=x0).add_(model, alpha=c["q"]).clamp_(-1, 1)
         torch.randn(s.shape, dtype=s.dtype, device=s.device, out=noise)
         return x.mul_(c["a"]).add_(x0, alpha=c["c_x0"]).add_(noise, alpha=c["d1"])
 
-    def whole(x, model):
+    def whole(x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
         x0 = (c["p"] * x + c["q"] * model).clamp(-1, 1)
         return c["a"] * x + c["c_x0"] * x0 + c["d1"] * torch.randn_like(x)
 
@@ -196,7 +197,7 @@ def _ddim_step(s: Setting) -> Case:
     c = plan.rows[3]
     x0 = torch.empty_like(x)
 
-    def eager():
+    def eager() -> torch.Tensor:
         torch.mul(x, c["p"], out=x0).add_(model, alpha=c["q"]).clamp_(-1, 1)
         return torch.mul(x0, c["c_x0"], out=x).add_(model, alpha=c["c_u"])
 
@@ -236,10 +237,10 @@ def _guided_step(s: Setting) -> Case:
     (before,) = s.tensors(1)
     u, next_input, e = torch.empty_like(x), torch.empty_like(low[0]), torch.empty_like(low[0])
 
-    def ours():
+    def ours() -> torch.Tensor:
         return pyfold.affine_step(x, low, table, counters[3:4], history=[before], history_out=u, next_input=next_input, out=x)
 
-    def eager():
+    def eager() -> torch.Tensor:
         torch.mul(low[0], c["g1"], out=e).add_(low[1], alpha=c["g2"])
         torch.mul(x, c["p"], out=u).add_(e, alpha=c["q"]).clamp_(-1, 1)
         x.mul_(c["a"]).add_(before, alpha=c["b1"]).add_(u, alpha=c["c_u"])
@@ -251,7 +252,7 @@ def _guided_step(s: Setting) -> Case:
 # --- folds
 
 
-def eager_fold(kind: str, **parameters) -> Callable[[torch.Tensor], torch.Tensor]:
+def eager_fold(kind: str, **parameters: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """A kind of fold in torch operations at their quickest, or as its declaration writes it."""
     if (eager := FOLDS[kind].eager) is not None:
         return eager(**parameters)
@@ -260,7 +261,7 @@ def eager_fold(kind: str, **parameters) -> Callable[[torch.Tensor], torch.Tensor
 
 #: Folds that are timed: what follows "fold" in the row's name -> kind, parameters that are numbers, the least ratio against
 #: eager, forward and backward.
-TIMED_FOLDS = {
+TIMED_FOLDS: dict[str, tuple[str, dict[str, Any], float]] = {
     "abs": ("abs", {}, 0.3),
     "leaky": ("leaky", {"slope": 0.2}, 0.3),
     "box": ("box", {"length": 1.0}, 0.8),
@@ -282,6 +283,7 @@ def fold_forms(s: Setting, name: str) -> tuple[torch.Tensor, dict[str, Callable[
     """x, and each form as a function of it."""
     kind, numbers, _ = TIMED_FOLDS[name]
     sample = OPS["fold"].sample(s.shape, s.dtype, s.device, torch.Generator().manual_seed(0), kind=kind, **numbers)
+    assert sample is not None, s.shape
     x = sample.pop("x")
     eager = eager_fold(**{**FOLDS[kind].defaults(), **sample})
     return x, {
@@ -315,7 +317,7 @@ def _add_fold_rows(name: str, floor: float) -> None:
         x.requires_grad_()
 
         def run(fold: Callable[[torch.Tensor], torch.Tensor]) -> Form:
-            def both():
+            def both() -> object:
                 (to_x,) = torch.autograd.grad(fold(x), x, gradient, create_graph=True)
                 return torch.autograd.grad(to_x, gradient, direction)
 
@@ -338,7 +340,7 @@ for _name in TIMED_FOLDS:
 def _kaleidoscope(s: Setting) -> Case:
     """Points in space, folded and stretched eight times over, as a fractal's picture asks for."""
     (x,) = s.tensors(1)
-    options = {"folds": ["box", "abs", "groupsort"], "scale": 1.7, "centre": (1.0, 1.0, 1.0), "iterations": 8}
+    options: dict[str, Any] = {"folds": ["box", "abs", "groupsort"], "scale": 1.7, "centre": (1.0, 1.0, 1.0), "iterations": 8}
     eager = lambda: OPS["kaleidoscope"].reference(x, **options)  # noqa: E731
     forms = {"pyfold": lambda: pyfold.kaleidoscope(x, **options), "eager": eager, "compile": s.peers.compiled(eager)}
     return Case(forms, moved=2 * x.numel() * x.element_size())

@@ -50,8 +50,9 @@ class Peers:
     def found(cls, compiler: bool = True) -> Peers:
         """Those that this environment has."""
         names = {"diffusers": "diffusers", "k_diffusion": "k_diffusion.sampling", "torchlip": "deel.torchlip.functional"}
-        peers = cls(compiler, **{attribute: _module(name) for attribute, name in names.items()})
-        peers.missing = {name: "not installed" for name in names if getattr(peers, name) is None}
+        modules = {attribute: _module(name) for attribute, name in names.items()}
+        peers = cls(compiler, modules["diffusers"], modules["k_diffusion"], modules["torchlip"])
+        peers.missing = {name: "not installed" for name in names if modules[name] is None}
         if compiler and (reason := _compiler_works()):
             peers.compiler, peers.missing["torch.compile"] = False, reason
         return peers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ class Case:
         overhead: whether an empty call's time is taken off every form.
     """
 
-    forms: dict[str, Form | None]
+    forms: Mapping[str, Form | None]
     moved: int | None = None
     normals: int = 0
     grad: bool = False
@@ -95,7 +96,7 @@ class Row:
 ROWS: dict[str, Row] = {}
 
 
-def row(name: str, group: str, **options) -> Callable[[Callable[[Setting], Case]], Callable[[Setting], Case]]:
+def row(name: str, group: str, **options: Any) -> Callable[[Callable[[Setting], Case]], Callable[[Setting], Case]]:
     """Adds the decorated function to the table."""
 
     def add(build: Callable[[Setting], Case]) -> Callable[[Setting], Case]:
