@@ -180,6 +180,111 @@ def test_unrolling_differentiates_through_the_moves_ahead():
     assert (lead - plain).abs().max() > 0.1 * lead.abs().max()  # what is looked for is not what a plain step does
 
 
+NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(60))
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=1.0),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.8),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.999)),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=1e-4),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.03),
+}
+
+
+def logistic_game(place=1.5):
+    """Real N(0, 1), generated N(theta, 1), D(x) = a x + b away from its optimum; expectations by quadrature."""
+    critic = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+    theta = torch.tensor([place], dtype=torch.float64, requires_grad=True)
+
+    def losses():
+        d = lambda x: critic[0] * x + critic[1]  # noqa: E731
+        value = -((WEIGHTS * (softplus(-d(NODES)) + softplus(d(theta + NODES)))).sum() / WEIGHTS.sum())
+        return -value, value
+
+    return critic, theta, losses
+
+
+def ahead(make, steps, place=1.5):
+    """The leader's derivative: it steps by SGD of rate 1."""
+    critic, theta, losses = logistic_game(place)
+    dynamics.Unrolled([make([critic]), torch.optim.SGD([theta], lr=1.0)], losses, steps=steps).step()
+    return place - theta.item()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_unrolling_approaches_the_derivative_of_the_best_discriminator(name):
+    """d/dtheta max_D V = 0.46445 at 1.5: twice the Jensen-Shannon divergence, by differences of its integral."""
+    x = np.linspace(-12, 15, 200_001)
+    normal = lambda x: np.exp(-x * x / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+
+    def best(theta):
+        p, q = normal(x), normal(x - theta)
+        return np.trapezoid(-p * np.log1p(q / p) - q * np.log1p(p / q), x)
+
+    truth = (best(1.5 + 1e-4) - best(1.5 - 1e-4)) / 2e-4
+    assert truth == pytest.approx(0.46445, abs=5e-6)
+    off = [abs(ahead(OPTIMIZERS[name], steps) - truth) for steps in (1, 10, 100)]
+    assert off[0] > off[1] > off[2]
+    assert off[2] < 1e-3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_unrolling_is_the_derivative_of_the_optimizers_own_moves(name):
+    """By differences of the value after three moves of the optimizer in use, from a state that it has by then. A parameter
+    whose gradient is exactly 0 has no part in it, and the critic's own step is a plain one."""
+    critic, theta, losses = logistic_game()
+    idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    optimizer = OPTIMIZERS[name]([critic, idle])
+
+    def move(count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            (losses()[0] + 0 * idle.sum()).backward()
+            optimizer.step()
+
+    def value(place):
+        saved, state = critic.detach().clone(), copy.deepcopy(optimizer.state_dict())
+        with torch.no_grad():
+            theta.fill_(place)
+        move(3)
+        result = losses()[1].item()
+        with torch.no_grad():
+            critic.copy_(saved)
+            theta.fill_(1.5)
+        optimizer.load_state_dict(state)
+        return result
+
+    move(2)
+    h = 1e-5
+    truth = (value(1.5 + h) - value(1.5 - h)) / (2 * h)
+    plain = copy.deepcopy(optimizer.state_dict()), critic.detach().clone(), idle.detach().clone()
+    zero = [losses()[0] + 0 * idle.sum(), losses()[1]]
+    dynamic = dynamics.Unrolled(
+        [optimizer, torch.optim.SGD([theta], lr=1.0)], lambda: (losses()[0] + 0 * idle.sum(), losses()[1]), steps=3
+    )
+    reported = dynamic.step()
+    assert 1.5 - theta.item() == pytest.approx(truth, rel=1e-7)
+    assert [v.item() for v in reported] == [v.item() for v in zero]  # where the step began
+    # The critic took one plain step from where it was.
+    after = copy.deepcopy(optimizer.state_dict()), critic.detach().clone(), idle.detach().clone()
+    optimizer.load_state_dict(plain[0])
+    with torch.no_grad():
+        critic.copy_(plain[1])
+        idle.copy_(plain[2])
+        theta.fill_(1.5)
+    move(1)
+    assert torch.equal(critic, after[1]) and torch.equal(idle, after[2])
+    for a, b in zip(optimizer.state_dict()["state"].values(), after[0]["state"].values(), strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a if a[k] is not None)
+
+
+def test_unrolling_needs_an_optimizer_that_torch_differentiates():
+    critic, theta, losses = logistic_game()
+    optimizers = [torch.optim.LBFGS([critic]), torch.optim.SGD([theta], lr=1.0)]
+    with pytest.raises(TypeError, match=r"optimizers\[0\] must be one that torch can differentiate, got LBFGS"):
+        dynamics.Unrolled(optimizers, losses, steps=1)
+
+
 def test_steps_of_each_player():
     dynamic, x, y = players(DYNAMICS["alternating"], 0.1, steps=(3, 1))
     dynamic.step()

@@ -263,14 +263,22 @@ class Unrolled(Dynamic):
     """One player, the leader, descends its loss as it will be after ``steps`` moves of the others, through which its gradient
     flows; the others take plain steps (Metz et al. 2017, eq. 8 to 11).
 
-    The moves looked ahead are gradient descent at ``rate``. The derivative through them is exact and found by the adjoint
-    recursion, with products of Hessian and vector at each move, so it takes the memory of one move and ``2 steps + 2``
-    evaluations of the losses.
+    The moves looked ahead are those of the others' own optimizers, with the state that they have by now, or with ``rate`` plain
+    gradient descent. The derivative through them is exact, in parameters and optimizers' state, and found by the adjoint
+    recursion, with products of Hessian and vector at each move, so no graph spans more than one; ``2 steps + 2`` evaluations of
+    the losses, and a copy of the others' parameters and state for each move.
+
+    The leader's loss must be all that depends on the others: for a generator the whole value function, ``E log D(x)`` included
+    (eq. 10), which is minus the loss of the discriminator. What has no derivative in the generator has one through the moves.
 
     Args:
         steps: moves looked ahead, at least 1.
-        rate: their step size, positive. It need not be the optimizers': the ideal is a player that has finished.
+        rate: step size of plain descent in place of the optimizers' moves, positive; by default the optimizers move.
         leader: who looks ahead; by default the last player, in the order of discriminator, generator.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an optimizer that torch cannot differentiate (one without ``differentiable``, as LBFGS), without ``rate``.
     """
 
     mixed = True
@@ -281,46 +289,127 @@ class Unrolled(Dynamic):
         losses: Losses,
         *,
         steps: int,
-        rate: float,
+        rate: float | None = None,
         leader: int = -1,
     ):
         super().__init__(optimizers, losses)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
-        if not 0 < rate < float("inf"):
-            raise ValueError(f"rate must be positive and finite, got {rate}")
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"rate must be positive and finite, or None for the optimizers' own moves, got {rate}")
         count = len(self.optimizers)
         if isinstance(leader, bool) or not isinstance(leader, int) or not -count <= leader < count:
             raise ValueError(f"leader must be the number of one of the {count} players, got {leader!r}")
         self.steps, self.rate, self.leader = steps, rate, leader % count
         self.followers = [i for i in range(count) if i != self.leader]
+        for player in self.followers:
+            if rate is None and "differentiable" not in self.optimizers[player].defaults:
+                kind = type(self.optimizers[player]).__name__
+                raise TypeError(f"optimizers[{player}] must be one that torch can differentiate, got {kind}; or give rate")
 
     def step(self) -> list[torch.Tensor]:
+        movers = {i: self._mover(i) for i in self.followers}
+        place = self._place()
+        states = {i: _copied_state(self.optimizers[i]) for i in self.followers}
         gradients, first = self._gradients(self.followers)
-        path = [self._place()]
+        path = []
         ahead = gradients
         for i in range(self.steps):
-            with torch.no_grad():
-                for player in self.followers:
-                    for parameter, gradient in zip(self.parameters[player], ahead[player], strict=True):
-                        parameter.sub_(gradient, alpha=self.rate)
+            path.append((self._place(), {player: _copied_state(mover) for player, mover in movers.items()}))
+            for player, mover in movers.items():
+                for parameter, gradient in zip(self.parameters[player], ahead[player], strict=True):
+                    parameter.grad = gradient.detach()
+                mover.step()
+                mover.zero_grad(set_to_none=True)
             if i < self.steps - 1:
-                path.append(self._place())
                 ahead, _ = self._gradients(self.followers)
         own = self.parameters[self.leader]
         others = [p for player in self.followers for p in self.parameters[player]]
         loss = self._evaluate([self.leader])[self.leader]
         first[self.leader] = loss.detach() if first[self.leader] is None else first[self.leader]
-        total = torch.autograd.grad(loss, [*own, *others], materialize_grads=True)
-        for place in reversed(path):
-            self._return_to(place)
+        slopes = torch.autograd.grad(loss, [*own, *others], materialize_grads=True)
+        total, pull = list(slopes[: len(own)]), _Pull(others, slopes[len(own) :])
+        for there, state in reversed(path):
+            self._return_to(there)
             ahead, _ = self._gradients(self.followers, graph=True)
+            back = [pull.through(movers[i], self.parameters[i], ahead[i], state[i]) for i in self.followers]
             field = [g for player in self.followers for g in ahead[player]]
-            change = jacobian_transposed(field, [*own, *others], total[len(own) :])
-            total = [t - self.rate * c for t, c in zip(total, change, strict=True)]
-        gradients[self.leader] = total[: len(own)]
+            change = jacobian_transposed(field, [*own, *others], [d for part in back for d in part])
+            total = [t + c for t, c in zip(total, change[: len(own)], strict=True)]
+            pull.add(others, change[len(own) :])
+        self._return_to(place)
+        for player, kept in states.items():
+            self.optimizers[player].state.clear()
+            self.optimizers[player].state.update(kept)
+        gradients[self.leader] = total
         self._move_all(gradients)
         return first
+
+    def _mover(self, player: int) -> torch.optim.Optimizer:
+        """Who moves a follower ahead: its optimizer, or plain descent."""
+        return self.optimizers[player] if self.rate is None else torch.optim.SGD(self.parameters[player], lr=self.rate)
+
+
+class _Pull:
+    """The derivative of the leader's loss in the others' parameters and their optimizers' state, carried back move by move."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]):
+        self.on_place = dict(zip(parameters, slopes, strict=True))
+        self.on_state: dict[tuple[torch.Tensor, str], torch.Tensor] = {}
+
+    def add(self, parameters: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> None:
+        for parameter, slope in zip(parameters, slopes, strict=True):
+            self.on_place[parameter] = self.on_place[parameter] + slope
+
+    def through(
+        self,
+        mover: torch.optim.Optimizer,
+        parameters: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        state: dict[torch.Tensor, dict[str, Any]],
+    ) -> list[torch.Tensor]:
+        """Goes back over one move of ``mover`` from here, where it had ``state``: returns the derivative in the gradients that
+        it was given; those in the place and the state before the move stay in this object."""
+        places = {p: p.detach().clone().requires_grad_() for p in parameters}
+        slots = {(p, k): v.clone().requires_grad_() for p, k, v in _differentiable_slots(state)}
+        # Optimizers divide by roots of sums of squares, which have no derivative where every gradient was exactly 0.
+        least = [torch.where(g == 0, 1e-17, g.detach()).requires_grad_() for g in gradients]
+        # Copies, for the optimizer writes over what it moves.
+        moved = {p: leaf.clone() for p, leaf in places.items()}
+        groups = []
+        for group in mover.param_groups:
+            options = {
+                k: v for k, v in group.items() if k not in ("foreach", "fused", "capturable", "differentiable", "params")
+            }
+            groups.append({**options, "params": [moved[p] for p in group["params"]], "differentiable": True})
+        twin = type(mover)(groups, differentiable=True)
+        for p, kept in state.items():
+            # The count of steps is float32 in an optimizer, and the bias corrections made from it would be as well.
+            others = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kept.items()}
+            twin.state[moved[p]] = {k: slots[p, k].clone() if (p, k) in slots else v for k, v in others.items()}
+        for p, gradient in zip(parameters, least, strict=True):
+            moved[p].grad = gradient
+        twin.step()
+        outputs = [(moved[p], self.on_place[p]) for p in parameters]
+        outputs += [(twin.state[moved[p]][k], slope) for (p, k), slope in self.on_state.items() if p in moved]
+        outputs = [(value, slope) for value, slope in outputs if value.requires_grad]
+        inputs = [*places.values(), *slots.values(), *least]
+        values, slopes = zip(*outputs, strict=True)
+        back = iter(torch.autograd.grad(values, inputs, slopes, materialize_grads=True))
+        for p in parameters:
+            self.on_place[p] = next(back)
+        self.on_state = {k: v for k, v in self.on_state.items() if k[0] not in moved} | {k: next(back) for k in slots}
+        return list(back)
+
+
+def _differentiable_slots(state: dict[torch.Tensor, dict[str, Any]]) -> list[tuple[torch.Tensor, str, torch.Tensor]]:
+    """What an optimizer keeps for each parameter and moves by: all floating-point tensors but its count of steps."""
+    return [
+        (p, k, v)
+        for p, kept in state.items()
+        for k, v in kept.items()
+        if isinstance(v, torch.Tensor) and v.is_floating_point() and k != "step"
+    ]
 
 
 def jacobian_transposed(
