@@ -94,10 +94,15 @@ def test_half_precision_reaches_the_networks_and_not_the_weights():
         ({"data": "ring", "augment": "fixed"}, "augment must be none for points"),
         ({"dynamics": "chaotic"}, "dynamics must be one of simultaneous, alternating.*'chaotic'"),
         ({"dynamics_steps": 0}, "dynamics_steps must be at least 1, got 0"),
-        ({"dynamics_rate": 0.0}, "dynamics_rate must be positive, got 0.0"),
+        ({"dynamics_rate": -0.1}, "dynamics_rate must be a number from 0, got -0.1"),
+        ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
+        ({"lr_discriminator": -1.0}, "lr_discriminator must be a number from 0, got -1.0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"init": "zeros"}, "init must be one of default, orthogonal, got 'zeros'"),
+        ({"init_gain": 0.0}, "init_gain must be positive and finite, got 0.0"),
         ({"dynamics_strength": -1.0}, "dynamics_strength must be a number from 0, got -1.0"),
         ({"generator_activation": "gelu"}, "generator_activation must be one of.*'gelu'"),
-        ({"cooldown": 0.0}, r"cooldown must be in \(0, 1\], got 0.0"),
+        ({"cooldown": 1.5}, r"cooldown must be in \[0, 1\], got 1.5"),
         ({"gamma": 0.0, "gamma_end": 1.0}, "gamma_end must be 0 where gamma is.*1.0"),
         ({"gamma": 1.0, "gamma_end": 0.0}, "gamma_end must be 0 where gamma is.*0.0"),
     ],
@@ -194,6 +199,74 @@ def test_mixed_dynamics_refuse_several_processes(monkeypatch):
         with pytest.raises(ValueError, match=f"dynamics must not be {name} with several processes"):
             trainer(data="ring", dynamics=name)
     assert trainer(data="ring", dynamics="extragradient").dynamic.combine is parallel.average
+
+
+METZ = {
+    "data": "ring", "scale": 2.0, "latent": 256, "batch": 512, "width": 32, "depth": 2, "depth_discriminator": 1,
+    "activation": "relu", "init": "orthogonal", "init_gain": 0.8, "discriminator_scale": 0.25, "lr": 1e-4, "beta1": 0.5,
+    "beta2": 0.999, "loss": "minimax", "gamma": 0.0, "cooldown": 0.0, "ema": 0.0, "dynamics": "unrolled",
+    "dynamics_steps": 2,
+}  # fmt: skip
+
+
+def test_the_configuration_can_say_the_settings_of_metz():
+    """Appendix A: layers, first weights, the input of the discriminator, both players' Adam, data of radius 2."""
+    player = trainers.GanTrainer(
+        Config("gan", steps=10, **METZ, lr_discriminator=2e-4, beta1_discriminator=0.4, beta2_discriminator=0.9),
+        load("ring", scale=2.0),
+        torch.device("cpu"),
+    )
+    shapes = lambda module: [tuple(p.shape) for p in module.parameters() if p.dim() == 2]  # noqa: E731
+    assert shapes(player.generator) == [(128, 256), (128, 128), (2, 128)]
+    assert shapes(player.discriminator) == [(128, 2), (1, 128)]
+    for module in (player.generator, player.discriminator):
+        for p in module.parameters():
+            if p.dim() == 2:
+                torch.testing.assert_close(torch.linalg.svdvals(p.detach()), torch.full((min(p.shape),), 0.8))
+            else:
+                assert not p.any()
+    assert player.data.centres.norm(dim=1).mean().item() == pytest.approx(2)
+    assert player.data.std == pytest.approx(0.02)
+    x = torch.randn(5, 2)
+    assert torch.equal(player.discriminator(x), player.discriminator.model(x / 4))
+    groups = {name: o.param_groups[0] for name, o in player.optimizers.items()}
+    player.step(3)
+    assert (groups["generator"]["lr"], groups["generator"]["betas"]) == (1e-4, (0.5, 0.999))
+    assert (groups["discriminator"]["lr"], groups["discriminator"]["betas"]) == (2e-4, (0.4, 0.9))
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating"])
+def test_unrolled_training_is_eq_10_of_metz(loss):
+    """By differences, in one weight of the generator: the value after two moves of the discriminator's own Adam."""
+    player = trainer(**{**METZ, "width": 4, "latent": 4, "batch": 64, "loss": loss, "lr": 1e-2})
+    player.step(0)
+    config, cpu = player.config, torch.device("cpu")
+    generator, critic = copy.deepcopy(player.generator).double(), copy.deepcopy(player.discriminator).double()
+    real = player.data.batch(0, 1, 64).double()
+    z = player.latents(trainers.step_seeds(config, 1, cpu)).double()
+    state = copy.deepcopy(player.optimizers["discriminator"].state_dict())
+
+    def ahead(place):
+        d = copy.deepcopy(critic)
+        adam = torch.optim.Adam(d.parameters(), config.lr, betas=(0.5, 0.999))
+        adam.load_state_dict(copy.deepcopy(state))
+        with torch.no_grad():
+            generator[2].weight[1, 2] = place
+        value = lambda: -gan.non_saturating_d(d(real), d(generator(z)))  # noqa: E731
+        for _ in range(2):
+            adam.zero_grad()
+            (-value()).backward()
+            adam.step()
+        return value().item()
+
+    h, place = 1e-4, generator[2].weight[1, 2].item()
+    truth = (ahead(place + h) - ahead(place - h)) / (2 * h)
+    seen = []
+    player.optimizers["generator"].register_step_pre_hook(
+        lambda o, *_: seen.append(player.generator[2].weight.grad[1, 2].item())
+    )
+    player.step(1)
+    assert seen == [pytest.approx(truth, rel=1e-3)]
 
 
 KILL = """

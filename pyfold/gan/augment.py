@@ -88,6 +88,8 @@ class Augment(torch.nn.Module):
         images: how many real images p takes from 0 to 1 at most; 500 000 in the paper.
     """
 
+    p: torch.Tensor
+
     def __init__(self, policy: str = "color,translation,cutout", *, target: float | None = None, images: int = 500_000):
         super().__init__()
         names = [name.strip() for name in policy.split(",")]

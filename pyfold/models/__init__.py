@@ -1,7 +1,7 @@
 """Small reference networks, with folds as activations wherever one is asked for."""
 
 from pyfold.models.dcgan import Discriminator, Generator
-from pyfold.models.layers import ACTIVATIONS, TimeEmbedding, activation
+from pyfold.models.layers import ACTIVATIONS, Scaled, TimeEmbedding, activation, orthogonal_
 from pyfold.models.mlp import MLP, MLPCritic, MLPDenoiser
 from pyfold.models.resnet import ResidualBlock, ResNetDiscriminator, ResNetGenerator
 from pyfold.models.unet import UNet
@@ -16,7 +16,9 @@ __all__ = [
     "ResNetDiscriminator",
     "ResNetGenerator",
     "ResidualBlock",
+    "Scaled",
     "TimeEmbedding",
     "UNet",
     "activation",
+    "orthogonal_",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from pyfold.nn import Fold
 from pyfold.ops import FOLDS
 
-PLAIN_ACTIVATIONS = {
+PLAIN_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
     "silu": nn.SiLU,
@@ -30,8 +31,37 @@ def activation(name: str, channels: int) -> nn.Module:
     return PLAIN_ACTIVATIONS[name]()
 
 
+def orthogonal_(module: nn.Module, gain: float = 1.0) -> nn.Module:
+    """Gives every linear and convolution layer an orthogonal weight times ``gain`` (Saxe et al. 2014) and no bias, in place.
+
+    Args:
+        module: whose layers start anew; returned.
+        gain: all singular values of a weight, with a convolution's seen as [out, in * kernel].
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module
+
+
+class Scaled(nn.Module):
+    """``model(scale x)``: a network whose input comes in larger or smaller numbers than it likes."""
+
+    def __init__(self, model: nn.Module, scale: float):
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.model(self.scale * x)
+        return y
+
+
 class TimeEmbedding(nn.Module):
     """Sines and cosines of t in [0, 1] at geometric frequencies (Vaswani et al. 2017, section 3.5), then a small MLP."""
+
+    frequencies: torch.Tensor
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -42,7 +72,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         phase = t[:, None].to(self.frequencies.dtype) * self.frequencies
         features = torch.cat([phase.sin(), phase.cos()], 1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        result: torch.Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        return result
 
 
 def levels(size: int) -> int:

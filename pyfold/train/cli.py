@@ -5,38 +5,60 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyfold.train.config import Config
 
 HELP = {
-    "data": "digits, mnist, ring, grid, or a folder of PNG or JPEG images",
+    "data": "digits, mnist, ring, grid, or a folder of PNG, JPEG, WebP or BMP images",
     "steps": "training steps",
     "batch": "samples in a step",
     "lr": "learning rate",
     "seed": "of weights, batches and noise: the same seed gives the same run",
     "width": "channels of the first level (images), a quarter of the hidden units (points)",
     "activation": "relu, leaky_relu, silu, tanh, or a fold: abs, maxmin, householder",
-    "ema": "decay of the average of the weights that samples are made with",
+    "ema": "decay in each step of the average of the weights that samples are made with; 0.5^(batch / images) for a half-life "
+    "in images",
     "size": "side that a folder's images are resized to; 4 to 7 times a power of two",
     "broken": "refuse or skip images of a folder that cannot be read",
+    "labels": "none, or folders: the names of a folder's subfolders are classes",
+    "flips": "none, or horizontal: mirror half of the images of each step",
+    "ram": "MiB of a folder's images kept in memory; the others are read at each use",
+    "scale": "what points are multiplied by",
     "save_every": "steps between checkpoints",
     "log_every": "steps between TensorBoard scalars",
     "metrics_every": "steps between measurements of samples, kept in history.json; 0 for the end alone",
+    "final_samples": "samples drawn at the end, and for each measurement on the way",
     "precision": "float32, or bf16 where autocast finds it safe",
     "schedule": "vp_linear, vp_cosine, flow, or another of pyfold.diffusion.SCHEDULES (diffusion)",
     "prediction": "epsilon, x0, v or flow (diffusion)",
     "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS (diffusion)",
     "sampler_steps": "steps of the sampler (diffusion)",
     "latent": "size of the latent code (gan)",
-    "loss": "relativistic, non_saturating, hinge, or another of pyfold.gan.LOSSES (gan)",
+    "loss": "relativistic, non_saturating, minimax, hinge, or another of pyfold.gan.LOSSES; under unrolled dynamics the "
+    "generator climbs the discriminator's, which is the value function (gan)",
     "gamma": "weight of the R1 and R2 penalties (gan)",
     "gamma_end": "what gamma falls to, geometrically, before the step size cools down; a given gamma stays (gan)",
-    "cooldown": "last part of the run, in which the step size falls to 0 (gan)",
+    "cooldown": "last part of the run, in which the step size falls to 0; 0 for none (gan)",
     "generator_activation": "activation of the generator where it is another (gan)",
+    "lr_discriminator": "learning rate of the discriminator where it is another (gan)",
+    "beta1": "of the generator's Adam, and of the discriminator's (gan)",
+    "beta2": "of the generator's Adam, and of the discriminator's (gan)",
+    "beta1_discriminator": "of the discriminator's Adam where it is another (gan)",
+    "beta2_discriminator": "of the discriminator's Adam where it is another (gan)",
+    "depth": "hidden layers (points), residual blocks at each resolution (resnet) (gan)",
+    "depth_discriminator": "of the discriminator where it is another (gan)",
+    "init": "first weights: default, torch's and the networks' own, or orthogonal times init_gain (gan)",
+    "init_gain": "of orthogonal first weights (gan)",
+    "discriminator_scale": "what the discriminator multiplies its input by (gan)",
     "dynamics": "how the players move: alternating, simultaneous, extragradient, optimistic, proximal, consensus, symplectic, "
     "unrolled (gan)",
     "dynamics_steps": "moves looked ahead (unrolled), gradients taken in each step (proximal) (gan)",
-    "dynamics_rate": "step size of the moves looked ahead (unrolled) (gan)",
+    "dynamics_rate": "step size of the moves looked ahead; 0 for those of the discriminator's optimizer (unrolled) (gan)",
     "dynamics_strength": "of the adjustment (consensus, symplectic) (gan)",
     "network": "for images: dcgan, or resnet, whose width is a multiple of 8 (gan)",
     "pack": "samples that the discriminator judges as one (gan)",
@@ -44,13 +66,8 @@ HELP = {
     "policy": "augmentations: color, translation, cutout, with commas between them (gan)",
 }
 
-_ONLY = {
-    "diffusion": {"schedule", "prediction", "sampler", "sampler_steps"},
-    "gan": {
-        "latent", "loss", "gamma", "gamma_end", "cooldown", "generator_activation", "dynamics", "dynamics_steps",
-        "dynamics_rate", "dynamics_strength", "network", "pack", "augment", "policy",
-    },
-}  # fmt: skip
+#: Settings of one kind of model: those whose help says so.
+_ONLY = {kind: {name for name, text in HELP.items() if text.endswith(f"({kind})")} for kind in ("diffusion", "gan")}
 
 
 def _default(kind: str, name: str) -> str:
@@ -63,7 +80,7 @@ def _default(kind: str, name: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     from pyfold.bench import cli as bench
-    from pyfold.train.config import Config
+    from pyfold.train.config import Config, field_type
 
     parser = argparse.ArgumentParser(
         "pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, bench, info."
@@ -86,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 dest=option.name,
-                type=option.metadata.get("type", type(option.default)),
+                type=field_type(option),
                 default=argparse.SUPPRESS,
                 metavar=option.name.upper(),
                 help=text,
@@ -108,20 +125,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from pyfold.train import parallel
+def _settings(arguments: argparse.Namespace) -> Config:
+    """A file's settings or those of the run that goes on, and the options given, which win."""
     from pyfold.train.config import Config
-    from pyfold.train.run import CONFIG, train
+    from pyfold.train.run import CONFIG
 
     given = vars(arguments)
     options = {f.name: given[f.name] for f in dataclasses.fields(Config) if f.name in given}
     settings = Config.read(arguments.config) if arguments.config else {}
     if arguments.resume and (arguments.out / CONFIG).exists() and not arguments.config:
         settings = Config.read(arguments.out / CONFIG)
-    config = Config(**{**settings, **options})
-    device = torch.device(arguments.device) if arguments.device else None
+    try:
+        return Config(**{**settings, **options})
+    except TypeError as error:
+        raise ValueError(error) from error
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from pyfold.train import parallel
+    from pyfold.train.run import check_device, train
+
+    config = _settings(arguments)
+    device = check_device(arguments.device)
     metrics = train(config, arguments.out, resume=arguments.resume, device=device, progress=parallel.rank_of_launch() == 0)
     if parallel.rank_of_launch() != 0:
         return
@@ -137,19 +162,22 @@ def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyfold.train.pictures import save_picture
-    from pyfold.train.run import open_run
+    from pyfold.train.run import check_device, draw, open_run
 
     if arguments.n < 1:
         raise ValueError(f"--n must be at least 1, got {arguments.n}")
-    device = torch.device(arguments.device) if arguments.device else None
-    trainer, _, step = open_run(arguments.run, device)
-    seeds = torch.arange(arguments.seed, arguments.seed + arguments.n)
-    save_picture(trainer.sample(seeds).cpu(), arguments.out)
+    if not -(2**63) <= arguments.seed <= 2**63 - arguments.n:
+        raise ValueError(f"--seed must be in [-2^63, 2^63 - n], got {arguments.seed}")
+    trainer, _, step = open_run(arguments.run, check_device(arguments.device))
+    seeds = torch.arange(arguments.n) + arguments.seed
+    save_picture(draw(trainer, seeds, progress=True), arguments.out)
     print(f"{arguments.n} samples after {step} steps: {arguments.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
+    show = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"pyfold: {message}\n"
     try:
         if arguments.command == "train":
             _train(arguments)
@@ -167,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, ImportError, OSError, FloatingPointError) as error:
         print(f"pyfold: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    finally:
+        warnings.formatwarning = show
 
 
 if __name__ == "__main__":

@@ -21,23 +21,40 @@ from pyfold.train.files import write_text
 DEFAULTS: dict[str, dict[str, Any]] = {
     "diffusion": {"lr": 2e-3, "batch": 128, "ema": 0.995},
     # On digits twice the step and half the penalty are worse, and can let the discriminator win for good.
-    "gan of images": {"lr": 1e-3, "batch": 64, "ema": 0.995, "latent": 32, "gamma": 2.0, "cooldown": 1 / 3},
+    "gan of images": {"lr": 1e-3, "batch": 64, "ema": 0.995, "latent": 32, "gamma": 2.0, "cooldown": 1 / 3, "depth": 2},
     # A narrow Gaussian wants a discriminator that may become steep, once all of them are found.
     "gan of points": {
         "lr": 2e-3, "batch": 256, "ema": 0.998, "latent": 4, "gamma": 0.03, "gamma_end": 0.003, "cooldown": 0.6,
-        "generator_activation": "relu",
+        "generator_activation": "relu", "depth": 3,
     },
 }  # fmt: skip
 
+#: A run's seed is the upper part of its samples' 64-bit seeds, of which a step takes the next ``batch``.
+SEEDS = 2**23
+
 
 def _tuned(kind: type) -> Any:
-    """A field whose default is in DEFAULTS."""
+    """A field whose default is in DEFAULTS, or another field's value (_FOLLOW)."""
     return dataclasses.field(default=None, metadata={"type": kind})
+
+
+#: The discriminator's setting is that of the generator where none is given.
+_FOLLOW = {
+    "lr_discriminator": "lr",
+    "beta1_discriminator": "beta1",
+    "beta2_discriminator": "beta2",
+    "depth_discriminator": "depth",
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run; every field is an option of the command line. Those of None become what ``DEFAULTS`` says."""
+    """Settings of a run; every field is an option of the command line. Those of None become what ``DEFAULTS`` says.
+
+    Raises:
+        TypeError: a value of another type than its setting's (a whole number is a float too).
+        ValueError: a value out of range, or one that does not go with another.
+    """
 
     model: str
     data: str = "digits"
@@ -50,9 +67,14 @@ class Config:
     ema: float = _tuned(float)
     size: int = 32
     broken: str = "refuse"
+    labels: str = "none"
+    flips: str = "none"
+    ram: int = 1024
+    scale: float = 1.0
     save_every: int = 500
     log_every: int = 50
     metrics_every: int = 0
+    final_samples: int = 1000
     precision: str = "float32"
     # diffusion
     schedule: str = "vp_cosine"
@@ -66,9 +88,19 @@ class Config:
     gamma_end: float = _tuned(float)
     cooldown: float = _tuned(float)
     generator_activation: str = _tuned(str)
+    lr_discriminator: float = _tuned(float)
+    beta1: float = 0.0
+    beta2: float = 0.99
+    beta1_discriminator: float = _tuned(float)
+    beta2_discriminator: float = _tuned(float)
+    depth: int = _tuned(int)
+    depth_discriminator: int = _tuned(int)
+    init: str = "default"
+    init_gain: float = 1.0
+    discriminator_scale: float = 1.0
     dynamics: str = "alternating"
     dynamics_steps: int = 5
-    dynamics_rate: float = 0.03
+    dynamics_rate: float = 0.0
     dynamics_strength: float = 0.1
     network: str = "dcgan"
     pack: int = 1
@@ -81,14 +113,45 @@ class Config:
         return "diffusion" if self.model == "diffusion" else f"gan of {'points' if self.data in POINTS else 'images'}"
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.model not in ("diffusion", "gan"):
             raise ValueError(f"model must be one of diffusion, gan, got {self.model!r}")
+        self._fill()
+        self._check_choices()
+        self._check_numbers()
+        if (self.gamma == 0) != (self.gamma_end == 0):
+            raise ValueError(f"gamma_end must be 0 where gamma is, and positive elsewhere, got {self.gamma_end}")
+        if self.batch % self.pack:
+            raise ValueError(f"pack must divide batch, {self.batch}, got {self.pack}")
+        unknown = [name for name in self.policy.split(",") if name.strip() not in POLICIES]
+        if unknown:
+            raise ValueError(f"policy must be names of {', '.join(POLICIES)} with commas between them, got {self.policy!r}")
+        if self.model == "diffusion":
+            self.plan(clip=None)
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            kind, value = field_type(field), getattr(self, field.name)
+            allowed = (int, float) if kind is float else kind
+            if value is None and "type" in field.metadata:
+                continue
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                names = {int: "a whole number", float: "a number", str: "a text"}
+                raise TypeError(f"{field.name} must be {names[kind]}, got {value!r}")
+
+    def _fill(self) -> None:
+        """What is None gets its value."""
         tuned = {**DEFAULTS["gan of images"], "generator_activation": self.activation, **DEFAULTS[self.kind]}
         if self.gamma is not None or "gamma_end" not in tuned:
             tuned["gamma_end"] = tuned["gamma"] if self.gamma is None else self.gamma
         for name, value in tuned.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        for name, other in _FOLLOW.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self, other))
+
+    def _check_choices(self) -> None:
         choices = {
             "activation": ACTIVATIONS,
             "generator_activation": ACTIVATIONS,
@@ -98,48 +161,39 @@ class Config:
             "sampler": tuple(SAMPLERS),
             "loss": tuple(LOSSES),
             "broken": ("refuse", "skip"),
+            "labels": ("none", "folders"),
+            "flips": ("none", "horizontal"),
             "precision": ("float32", "bf16"),
             "network": ("dcgan", "resnet"),
+            "init": ("default", "orthogonal"),
             "augment": ("none", "fixed", "adaptive"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        counts = (
-            "steps",
-            "batch",
-            "width",
-            "size",
-            "save_every",
-            "log_every",
-            "sampler_steps",
-            "latent",
-            "pack",
-            "dynamics_steps",
-        )
-        for name in counts:
+
+    def _check_numbers(self) -> None:
+        counts = "steps batch width size ram save_every log_every final_samples sampler_steps latent pack depth"
+        for name in (*counts.split(), "depth_discriminator", "dynamics_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "gamma", "gamma_end", "dynamics_strength"):
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed must be in [0, {SEEDS}), got {self.seed}")
+        if self.steps * self.batch >= 2**40:
+            raise ValueError(f"steps times batch must be below 2^40, got {self.steps} x {self.batch}")
+        for name in ("lr", "lr_discriminator", "gamma", "gamma_end", "dynamics_strength", "dynamics_rate"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
-        if (self.gamma == 0) != (self.gamma_end == 0):
-            raise ValueError(f"gamma_end must be 0 where gamma is, and positive elsewhere, got {self.gamma_end}")
-        if not 0 < self.dynamics_rate < float("inf"):
-            raise ValueError(f"dynamics_rate must be positive, got {self.dynamics_rate}")
-        if not 0 < self.cooldown <= 1:
-            raise ValueError(f"cooldown must be in (0, 1], got {self.cooldown}")
+        for name in ("scale", "discriminator_scale", "init_gain"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("ema", "beta1", "beta2", "beta1_discriminator", "beta2_discriminator"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown must be in [0, 1], got {self.cooldown}")
         if self.metrics_every < 0:
             raise ValueError(f"metrics_every must be at least 0 (never), got {self.metrics_every}")
-        if self.batch % self.pack:
-            raise ValueError(f"pack must divide batch, {self.batch}, got {self.pack}")
-        unknown = [name for name in self.policy.split(",") if name not in POLICIES]
-        if unknown:
-            raise ValueError(f"policy must be names of {', '.join(POLICIES)} with commas between them, got {self.policy!r}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if self.model == "diffusion":
-            self.plan(clip=None)
 
     def plan(self, clip: float | None) -> Plan:
         """The sampler's plan, with x0 clipped where the sampler knows how.
@@ -156,11 +210,17 @@ class Config:
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """The settings in a file, not yet checked."""
+        """The settings in a file, not yet checked.
+
+        Raises:
+            ValueError: the file is not JSON, holds something other than settings by name, or one that does not exist.
+        """
         try:
             settings = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not a configuration: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} is not a configuration: it must hold settings by name, got a {type(settings).__name__}")
         fields = {f.name for f in dataclasses.fields(Config)}
         unknown = sorted(set(settings) - fields)
         if unknown:
@@ -169,4 +229,15 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        return cls(**cls.read(path))
+        settings = cls.read(path)
+        if "model" not in settings:
+            raise ValueError(f"{path} is not a configuration: it has no model")
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def field_type(field: dataclasses.Field[Any]) -> type:
+    """int, float or str: what a setting is, on the command line too."""
+    return field.metadata.get("type") or (str if field.name == "model" else type(field.default))

@@ -1,21 +1,23 @@
-"""Data sets as one tensor in memory: images in [-1, 1], or points in the plane."""
+"""Data sets: images in [-1, 1], in memory or a folder of files, or points in the plane."""
 
 from __future__ import annotations
 
 import functools
 import math
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pyfold._requirements import need
+from pyfold.train.images import Images, scan
 
 POINTS = ("ring", "grid")
 NAMED = ("digits", "mnist", *POINTS)
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+_REFERENCE = 10_000  # images of a folder that samples are compared with
 
 
 @functools.lru_cache(maxsize=2)
@@ -25,20 +27,46 @@ def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """Samples float32 [N, C, S, S] in [-1, 1], or points [N, 2]; labels int64 [N] where there are any."""
+    """Samples float32 [N, C, S, S] in [-1, 1], or points [N, 2].
+
+    Attributes:
+        name: for titles.
+        samples: a tensor, or files of images that are read when they are indexed.
+        labels: int64 [N] where there are any; ``classes``: their names, where they have some.
+        centres, std: of points: those of the Gaussians, [modes, 2].
+        flips: mirror every second image from left to right, by a coin of each step.
+        note: what a person should know of the data, or nothing.
+    """
 
     name: str
-    samples: torch.Tensor
+    samples: torch.Tensor | Images
     labels: torch.Tensor | None = None
     centres: torch.Tensor | None = None
     std: float = 0.0
+    classes: tuple[str, ...] = ()
+    flips: bool = False
+    note: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.samples.shape[1:])
 
     @property
     def is_image(self) -> bool:
-        return self.samples.dim() == 4
+        return len(self.shape) == 3
 
-    def batch(self, seed: int, step: int, size: int) -> torch.Tensor:
-        """The samples of one training step: each epoch in an order of its own, so a step's batch needs no state."""
+    def batch(
+        self, seed: int, step: int, size: int, own: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows
+    ) -> torch.Tensor:
+        """The samples of one training step: each epoch in an order of its own, so a step's batch needs no state.
+
+        Args:
+            seed: of the run.
+            step: from 0.
+            size: samples in the whole batch.
+            own: picks a process's part of what it is given, a tensor [size, ...].
+        """
         count = len(self.samples)
         first = step * size
         rows = []
@@ -46,7 +74,21 @@ class Data:
             order = _order(count, seed, epoch)
             begin, end = max(first - epoch * count, 0), min(first + size - epoch * count, count)
             rows.append(order[begin:end])
-        return self.samples[torch.cat(rows)]
+        batch = self.samples[own(torch.cat(rows))]
+        if self.flips:
+            coins = torch.rand(size, generator=torch.Generator().manual_seed(2**62 + 1_000_003 * seed + step))
+            batch = torch.where((own(coins) < 0.5)[:, None, None, None], batch.flip(-1), batch)
+        return batch
+
+    def reference(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Samples and labels that generated ones are compared with: all of them, of a large folder 10,000 spread over it, or
+        as many as its memory budget holds."""
+        if isinstance(self.samples, torch.Tensor):
+            return self.samples, self.labels
+        fits = max(2, self.samples.budget // (4 * math.prod(self.shape)))
+        count = min(len(self.samples), _REFERENCE, fits)
+        rows = torch.arange(count) * len(self.samples) // count
+        return self.samples[rows], None if self.labels is None else self.labels[rows]
 
 
 def _images(array: np.ndarray) -> torch.Tensor:
@@ -86,46 +128,61 @@ def grid(side: int = 5, std: float = 0.0125) -> Data:
     return _gaussians("grid", torch.cartesian_prod(line, line), std)
 
 
-def folder(path: Path, size: int, *, broken: str = "refuse") -> Data:
-    """A folder's PNG and JPEG images, its subfolders' too, cropped to a square and resized.
+def folder(
+    path: Path, size: int, *, broken: str = "refuse", labels: str = "none", ram: int = 1024, flips: bool = False
+) -> Data:
+    """A folder's PNG, JPEG, WebP and BMP images, its subfolders' too, cropped to a square and resized.
 
     Args:
         path: the folder.
         size: side of the result.
         broken: "refuse" (ValueError naming the files) or "skip" (a warning naming them) what cannot be read.
+        labels: "none", or "folders" for the names of the subfolders.
+        ram: MiB of images kept in memory; what is beyond is read at each use.
+        flips: mirror half of the images of a step.
     """
-    image_module = need("PIL.Image")
-    ops = need("PIL.ImageOps")
-    if broken not in ("refuse", "skip"):
-        raise ValueError(f"broken must be 'refuse' or 'skip', got {broken!r}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ValueError(f"data: no PNG or JPEG images in {path}")
-    images, unreadable = [], []
-    for file in files:
-        try:
-            with image_module.open(file) as image:
-                square = ops.fit(image.convert("RGB"), (size, size), image_module.Resampling.LANCZOS)
-                images.append(np.asarray(square, np.float32).transpose(2, 0, 1) / 255)
-        except (OSError, SyntaxError, ValueError) as error:
-            unreadable.append(f"{file}: {error}")
-    if unreadable:
-        message = f"{len(unreadable)} of {len(files)} images cannot be read:\n  " + "\n  ".join(unreadable)
-        if broken == "refuse" or not images:
-            raise ValueError(f"data: {message}")
-        warnings.warn(message, stacklevel=2)
-    return Data(str(path), _images(np.stack(images)))
+    found = scan(path, size, broken=broken, labels=labels, budget=ram * 2**20)
+    return Data(str(path), found.images, found.labels, classes=found.classes, flips=flips, note=f"{path}: {found}")
 
 
-def load(name: str, *, size: int = 32, broken: str = "refuse") -> Data:
-    """A named data set, or a folder of images of ``size``.
+def load(
+    name: str,
+    *,
+    size: int = 32,
+    broken: str = "refuse",
+    labels: str = "none",
+    ram: int = 1024,
+    flips: str = "none",
+    scale: float = 1.0,
+) -> Data:
+    """A named data set, or a folder of images of ``size``; see :func:`folder`.
+
+    Args:
+        name: of ``NAMED``, or a folder.
+        flips: "none" or "horizontal", of images.
+        scale: what points are multiplied by.
 
     Raises:
-        ValueError: neither a name of ``NAMED`` nor a folder with images.
+        ValueError: neither a name of ``NAMED`` nor a folder with images, or an option that does not fit the data.
     """
     if name in NAMED:
-        return {"digits": digits, "mnist": mnist, "ring": ring, "grid": grid}[name]()
-    path = Path(name)
-    if not path.is_dir():
+        data = {"digits": digits, "mnist": mnist, "ring": ring, "grid": grid}[name]()
+    elif Path(name).is_dir():
+        data = folder(Path(name), size, broken=broken, labels=labels, ram=ram)
+    else:
         raise ValueError(f"data must be one of {', '.join(NAMED)} or a folder of images, got {name!r}")
-    return folder(path, size, broken=broken)
+    if flips != "none":
+        if not data.is_image:
+            raise ValueError(f"flips must be none for points, got {flips!r}")
+        data = replace(data, flips=True)
+    if scale != 1:
+        if data.centres is None or not isinstance(data.samples, torch.Tensor):
+            raise ValueError(f"scale must be 1 for images, got {scale}")
+        data = replace(data, samples=scale * data.samples, centres=scale * data.centres, std=scale * data.std)
+    return data
+
+
+def load_for(config: Any) -> Data:
+    """The data of a configuration."""
+    names = ("size", "broken", "labels", "ram", "flips", "scale")
+    return load(config.data, **{name: getattr(config, name) for name in names})

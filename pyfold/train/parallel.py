@@ -56,7 +56,7 @@ def average(tensors: Iterable[torch.Tensor]) -> None:
         flat = torch.cat([t.flatten() for t in tensors])
         distributed.all_reduce(flat)
         flat /= count()
-        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
 

@@ -7,6 +7,8 @@ and optimizers, and nothing else that would have to be saved.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +25,9 @@ from pyfold.models import (
     MLPDenoiser,
     ResNetDiscriminator,
     ResNetGenerator,
+    Scaled,
     UNet,
+    orthogonal_,
 )
 from pyfold.train import parallel
 from pyfold.train.config import Config
@@ -42,7 +46,7 @@ def step_seeds(config: Config, step: int, device: torch.device) -> torch.Tensor:
 
 def _rows(data: Data, config: Config, step: int, device: torch.device) -> torch.Tensor:
     """This process's samples of a training step."""
-    return parallel.own_rows(data.batch(config.seed, step, config.batch)).to(device)
+    return data.batch(config.seed, step, config.batch, parallel.own_rows).to(device)
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:
@@ -57,20 +61,30 @@ def _check_batch(config: Config) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of the weights, quick at first: decay is at most (1 + step) / (10 + step)."""
+    """Exponential moving average of the weights, quick at first: decay is at most (1 + step) / (10 + step).
+
+    The decay is that of one step, whatever the batch. For a half-life in images, as StyleGAN and R3GAN count, it is
+    ``0.5 ** (batch / images)``. Buffers are copied.
+
+    Args:
+        average, model: modules of one kind; the first is changed in place.
+        decay: in [0, 1); 0 copies.
+        step: how many steps were taken before this one.
+    """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
     for mean, value in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(value)
 
 
-def _dynamic_options(config: Config) -> dict[str, float]:
-    return {
-        "unrolled": {"steps": config.dynamics_steps, "rate": config.dynamics_rate},
+def _dynamic_options(config: Config) -> dict[str, Any]:
+    options: dict[str, dict[str, Any]] = {
+        "unrolled": {"steps": config.dynamics_steps, "rate": config.dynamics_rate or None},
         "proximal": {"iterations": config.dynamics_steps},
         "consensus": {"strength": config.dynamics_strength},
         "symplectic": {"strength": config.dynamics_strength},
-    }.get(config.dynamics, {})
+    }
+    return options.get(config.dynamics, {})
 
 
 class DiffusionTrainer:
@@ -80,7 +94,8 @@ class DiffusionTrainer:
         self.config, self.data, self.device = config, data, device
         _check_batch(config)
         torch.manual_seed(config.seed)
-        shape = data.samples.shape[1:]
+        shape = data.shape
+        model: nn.Module
         if data.is_image:
             model = UNet(shape[0], shape[1], config.width, config.activation)
         else:
@@ -90,12 +105,13 @@ class DiffusionTrainer:
         self.schedule = SCHEDULES[config.schedule]()
         self.loss = TrainingLoss(self.schedule, config.prediction)
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.lr, betas=(0.9, 0.99))
-        self.modules = {"model": self.model, "ema": self.average}
-        self.optimizers = {"model": self.optimizer}
+        self.modules: dict[str, nn.Module] = {"model": self.model, "ema": self.average}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
 
     def _denoise(self, model: nn.Module, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         # Networks take times in [0, 1].
-        return model(x, t / max(self.schedule.steps, 1))
+        result: torch.Tensor = model(x, t / max(self.schedule.steps, 1))
+        return result
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         x0 = _rows(self.data, self.config, step, self.device)
@@ -104,7 +120,7 @@ class DiffusionTrainer:
             output = self._denoise(self.model, noised.x_t, noised.t)
         loss = self.loss(output.float(), noised).mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         parallel.average_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.config.lr * (1 - step / self.config.steps) ** 0.5
@@ -114,8 +130,7 @@ class DiffusionTrainer:
 
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
         plan = self.config.plan(clip=1.0 if self.data.is_image else None)
-        shape = tuple(self.data.samples.shape[1:])
-        return sample(lambda x, t: self._denoise(self.average, x, t), plan, shape, seeds, device=self.device)
+        return sample(lambda x, t: self._denoise(self.average, x, t), plan, self.data.shape, seeds, device=self.device)
 
 
 class GanTrainer:
@@ -126,25 +141,16 @@ class GanTrainer:
         self.config, self.data, self.device = config, data, device
         _check_batch(config)
         torch.manual_seed(config.seed)
-        shape = data.samples.shape[1:]
-        seen = config.pack * shape[0]
-        if data.is_image:
-            networks = {"dcgan": (Generator, Discriminator), "resnet": (ResNetGenerator, ResNetDiscriminator)}
-            make_generator, make_discriminator = networks[config.network]
-            generator = make_generator(shape[0], shape[1], config.latent, config.width, config.generator_activation)
-            discriminator = make_discriminator(seen, shape[1], config.width, config.activation)
-        else:
-            if config.augment != "none":
-                raise ValueError(f"augment must be none for points, got {config.augment!r}")
-            generator = MLP(config.latent, shape[0], 4 * config.width, activation=config.generator_activation)
-            discriminator = MLPCritic(seen, 4 * config.width, activation=config.activation)
+        generator, discriminator = _players(config, data)
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.d_loss, self.g_loss = LOSSES[config.loss]
-        betas = (0.0, 0.99)
-        self.optimizers = {
-            "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas),
-            "discriminator": torch.optim.Adam(self.discriminator.parameters(), config.lr, betas=betas),
+        self.rates = {"generator": config.lr, "discriminator": config.lr_discriminator}
+        betas = {"generator": (config.beta1, config.beta2)}
+        betas["discriminator"] = config.beta1_discriminator, config.beta2_discriminator
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(module.parameters(), self.rates[name], betas=betas[name])
+            for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
         }
         self.dynamic = DYNAMICS[config.dynamics](
             [self.optimizers["discriminator"], self.optimizers["generator"]],
@@ -157,11 +163,16 @@ class GanTrainer:
                     f"dynamics must not be {config.dynamics} with several processes: it takes one batch as a whole"
                 )
             self.dynamic.combine = parallel.average
-        self.modules = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.average}
-        self.augment = None
+        self.modules: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.average,
+        }
+        self.augment: Augment | None = None
         if config.augment != "none":
             target = _ADA_TARGET if config.augment == "adaptive" else None
             self.augment = self.modules["augment"] = Augment(config.policy, target=target).to(device)
+        self._seen_first: dict[str, torch.Tensor] = {}
 
     def latents(self, seeds: torch.Tensor) -> torch.Tensor:
         return pyfold.randn(seeds, (self.config.latent,), stream=LATENT_STREAM)
@@ -189,6 +200,9 @@ class GanTrainer:
         return loss + penalty
 
     def _generator_loss(self) -> torch.Tensor:
+        if self.config.dynamics == "unrolled":
+            # The whole value function: what does not depend on the generator here does so through the moves ahead.
+            return -self._discriminator_loss()
         with _autocast(self.config, self.device):
             with torch.set_grad_enabled(self.dynamic.mixed):
                 real_logits = self.discriminator(self._seen(self._real, self._step, 2)).float()
@@ -199,14 +213,15 @@ class GanTrainer:
         config = self.config
         # The last part of the run cools down: the game orbits at a fixed rate, and settles at a falling one.
         progress = step / config.steps
-        for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]["lr"] = config.lr * min(1.0, (1 - progress) / config.cooldown)
+        cooled = min(1.0, (1 - progress) / config.cooldown) if config.cooldown else 1.0
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self.rates[name] * cooled
         fallen = min(1.0, progress / (1 - config.cooldown)) if config.cooldown < 1 else 1.0
         self._gamma = config.gamma * (config.gamma_end / config.gamma) ** fallen if config.gamma else 0.0
         self._step, self._real = step, _rows(self.data, config, step, self.device)
         self._latents = self.latents(step_seeds(config, step, self.device))
 
-        self._seen_first: dict[str, torch.Tensor] = {}
+        self._seen_first = {}
         d_loss, g_loss = self.dynamic.step()
         update_average(self.average, self.generator, config.ema, step)
         penalty, sign = self._seen_first["penalty"], self._seen_first["sign"]
@@ -219,7 +234,36 @@ class GanTrainer:
 
     @torch.no_grad()
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
-        return self.average(self.latents(seeds.to(self.device)))
+        result: torch.Tensor = self.average(self.latents(seeds.to(self.device)))
+        return result
 
 
-TRAINERS = {"diffusion": DiffusionTrainer, "gan": GanTrainer}
+def _players(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator, with their first weights."""
+    shape, seen = data.shape, config.pack * data.shape[0]
+    generator: nn.Module
+    discriminator: nn.Module
+    if not data.is_image:
+        if config.augment != "none":
+            raise ValueError(f"augment must be none for points, got {config.augment!r}")
+        width = 4 * config.width
+        generator = MLP(config.latent, shape[0], width, config.depth, config.generator_activation)
+        discriminator = MLPCritic(seen, width, config.depth_discriminator, config.activation)
+    elif config.network == "resnet":
+        generator = ResNetGenerator(shape[0], shape[1], config.latent, config.width, config.generator_activation, config.depth)
+        discriminator = ResNetDiscriminator(seen, shape[1], config.width, config.activation, config.depth_discriminator)
+    else:
+        generator = Generator(shape[0], shape[1], config.latent, config.width, config.generator_activation)
+        discriminator = Discriminator(seen, shape[1], config.width, config.activation)
+    if config.init == "orthogonal":
+        for module in (generator, discriminator):
+            orthogonal_(module, config.init_gain)
+    if config.discriminator_scale != 1:
+        discriminator = Scaled(discriminator, config.discriminator_scale)
+    return generator, discriminator
+
+
+TRAINERS: dict[str, Callable[[Config, Data, torch.device], DiffusionTrainer | GanTrainer]] = {
+    "diffusion": DiffusionTrainer,
+    "gan": GanTrainer,
+}
