@@ -7,7 +7,7 @@ from pyfold._version import __version__
 _library.load()
 
 from pyfold import diffusion, folding, gan, nn, ops  # noqa: E402
-from pyfold.ops import add_noise, affine_step, denoising_loss, fold, kaleidoscope, mse_loss, randn  # noqa: E402
+from pyfold.ops import add_noise, affine_step, denoising_loss, fold, kaleidoscope, mse_loss, randn, seed_of  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -24,5 +24,6 @@ __all__ = [
     "nn",
     "ops",
     "randn",
+    "seed_of",
     "show_config",
 ]

@@ -6,6 +6,7 @@ from pyfold.ops.fold import fold, fold_with_bits, unfold
 from pyfold.ops.kaleidoscope import kaleidoscope
 from pyfold.ops.noise import INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM, randn
 from pyfold.ops.noising import NOISING_COLUMNS, TARGETS, add_noise, denoising_loss, mse_loss
+from pyfold.ops.seeds import seed_of
 from pyfold.ops.step import AFFINE_STEP_COLUMNS, affine_step, affine_table
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "kaleidoscope",
     "mse_loss",
     "randn",
+    "seed_of",
     "unfold",
 ]
