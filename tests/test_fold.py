@@ -5,11 +5,13 @@ import itertools
 import math
 from pathlib import Path
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 
 import pyfold
-from pyfold import nn
+from pyfold import _C, nn
 from pyfold.folds.program import CODES, sorting_network
 from pyfold.ops import FLOAT_DTYPES, FOLDS, fold_table, fold_with_bits, unfold
 
@@ -264,6 +266,51 @@ def test_dihedral_folds_into_the_wedge(m, generator):
         image = sign * angle + 2 * math.pi * k / m + t
         points = torch.stack([length * image.cos(), length * image.sin()], 1)
         torch.testing.assert_close(pyfold.fold(points, "dihedral", m=m, angle=t), y, rtol=0, atol=1e-12)
+
+
+def _exact_half_angles(angles):
+    """sin(t / 2) and cos(t / 2) to 300 bits."""
+    with mpmath.workprec(300):
+        halves = [mpmath.mpf(float(t)) / 2 for t in angles]
+        return [mpmath.sin(h) for h in halves], [mpmath.cos(h) for h in halves]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 0.5001), (np.float64, 0.7)])
+def test_half_angles_are_as_exact_as_they_say(dtype, bound, backend):
+    """The kernels' sine and cosine of half angles, of every size up to 2^31 and beside the multiples of pi."""
+    rng = np.random.default_rng(5)
+    multiples = np.pi * np.concatenate([np.arange(1, 40), [1e5, 12345678, 6e8]])
+    angles = np.concatenate([
+        rng.uniform(-8, 8, 200), rng.uniform(-1, 1, 200) * 10 ** rng.uniform(-30, 9.3, 200), [np.pi * 80143857 * 8],
+        multiples, np.nextafter(multiples, 0), [0.0, -0.0],
+    ]).astype(dtype)  # fmt: skip
+    found, exact = _C.half_angles(angles), _exact_half_angles(angles)
+    for values, wanted in zip(found, exact, strict=True):
+        assert values.dtype == dtype
+        for value, want in zip(values, wanted, strict=True):
+            assert abs(mpmath.mpf(float(value)) - want) <= bound * np.spacing(dtype(abs(float(want))))
+    assert np.signbit(found[0][-1]) and not np.signbit(found[0][-2])
+
+
+def test_half_angles_of_any_size_lie_on_the_circle(backend):
+    angles = np.array([3e9, 1e20, -1e100, 1.7e308, 5e-324, np.inf, np.nan])
+    sine, cosine = _C.half_angles(angles)
+    assert np.abs(sine[:5] ** 2 + cosine[:5] ** 2 - 1).max() < 1e-15
+    assert np.isnan(sine[5:]).all() and np.isnan(cosine[5:]).all()
+
+
+def test_half_angles_are_the_same_bits_on_every_instruction_set():
+    angles = np.random.default_rng(6).normal(size=1000) * 10
+    before, results = _C.cpu_tier(), set()
+    try:
+        for tier in _C.cpu_tiers_supported():
+            _C.set_cpu_tier(tier)
+            results.add(
+                b"".join(part.tobytes() for kind in (np.float32, np.float64) for part in _C.half_angles(angles.astype(kind)))
+            )
+    finally:
+        _C.set_cpu_tier(before)
+    assert len(results) == 1
 
 
 def test_one_hyperplane_is_householders_fold(generator):

@@ -2,6 +2,7 @@
 
 #include "cpu/fold_tile.h"
 #include "folds/abs.h"
+#include "folds/half_angle.h"
 #include "folds/householder.h"
 #include "folds/maxmin.h"
 
@@ -28,7 +29,9 @@ inline void fold_lanes(const A* const (&in)[Fold::kComponents], A (*__restrict o
     A p[Fold::kParameters + 1];
     for (int k = 0; k < Fold::kComponents; ++k) v[k] = in[k][i];
     for (int k = 0; k < Fold::kParameters; ++k) p[k] = parameters.value[k][i];
-    flags[i] = Fold::fold(v, p);
+    const bool m = Fold::side(v, p);
+    Fold::reflect(v, m, p);
+    flags[i] = m;
     for (int k = 0; k < Fold::kComponents; ++k) out[k][i] = v[k];
   }
 }
@@ -131,7 +134,8 @@ struct HalfAbove {
 struct Above {
   template <class T>
   bool operator()(T a, T b) const {
-    return a > b;
+    const T v[2] = {a, b};
+    return MaxMinFold::side(v, &a);
   }
 };
 
@@ -162,9 +166,10 @@ void exchange_tile(const FoldArgs& args, int64_t index, bool forward, Compare ab
       for (int i = 0; i < length; ++i) m[i] = above(a[i], b[i]);
     }
     for (int i = 0; i < length; ++i) {
-      const T first = a[i], second = b[i];
-      low[i] = m[i] != 0 ? second : first;
-      high[i] = m[i] != 0 ? first : second;
+      T v[2] = {a[i], b[i]};
+      MaxMinFold::reflect(v, m[i] != 0, a);
+      low[i] = v[0];
+      high[i] = v[1];
     }
   });
   if (forward && args.bits != nullptr) tile.write_flags(flags, tile.plane(args.bits, 0, 1));
@@ -334,11 +339,45 @@ void run_angle_grad(const FoldArgs& args, double* sums, int64_t begin, int64_t e
   }
 }
 
+template <class A>
+void half_angles(const void* angle, int64_t lines, void* sine, void* cosine) {
+  const A* __restrict t = static_cast<const A*>(angle);
+  A* __restrict sines = static_cast<A*>(sine);
+  A* __restrict cosines = static_cast<A*>(cosine);
+  constexpr int kBlock = 64;
+  alignas(64) double x[kBlock], quarter[kBlock];
+  for (int64_t first = 0; first < lines; first += kBlock) {
+    const int count = lines - first < kBlock ? static_cast<int>(lines - first) : kBlock;
+    bool small = true;
+    for (int i = 0; i < count; ++i) {
+      x[i] = 0.5 * static_cast<double>(t[first + i]);
+      quarter[i] = 0;
+      small &= __builtin_fabs(x[i]) < quarters::kMost;
+    }
+    for (int i = 0; i < count && !small; ++i) {
+      const Turned half = half_of(static_cast<double>(t[first + i]));
+      x[i] = half.x;
+      quarter[i] = half.quarter;
+    }
+    for (int i = 0; i < count; ++i) {
+      double s, c;
+      sine_and_cosine({x[i], quarter[i]}, s, c);
+      sines[first + i] = static_cast<A>(s);
+      cosines[first + i] = static_cast<A>(c);
+    }
+  }
+}
+
+void run_half_angles(DType accumulation, const void* angle, int64_t lines, void* sine, void* cosine) {
+  (accumulation == DType::kFloat64 ? half_angles<double> : half_angles<float>)(angle, lines, sine, cosine);
+}
+
 }  // namespace
 
 namespace cpu {
 
-const FoldKernels PYFOLD_TIER_SYMBOL(fold_kernels) = {run_forward, run_backward, run_rotate, run_angle_grad};
+const FoldKernels PYFOLD_TIER_SYMBOL(fold_kernels) = {run_forward, run_backward, run_rotate, run_angle_grad,
+                                                      run_half_angles};
 
 }  // namespace cpu
 }  // namespace pyfold

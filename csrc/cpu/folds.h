@@ -25,6 +25,8 @@ struct FoldKernels {
   void (*rotate)(const FoldArgs& args, int64_t begin, int64_t end);
   // Adds the angle derivative of each line to sums[lines].
   void (*angle_grad)(const FoldArgs& args, double* sums, int64_t begin, int64_t end);
+  // sin and cos of half of each angle, float32 or float64.
+  void (*half_angles)(DType type, const void* angle, int64_t lines, void* sine, void* cosine);
 };
 
 using FoldKernel = decltype(FoldKernels::forward);

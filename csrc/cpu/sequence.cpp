@@ -142,11 +142,11 @@ bool with_value_fold(const SequenceArgs& args, Body&& body) {
   const A constant = static_cast<A>(args.constants[in.constant]);
   switch (static_cast<FoldOp>(in.op)) {
     case FoldOp::kMirror:
-      return body(MirrorOfValue<A>{constant}), true;
+      return body(MirrorFold<A>{constant}), true;
     case FoldOp::kLeaky:
-      return body(LeakyOfValue<A>{constant}), true;
+      return body(LeakyFold<A>{constant}), true;
     case FoldOp::kBox:
-      return body(BoxOfValue<A>{constant}), true;
+      return body(BoxFold<A>{constant}), true;
     default:
       return false;
   }

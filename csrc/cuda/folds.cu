@@ -1,6 +1,7 @@
 #include "cuda/folds.h"
 
 #include "folds/abs.h"
+#include "folds/half_angle.h"
 #include "folds/householder.h"
 #include "folds/maxmin.h"
 
@@ -80,12 +81,15 @@ struct Units {
 
   __device__ int64_t line(int i) const { return fold_line(args.layout, first + (i < count ? i : 0)); }
 
+  // Whether all eight units have one line; the units of a group may begin anywhere in it.
+  __device__ bool one_line() const { return args.layout.inner - first % args.layout.inner >= kUnits; }
+
   // parameter(line) of each unit, made once where all eight share a line.
   template <class Value>
   __device__ void spread(A (&out)[kUnits], Value&& parameter) const {
     const int64_t first_line = line(0);
     const A shared = parameter(first_line);
-    const bool same = args.layout.inner % kUnits == 0;
+    const bool same = one_line();
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) out[i] = same ? shared : parameter(line(i));
   }
@@ -97,17 +101,20 @@ struct Units {
   }
 };
 
-__device__ float half_sine(float angle) { return sinf(0.5f * angle); }
-__device__ double half_sine(double angle) { return sin(0.5 * angle); }
-__device__ float half_cosine(float angle) { return cosf(0.5f * angle); }
-__device__ double half_cosine(double angle) { return cos(0.5 * angle); }
-
 template <class A, class Fold, class Units>
 __device__ void parameters(const FoldArgs& args, const Units& units, A (&out)[2][kUnits]) {
   if constexpr (Fold::kParameters == 2) {
     const A* angle = static_cast<const A*>(args.angle);
-    units.spread(out[0], [&](int64_t line) { return half_sine(angle[line]); });
-    units.spread(out[1], [&](int64_t line) { return half_cosine(angle[line]); });
+    half_angle(angle[units.line(0)], out[0][0], out[1][0]);
+#pragma unroll
+    for (int i = 1; i < kUnits; ++i) {
+      if (units.one_line()) {
+        out[0][i] = out[0][0];
+        out[1][i] = out[1][0];
+      } else {
+        half_angle(angle[units.line(i)], out[0][i], out[1][i]);
+      }
+    }
   }
 }
 
@@ -140,7 +147,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     for (int k = 0; k < K; ++k) v[k] = value[k][i];
 #pragma unroll
     for (int k = 0; k < Fold::kParameters; ++k) p[k] = parameter[k][i];
-    const bool m = Fold::fold(v, p);
+    const bool m = Fold::side(v, p);
+    Fold::reflect(v, m, p);
     if (i < units.count) byte |= static_cast<unsigned>(m) << i;
 #pragma unroll
     for (int k = 0; k < K; ++k) {

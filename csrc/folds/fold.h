@@ -10,9 +10,13 @@
 // NaN counts as a tie. A fold kind is a header of its own with a type that offers
 //   kComponents   values folded together: 1, or 2 for a pair of channels
 //   kParameters   numbers it needs for each unit of kComponents values
-//   fold(v, p)    folds v in place, returns the bit
-//   reflect(v, m, p)  the linear map that the fold was at this unit; it is symmetric, so it is also its own transpose
-// and everything else (memory, bits, bias, gain, clamp, derivatives) is shared.
+//   side(v, p)    the bit of the values v
+//   reflect(v, m, p)  the linear map that the fold is at a unit with this bit; it is symmetric, so it is also its own
+//                     transpose
+// and everything else (memory, bits, bias, gain, clamp, derivatives) is shared: the kernels of one reflection on the
+// CPU and the GPU, and the interpreter of programs (sequence.h) instantiate the same type. The folds of single values
+// that are affine (abs.h, leaky.h, box.h) hold their constants and offer side(v), folded(v, m) and its derivative
+// linear(v, m).
 namespace pyfold {
 
 enum class FoldKind : int { kAbs, kMaxMin, kHouseholder };

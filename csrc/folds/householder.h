@@ -13,20 +13,21 @@ struct HouseholderFold {
   static constexpr int kParameters = 2;
 
   template <class A>
-  static PYFOLD_HD bool fold(A (&v)[2], const A* p) {
-    const A s = v[0] * p[0] - v[1] * p[1];
-    const bool m = s > 0;
-    const A twice = m ? s + s : A{0};
-    v[0] = v[0] - twice * p[0];
-    v[1] = v[1] + twice * p[1];
-    return m;
+  static PYFOLD_HD bool side(const A (&v)[2], const A* p) {
+    return distance(v, p) > 0;
   }
   template <class A>
   static PYFOLD_HD void reflect(A (&v)[2], bool m, const A* p) {
-    const A s = v[0] * p[0] - v[1] * p[1];
+    const A s = distance(v, p);
     const A twice = m ? s + s : A{0};
     v[0] = v[0] - twice * p[0];
     v[1] = v[1] + twice * p[1];
+  }
+
+ private:
+  template <class A>
+  static PYFOLD_HD A distance(const A (&v)[2], const A* p) {
+    return v[0] * p[0] - v[1] * p[1];
   }
 };
 

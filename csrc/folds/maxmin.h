@@ -12,10 +12,8 @@ struct MaxMinFold {
   static constexpr int kParameters = 0;
 
   template <class A>
-  static PYFOLD_HD bool fold(A (&v)[2], const A* p) {
-    const bool m = v[0] > v[1];
-    reflect(v, m, p);
-    return m;
+  static PYFOLD_HD bool side(const A (&v)[2], const A*) {
+    return v[0] > v[1];
   }
   template <class A>
   static PYFOLD_HD void reflect(A (&v)[2], bool m, const A*) {

@@ -3,7 +3,12 @@
 #include <stdint.h>
 
 #include "core/macros.h"
+#include "folds/abs.h"
+#include "folds/box.h"
 #include "folds/fold.h"
+#include "folds/householder.h"
+#include "folds/leaky.h"
+#include "folds/maxmin.h"
 
 // A program of folds on the rows of a unit, one after another in registers: sorts (networks of swaps), wedges (folds at
 // lines), boxes, spheres and whole kaleidoscopes are such programs. Each instruction remembers which side it found in a
@@ -75,33 +80,6 @@ inline int sequence_rows(const SequenceArgs& args) {
                                                                 : args.out_layout.components;
 }
 
-// The folds of one value: side(v) is the bit, folded(v, m) the fold of a value with this bit, linear(v, m) its
-// derivative.
-template <class A>
-struct MirrorOfValue {
-  A at;
-  PYFOLD_HD bool side(A v) const { return v < at; }
-  PYFOLD_HD A folded(A v, bool m) const { return m ? (at + at) - v : v; }
-  PYFOLD_HD A linear(A v, bool m) const { return m ? A{0} - v : v; }
-};
-template <class A>
-struct LeakyOfValue {
-  A slope;
-  PYFOLD_HD bool side(A v) const { return v < 0; }
-  PYFOLD_HD A folded(A v, bool m) const { return m ? slope * v : v; }
-  PYFOLD_HD A linear(A v, bool m) const { return folded(v, m); }
-};
-template <class A>
-struct BoxOfValue {
-  A length;
-  PYFOLD_HD bool side(A v) const { return (v > length) | (v < -length); }
-  PYFOLD_HD A folded(A v, bool) const {
-    const A high = v > length ? (length + length) - v : v;
-    return v < -length ? -(length + length) - v : high;
-  }
-  PYFOLD_HD A linear(A v, bool m) const { return m ? A{0} - v : v; }
-};
-
 // Runs a program on a tile of units, all in step. A Tile has
 //   A* row(r)                 row r of the units, in memory of its own; A* scratch() one row more
 //   int lanes()               units; what lies in lanes past the last unit does not matter
@@ -165,7 +143,7 @@ class SequenceRunner {
   }
 
   PYFOLD_HD void mirror(const FoldInstruction& in) {
-    const MirrorOfValue<A> fold{constant(in, 0)};
+    const MirrorFold<A> fold{constant(in, 0)};
     if (!inverse()) return fold_values(in, fold);
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
@@ -175,17 +153,17 @@ class SequenceRunner {
   }
 
   PYFOLD_HD void leaky(const FoldInstruction& in) {
-    const LeakyOfValue<A> fold{constant(in, 0)};
+    const LeakyFold<A> fold{constant(in, 0)};
     if (!inverse()) return fold_values(in, fold);
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
     tile_.read(in.plane, m);
-    for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? v[l] / fold.slope : v[l];
+    for (int l = 0; l < n; ++l) v[l] = fold.undone(v[l], m[l] != 0);
   }
 
   PYFOLD_HD void box(const FoldInstruction& in, bool sides) {
-    const BoxOfValue<A> fold{constant(in, 0)};
+    const BoxFold<A> fold{constant(in, 0)};
     if (!sides) return fold_values(in, fold);
     const int n = n_;
     A* __restrict v = tile_.row(in.i);
@@ -194,8 +172,8 @@ class SequenceRunner {
     const A length = fold.length;
     if (forward()) {
       for (int l = 0; l < n; ++l) {
-        above[l] = v[l] > length;
-        below[l] = v[l] < -length;
+        above[l] = fold.above(v[l]);
+        below[l] = fold.below(v[l]);
       }
       tile_.write(in.plane, above);
       tile_.write(in.plane + 1, below);
@@ -262,40 +240,35 @@ class SequenceRunner {
   }
 
   PYFOLD_HD void swap(const FoldInstruction& in) {
-    const int n = n_;
-    A* __restrict a = tile_.row(in.i);
-    A* __restrict b = tile_.row(in.j);
-    uint8_t* __restrict m = tile_.flags(0);
-    if (forward()) {
-      for (int l = 0; l < n; ++l) m[l] = a[l] > b[l];
-      tile_.write(in.plane, m);
-    } else {
-      tile_.read(in.plane, m);
-    }
-    for (int l = 0; l < n; ++l) {
-      const A first = m[l] != 0 ? b[l] : a[l];
-      b[l] = m[l] != 0 ? a[l] : b[l];
-      a[l] = first;
-    }
+    const A none[1] = {};
+    fold_pairs<MaxMinFold>(in, none);
   }
 
   PYFOLD_HD void line(const FoldInstruction& in) {
+    const A normal[2] = {constant(in, 0), -constant(in, 1)};  // householder's: sine, cosine
+    fold_pairs<HouseholderFold>(in, normal);
+  }
+
+  template <class Fold, int kParameters>
+  PYFOLD_HD void fold_pairs(const FoldInstruction& in, const A (&parameters)[kParameters]) {
     const int n = n_;
     A* __restrict a = tile_.row(in.i);
     A* __restrict b = tile_.row(in.j);
     uint8_t* __restrict m = tile_.flags(0);
-    const A p = constant(in, 0), q = constant(in, 1);
     if (forward()) {
-      for (int l = 0; l < n; ++l) m[l] = a[l] * p + b[l] * q > 0;
+      for (int l = 0; l < n; ++l) {
+        const A v[2] = {a[l], b[l]};
+        m[l] = Fold::side(v, parameters);
+      }
       tile_.write(in.plane, m);
     } else {
       tile_.read(in.plane, m);
     }
     for (int l = 0; l < n; ++l) {
-      const A s = a[l] * p + b[l] * q;
-      const A twice = m[l] != 0 ? s + s : A{0};
-      a[l] = a[l] - twice * p;
-      b[l] = b[l] - twice * q;
+      A v[2] = {a[l], b[l]};
+      Fold::reflect(v, m[l] != 0, parameters);
+      a[l] = v[0];
+      b[l] = v[1];
     }
   }
 

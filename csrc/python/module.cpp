@@ -8,6 +8,7 @@
 #include "build_info.h"
 #include "core/philox.h"
 #include "cpu/diffusion.h"
+#include "cpu/folds.h"
 #include "folds/program.h"
 #include "python/direct.h"
 
@@ -70,6 +71,18 @@ py::array_t<float> normals(int64_t seed, uint32_t stream, uint32_t step, int64_t
   return result;
 }
 
+py::tuple half_angles(const py::array& angle) {
+  const bool wide = py::isinstance<py::array_t<double>>(angle);
+  if ((!wide && !py::isinstance<py::array_t<float>>(angle)) || angle.ndim() != 1) {
+    throw py::value_error("angle must be float32 or float64 of shape (n,)");
+  }
+  const py::array given = py::array::ensure(angle, py::array::c_style);
+  py::array sine(given.dtype(), given.shape(0)), cosine(given.dtype(), given.shape(0));
+  cpu::fold_kernels().half_angles(wide ? DType::kFloat64 : DType::kFloat32, given.data(), given.shape(0),
+                                  sine.mutable_data(), cosine.mutable_data());
+  return py::make_tuple(sine, cosine);
+}
+
 // Codes and planes of the instructions of a program of folds: name -> (code, planes of a unit of one value).
 py::dict fold_ops() {
   py::dict ops;
@@ -101,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
         "Philox4x32-10 of counters uint32 [n, 4] under one key uint32 [2].");
   m.def("normals", &normals, py::arg("seed"), py::arg("stream"), py::arg("step"), py::arg("count"),
         py::arg("first") = 0, "Elements [first, first + count) of one sample's noise, float32.");
+  m.def("half_angles", &half_angles, py::arg("angle"), "Sines and cosines of half angles, as the kernels make them.");
   add_direct_calls(m.ptr());
   m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
   m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
