@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,14 +47,33 @@ def orthogonal_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear
 
     It keeps every length if ``outputs >= inputs``, that of every gradient if ``outputs <= inputs``. The weight is a Cayley
     transform on top of a random orthogonal matrix, by ``torch.nn.utils.parametrizations.orthogonal``; it is as exact as the
-    dtype that the layer is made in.
+    dtype that the layer is made in. In half types the weight is computed in float32 and rounded.
     """
     _check_sizes(inputs=inputs, outputs=outputs)
     layer = nn.Linear(inputs, outputs, bias)
     nn.init.orthogonal_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)
-    return nn.utils.parametrizations.orthogonal(layer, orthogonal_map="cayley")
+    nn.utils.parametrizations.orthogonal(layer, orthogonal_map="cayley")
+    chain: Any = layer.parametrizations
+    chain["weight"][0] = _InFloat32(chain["weight"][0])
+    return layer
+
+
+class _InFloat32(nn.Module):
+    """A parametrization that solves linear equations, which torch does for no half type."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype.itemsize > 2:
+            result: torch.Tensor = self.inner(weight)
+            return result
+        wide = {name: value.float() for name, value in self.inner.named_buffers()}
+        narrow: torch.Tensor = torch.func.functional_call(self.inner, wide, (weight.float(),))
+        return narrow.to(weight.dtype)
 
 
 class OrthogonalConv2d(nn.Module):
@@ -92,7 +112,9 @@ class OrthogonalConv2d(nn.Module):
         place = torch.arange(self.kernel_size, device=self.weight.device) - self.kernel_size // 2
         frequency = torch.arange(frequencies, device=self.weight.device)
         # The phase is reduced in integers, so that large images lose nothing.
-        phase = (frequency[:, None] * place % size).to(self.weight.dtype) * (2 * math.pi / size)
+        # Neither transforms nor solutions are there in half types: from float32 on.
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        phase = (frequency[:, None] * place % size).to(dtype) * (2 * math.pi / size)
         return torch.complex(phase.cos(), -phase.sin())
 
     def matrices(self, height: int, width: int) -> torch.Tensor:
@@ -102,16 +124,18 @@ class OrthogonalConv2d(nn.Module):
         transform = torch.einsum("oikl,hk,wl->hwoi", self.weight.to(waves[0].dtype), *waves)
         skew = transform - transform.mH
         identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-        return torch.linalg.solve(identity + skew, identity - skew)
+        result: torch.Tensor = torch.linalg.solve(identity + skew, identity - skew)
+        return result
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() != 4 or x.shape[1] != self.inputs:
             raise ValueError(f"x must have shape [B, {self.inputs}, H, W], got {tuple(x.shape)}")
         height, width = x.shape[2:]
         matrices = self.matrices(height, width)[..., : self.outputs, : self.inputs]
-        spectrum = torch.fft.rfft2(x).permute(2, 3, 1, 0)
-        y = torch.fft.irfft2((matrices @ spectrum).permute(3, 2, 0, 1), s=(height, width))
-        return y if self.bias is None else y + self.bias[:, None, None]
+        spectrum = torch.fft.rfft2(x.to(torch.promote_types(x.dtype, torch.float32))).permute(2, 3, 1, 0)
+        y = torch.fft.irfft2((matrices @ spectrum).permute(3, 2, 0, 1), s=(height, width)).to(x.dtype)
+        result: torch.Tensor = y if self.bias is None else y + self.bias[:, None, None]
+        return result
 
 
 class OrthogonalDownsample(nn.Module):
@@ -128,7 +152,8 @@ class OrthogonalDownsample(nn.Module):
         self.linear = orthogonal_linear(inputs * stride**2, outputs, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.patches(x).movedim(1, -1)).movedim(-1, 1)
+        result: torch.Tensor = self.linear(self.patches(x).movedim(1, -1)).movedim(-1, 1)
+        return result
 
 
 class LipschitzCritic(nn.Module):
@@ -149,7 +174,8 @@ class LipschitzCritic(nn.Module):
         self.body = nn.Sequential(*layers, orthogonal_linear(width, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).squeeze(1)
+        result: torch.Tensor = self.body(x).squeeze(1)
+        return result
 
 
 class LipschitzConvCritic(nn.Module):
@@ -175,7 +201,8 @@ class LipschitzConvCritic(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), orthogonal_linear(width * (size // 2**levels) ** 2, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).squeeze(1)
+        result: torch.Tensor = self.body(x).squeeze(1)
+        return result
 
 
 def kantorovich_rubinstein(critic: nn.Module, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -186,7 +213,8 @@ def kantorovich_rubinstein(critic: nn.Module, p: torch.Tensor, q: torch.Tensor) 
         critic: maps samples [B, ...] to values [B].
         p, q: samples [N, ...] and [M, ...].
     """
-    return critic(p).mean() - critic(q).mean()
+    result: torch.Tensor = critic(p).mean() - critic(q).mean()
+    return result
 
 
 def fit_critic(
@@ -220,7 +248,7 @@ def fit_critic(
         rows = [torch.randint(len(x), (batch,), generator=generator).to(x.device) for x in (p, q)]
         value = kantorovich_rubinstein(critic, p[rows[0]], q[rows[1]])
         optimizer.zero_grad()
-        (-value).backward()
+        (-value).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
         values.append(value.detach())
@@ -233,6 +261,9 @@ def _check_samples(p: torch.Tensor, q: torch.Tensor) -> None:
             raise TypeError(f"{name} must be a floating-point tensor, got {getattr(value, 'dtype', type(value).__name__)}")
     if p.dim() < 2 or p.shape[1:] != q.shape[1:]:
         raise ValueError(f"p and q must be samples [N, ...] of one shape, got {tuple(p.shape)} and {tuple(q.shape)}")
+    for name, value in (("p", p), ("q", q)):
+        if not value.isfinite().all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity among {tuple(value.shape)} values")
 
 
 @dataclass(frozen=True)
@@ -270,6 +301,7 @@ def wasserstein1(
     if min(len(p), len(q)) < 4:
         raise ValueError(f"p and q must hold at least 4 samples, got {len(p)} and {len(q)}")
     if critic is None:
+        p, q = (x.float() if x.dtype.itemsize < 4 else x for x in (p, q))
         if p.dim() != 2:
             raise ValueError(f"critic is needed for samples that are not vectors, got shape {tuple(p.shape[1:])}")
         with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -215,6 +216,21 @@ def test_boundary_equilibrium_finds_its_ratio():
         gan.BoundaryEquilibrium(diversity=0)
 
 
+def test_boundary_equilibrium_outlives_a_bad_batch_and_a_restart():
+    balance = gan.BoundaryEquilibrium(diversity=0.5, rate=0.5)
+    balance.update(torch.tensor([1.0]), torch.tensor([0.2]))
+    assert balance.k.item() == pytest.approx(0.15)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not balance.update(torch.tensor([1.0, bad]), torch.tensor([0.2])).isfinite()
+        assert not balance.update(torch.tensor([1.0]), torch.tensor([bad, 0.2])).isfinite()
+        assert balance.k.item() == pytest.approx(0.15)
+    again = gan.BoundaryEquilibrium(diversity=0.5, rate=0.5)
+    again.load_state_dict(balance.state_dict())
+    assert torch.equal(again.k, balance.k)
+    balance.update(torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([0.2], dtype=torch.bfloat16))
+    assert balance.k.dtype == torch.float32 and balance.k.item() == pytest.approx(0.3, abs=1e-3)
+
+
 # --- the other penalties
 
 
@@ -295,6 +311,98 @@ def test_every_penalty_by_name_compiles_whole(penalty):
     for actual, expected in zip(results[1], results[0], strict=True):
         assert expected.abs().max() > 1e-4
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+PENALTIES = {
+    "wgan_gp": lambda d, real, fake: gan.wgan_gp_penalty(d, real, fake, 3.0),
+    "zero_centred": lambda d, real, fake: gan.zero_centred_penalty(d, real, fake, 3.0),
+    "dragan": lambda d, real, fake: gan.dragan_penalty(d, real, 3.0),
+    "functional": lambda d, real, fake: gan.functional_penalty(d, real, 3.0),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_of_critics_with_batch_norm(penalty):
+    """The same as the critic that divides by the batch's own moments by hand, and its running statistics move."""
+    torch.manual_seed(0)
+    first, norm, last = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)
+    real, fake = torch.randn(2, 16, 5)
+
+    def by_hand(x):
+        h = first(x)
+        return last(torch.tanh((h - h.mean(0)) / (h.var(0, correction=0) + norm.eps).sqrt()))
+
+    results = []
+    for critic in (lambda x: last(torch.tanh(norm(first(x)))), by_hand):
+        torch.manual_seed(1)
+        value = PENALTIES[penalty](critic, real, fake)
+        results.append([value, *torch.autograd.grad(value, [first.weight, last.weight])])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    assert norm.num_batches_tracked == 1 and norm.running_mean.abs().max() > 0
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_of_critics_that_checkpoint(penalty):
+    torch.manual_seed(0)
+    body, last = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Softplus()), nn.Linear(8, 1)
+    real, fake = torch.randn(2, 16, 5)
+    results = []
+    for again in (True, False):
+        run = lambda x, again=again: (  # noqa: E731
+            torch.utils.checkpoint.checkpoint(body, x, use_reentrant=False) if again else body(x)
+        )
+        torch.manual_seed(1)
+        value = PENALTIES[penalty](lambda x, run=run: last(run(x)), real, fake)
+        results.append([value, *torch.autograd.grad(value, [*body[0].parameters(), last.weight], materialize_grads=True)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_penalties_inside_transforms_and_without_a_graph():
+    """torch.func's transforms around one, and no_grad: the same value; and it may train what made the samples."""
+    torch.manual_seed(0)
+    w, x = torch.randn(5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    value = lambda w, x: gan.functional_penalty(lambda x: torch.tanh(x @ w), x, 2.0, centre=1.0)  # noqa: E731
+    leaf = w.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(value(leaf, x), leaf)
+    torch.testing.assert_close(torch.func.grad(value)(w, x), expected)
+    with torch.no_grad():
+        assert value(leaf, x).item() == pytest.approx(value(w, x).item())
+        assert not value(leaf, x).requires_grad
+    moved = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value(w, 2 * moved), moved)
+    torch.testing.assert_close(slope, torch.func.grad(lambda x: value(w, 2 * x))(x))
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-3, 1e-7, 1e-20, 1e-30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_centred_penalties_do_not_fade(dtype, length):
+    """D(x) = w x: d/dw (|w| - 1)^2 = 2 (|w| - 1), which is -2 as far down as numbers go, and 0 at 0."""
+    x = torch.randn(8, 1, dtype=dtype)
+    for sign in (1, -1):
+        w = torch.tensor([sign * length], dtype=dtype, requires_grad=True)
+        for value in (gan.wgan_gp_penalty(lambda x: x @ w, x, x + 1, 1.0), gan.dragan_penalty(lambda x: x @ w, x, 1.0)):
+            (slope,) = torch.autograd.grad(value, w)
+            assert slope.item() == pytest.approx(2 * sign * (length - 1), rel=1e-5)
+    w = torch.zeros(1, dtype=dtype, requires_grad=True)
+    value = gan.wgan_gp_penalty(lambda x: x @ w, x, x + 1, 1.0)
+    assert (value.item(), torch.autograd.grad(value, w)[0].item()) == (1, 0)
+
+
+def test_one_centred_penalty_has_its_own_second_derivative():
+    w = torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    value = lambda w: gan.functional_penalty(lambda x: torch.sin(x @ w), x, 2.0, centre=1.0)  # noqa: E731
+    assert torch.autograd.gradcheck(value, w) and torch.autograd.gradgradcheck(value, w)
+
+
+def test_dragans_noise_is_that_of_the_authors():
+    """One deviation over all values, by their count, times uniform numbers."""
+    x = torch.tensor([[1.0, 2.0], [3.0, 10.0]], dtype=torch.float64)
+    uniform = torch.rand(2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    actual = gan.penalties.around(x, 0.5, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(actual, x + 0.5 * math.sqrt(((x - 4) ** 2).mean()) * uniform, rtol=1e-14, atol=0)
 
 
 def test_lazy_penalties_pull_as_much_as_paid_every_step():

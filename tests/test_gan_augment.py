@@ -48,6 +48,14 @@ def test_every_shift_and_every_cut_is_as_likely():
     assert area.min() == 4  # a centre at the corner
 
 
+def test_the_centre_of_a_cut_is_as_likely_at_either_edge():
+    """Of eight pixels four are cut, around each of the nine places between and beside them alike."""
+    values = (torch.arange(9000, dtype=torch.float64) + 0.5) / 9000
+    cut = augment.cutout(torch.ones(9000, 1, 8, 8), torch.stack([values, values * 0 + 0.5], 1))
+    rows = (cut == 0).any(3).flatten(1).sum(0)
+    assert rows.tolist() == [3000, 4000, 4000, 4000, 4000, 4000, 4000, 3000]
+
+
 def test_augmentation_is_differentiable_and_a_function_of_the_seed():
     layer = Augment().double()
     x = images().requires_grad_()

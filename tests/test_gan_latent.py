@@ -218,3 +218,13 @@ def test_gradients_flow():
     b = b.clone().requires_grad_()
     torch.autograd.gradcheck(latent.counterpart, (z, a.clone().requires_grad_(), b))
     assert pyfold.gan.latent is latent
+
+
+@pytest.mark.parametrize("angle", [1e-6, 1e-5, 1e-3, 0.05, 0.5, 3.0])
+def test_slerp_at_small_angles_too(angle):
+    """Two codes of the plane: the way is an arc, to the last digits however short it is."""
+    a = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    b = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.7], dtype=torch.float64)
+    expected = torch.stack([(t * angle).cos(), (t * angle).sin()], 1)
+    torch.testing.assert_close(latent.slerp(a, b, t), expected, rtol=1e-8 if angle < 1e-4 else 1e-11, atol=1e-13)

@@ -48,6 +48,34 @@ def test_frechet_where_covariances_do_not_commute():
         assert np.linalg.norm(first @ second - second @ first) > 0.5
 
 
+@pytest.mark.parametrize("count", [5, 30, 64, 65, 300])
+def test_frechet_of_any_rank(count):
+    """Fewer samples than features: a set with itself is 0, with itself stretched by 2 and moved tr C + |m|^2, and turned and
+    embedded in more features the same."""
+    x = rng.standard_normal((count, 64)) @ rng.standard_normal((64, 64)) + 5
+    trace = np.trace(np.cov(x, rowvar=False))
+    assert 0 <= metrics.frechet_distance(x, x) < 1e-9 * trace
+    assert 0 <= metrics.frechet_distance(x, x[::-1]) < 1e-9 * trace
+    shift = rng.standard_normal(64)
+    moved = 2 * (x - x.mean(0)) + x.mean(0) + shift
+    expected = shift @ shift + trace
+    assert metrics.frechet_distance(x, moved) == pytest.approx(expected, rel=1e-11)
+    assert metrics.frechet_distance(moved, x) == pytest.approx(expected, rel=1e-11)
+    y = rng.standard_normal((40, 64))
+    turn = np.linalg.qr(rng.standard_normal((90, 90)))[0][:64]
+    assert metrics.frechet_distance(x @ turn, y @ turn) == pytest.approx(metrics.frechet_distance(x, y), rel=1e-11)
+
+
+def test_frechet_where_ranks_differ():
+    """Points on one line and on another, at an angle w: 1 + 1 - 2 |cos w| for unit variances; and a plane around a line."""
+    line = moments(np.zeros(2), np.eye(2))[:, 0]
+    for angle in (0.0, 0.3, 1.0, math.pi / 2):
+        first, second = np.outer(line, [1, 0, 0]), np.outer(line, [math.cos(angle), math.sin(angle), 0])
+        assert metrics.frechet_distance(first, second) == pytest.approx(2 - 2 * math.cos(angle), abs=1e-12)
+    plane = np.pad(moments(np.zeros(2), np.diag([4.0, 9.0])), ((0, 0), (0, 1)))
+    assert metrics.frechet_distance(np.outer(line, [1, 0, 0]), plane) == pytest.approx((2 - 1) ** 2 + 9, rel=1e-12)
+
+
 def test_kernel_distance_by_another_library():
     """scikit-learn's polynomial kernel, whose diagonals are left out within a set."""
     kernel = pytest.importorskip("sklearn.metrics.pairwise").polynomial_kernel
@@ -82,6 +110,42 @@ def test_manifolds_of_known_sets():
     assert half.recall == pytest.approx(0.525)
     apart = metrics.manifold_metrics(line, line + 1000, neighbours=3)
     assert apart == metrics.Manifolds(0.0, 0.0, 0.0, 0.0)
+
+
+def by_definition(x, y, k):
+    """Naeem et al. 2020, eq. 1 to 8, distances by differences of whole arrays in extended precision."""
+    x, y = x.astype(np.longdouble), y.astype(np.longdouble)
+    pairs = lambda a, b: ((a[:, None] - b[None]) ** 2).sum(-1)  # noqa: E731
+    radius = [np.sort(pairs(z, z), 1)[:, k] for z in (x, y)]
+    inside = [pairs(x, y) < radius[0][:, None], pairs(x, y) < radius[1][None]]
+    return metrics.Manifolds(
+        inside[0].any(0).mean(), inside[1].any(1).mean(), inside[0].sum(0).mean() / k, inside[0].any(1).mean()
+    )
+
+
+@pytest.mark.parametrize("dims", [1, 3, 16, 64])
+@pytest.mark.parametrize("neighbours", [1, 3, 5])
+def test_manifolds_of_a_set_with_itself_are_1(dims, neighbours):
+    for offset in (0, 100, 1e6):
+        z = rng.standard_normal((300, dims)) + offset
+        assert metrics.manifold_metrics(z, z.copy(), neighbours) == metrics.Manifolds(1.0, 1.0, 1.0, 1.0)
+    z = rng.standard_normal((300, dims))
+    assert metrics.manifold_metrics(torch.from_numpy(z).float(), z.astype(np.float32), neighbours).density == 1
+
+
+def test_manifolds_by_definition():
+    """Sets that share points, memorised halves, and data far from the origin."""
+    x, y = rng.standard_normal((2, 200, 8))
+    cases = {
+        "apart": (x, y),
+        "shared": (x, np.concatenate([x[:100], y[:100]])),
+        "memorised halves": (x, np.concatenate([x[:100], x[:100] + 1e-3 * y[:100]])),
+        "far": (x + 1e6, y + 1e6),
+        "far and shared": (x + 1e6, np.concatenate([x[:100], y[:100]]) + 1e6),
+    }
+    for name, (real, fake) in cases.items():
+        assert metrics.manifold_metrics(real, fake) == by_definition(real, fake, 5), name
+    assert metrics.manifold_metrics(*cases["far"]).recall > 0.3
 
 
 def test_coverage_of_equal_distributions_is_what_its_authors_derive():
@@ -151,8 +215,43 @@ def test_mode_coverage_sees_each_failure():
         (lambda: metrics.manifold_metrics(np.zeros((3, 2)), np.zeros((9, 2)), 3), r"neighbours.*\[1, 3\).*3"),
         (lambda: metrics.classifier_score(np.ones((3, 2))), "probabilities.*sum to 1"),
         (lambda: metrics.mode_coverage(np.zeros((3, 2)), np.eye(2), 0.0), "std.*0"),
+        (lambda: metrics.mode_coverage(np.zeros((3, 2)), np.eye(2), math.inf), "std.*inf"),
+        (lambda: metrics.frechet_distance(np.zeros((3, 0)), np.zeros((3, 0))), r"real.*\(3, 0\)"),
+        (lambda: metrics.jensen_shannon([0, 0], [1, 1]), "p must be a histogram.*not all 0"),
+        (lambda: metrics.jensen_shannon([1, 1], [2, -1]), "q must be a histogram.*not negative"),
+        (lambda: metrics.jensen_shannon([1, math.nan], [1, 1]), "p must be finite"),
+        (lambda: metrics.jensen_shannon([1, 1], [1, math.inf]), "q must be finite"),
+        (lambda: metrics.jensen_shannon([1, 1], [1, 1, 1]), "same bins, got 2 and 3"),
+        (lambda: metrics.jensen_shannon([[1, 1]], [[1, 1]]), "p must be a histogram"),
+        (lambda: metrics.wasserstein(np.full((3, 1), np.nan), np.zeros((3, 1))), "real.*finite"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+FUNCTIONS = {
+    "frechet": metrics.frechet_distance,
+    "kernel": metrics.kernel_distance,
+    "manifolds": lambda x, y: metrics.manifold_metrics(x, y, 3),
+    "wasserstein": metrics.wasserstein,
+    "modes": lambda x, y: metrics.mode_coverage(x, y, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_features_of_every_dtype(name):
+    """Half types and integers as their values; complex numbers and texts are refused."""
+    values = torch.randint(-8, 9, (20, 3), generator=torch.Generator().manual_seed(0))
+    other = torch.randint(-8, 9, (20, 3), generator=torch.Generator().manual_seed(1))
+    expected = FUNCTIONS[name](values.double(), other.double())
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.int8):
+        assert FUNCTIONS[name](values.to(dtype), other.to(dtype)) == expected
+    with pytest.raises(TypeError, match="must hold real numbers, got dtype complex64"):
+        FUNCTIONS[name](values.to(torch.complex64), other)
+    with pytest.raises(TypeError, match="must hold real numbers, got dtype complex128"):
+        FUNCTIONS[name](values.numpy() + 1j, other)
+    with pytest.raises(TypeError, match="must hold real numbers"):
+        FUNCTIONS[name](np.full((20, 3), "x"), other)
+    assert metrics.jensen_shannon(torch.tensor([1, 0], dtype=torch.bfloat16), [0, 1]) == pytest.approx(math.log(2))

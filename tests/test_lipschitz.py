@@ -224,3 +224,47 @@ def test_refusals():
     with pytest.raises(ValueError, match="critic is needed for samples that are not vectors"):
         wasserstein1(torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4))
     assert kantorovich_rubinstein(lambda x: x.sum(1), p, p) == 0
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
+def test_half_types(dtype, unit):
+    """Layers run forward and backward, within a few roundings of the float32 layer with the same parameters."""
+    torch.manual_seed(0)
+    layers = [
+        (orthogonal_linear(6, 6), (9, 6)),
+        (OrthogonalConv2d(2, 3), (4, 2, 6, 5)),
+        (OrthogonalDownsample(2, 8), (4, 2, 4, 4)),
+        (LipschitzCritic(6, 16, 2), (9, 6)),
+        (LipschitzConvCritic(2, 8, 4, 1), (4, 2, 8, 8)),
+    ]
+    for layer, shape in layers:
+        half = layer.to(dtype)
+        x = torch.randn(shape).to(dtype).requires_grad_()
+        y = half(x)
+        assert y.dtype == dtype
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert gradient.isfinite().all()
+        with torch.no_grad():
+            exact = layer.float()(x.float())
+        assert (y.float() - exact).abs().max() < 16 * unit * exact.abs().max(), type(layer)
+    p, q = torch.randn(2, 400, 2)
+    result = wasserstein1((p + 2).to(dtype), q.to(dtype), steps=20, batch=64)
+    assert math.isfinite(result.value) and next(result.critic.parameters()).dtype == torch.float32
+
+
+def test_large_images_lose_nothing_in_the_phase():
+    """Where a place times a frequency is many turns, the wave is that of float64 to a rounding of its phase."""
+    conv = OrthogonalConv2d(1, 1, kernel_size=63)
+    place = torch.arange(63, dtype=torch.float64) - 31
+    phase = torch.arange(2049, dtype=torch.float64)[:, None] * place * (2 * math.pi / 4096)
+    error = (conv._waves(4096, 2049).to(torch.complex128) - torch.exp(-1j * phase)).abs().max()
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_samples_that_are_no_numbers(bad):
+    p, q = torch.zeros(8, 2), torch.zeros(8, 2)
+    q[3, 1] = bad
+    for call in (lambda: wasserstein1(p, q), lambda: fit_critic(LipschitzCritic(2), p, q, steps=1)):
+        with pytest.raises(ValueError, match="q must be finite"):
+            call()

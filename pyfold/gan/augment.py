@@ -77,10 +77,10 @@ POLICIES = {
 class Augment(torch.nn.Module):
     """Differentiable augmentation of real and generated images alike, with a fixed or an adaptive probability.
 
-    With ``target=None`` every transform of the policy is applied to every image (Zhao et al. 2020, DiffAugment). With a
-    target, each is applied to each image with probability p, and :meth:`update` moves p so that the overfitting heuristic
-    ``r = E sign(D(x))`` over real images comes to the target (Karras et al. 2020, ADA, eq. 1); p is a buffer and so part of a
-    checkpoint.
+    The transforms are those of DiffAugment (Zhao et al. 2020). With ``target=None`` every one of the policy is applied to every
+    image, as there. With a target, each is applied to each image with probability p, and :meth:`update` moves p so that the
+    overfitting heuristic ``r = E sign(D(x))`` over real images comes to the target: that is the controller of ADA (Karras et
+    al. 2020, eq. 1) and not its pipeline of eighteen transforms, which is not here. p is a buffer and so part of a checkpoint.
 
     Args:
         policy: names of ``POLICIES`` with commas between them.

@@ -62,13 +62,14 @@ class Dynamic:
 
     def _evaluate(self, players: Sequence[int]) -> list[Any]:
         """The losses of at least these players; None for others that were not evaluated."""
-        one_by_one = not callable(self.losses)
-        losses = self.losses if one_by_one else self.losses()
+        losses: Sequence[Any] = self.losses() if callable(self.losses) else self.losses
         if len(losses) != len(self.optimizers):
             raise ValueError(f"losses must give {len(self.optimizers)} losses, one for each player, got {len(losses)}")
-        return [loss() if i in players else None for i, loss in enumerate(losses)] if one_by_one else list(losses)
+        if callable(self.losses):
+            return list(losses)
+        return [loss() if i in players else None for i, loss in enumerate(losses)]
 
-    def _gradients(self, players: Sequence[int] | None = None, graph: bool = False) -> tuple[list, list[Any]]:
+    def _gradients(self, players: Sequence[int] | None = None, graph: bool = False) -> tuple[list[Any], list[Any]]:
         """Each player's gradient of its own loss, [player][parameter], and the losses, detached."""
         players = range(len(self.optimizers)) if players is None else players
         losses = self._evaluate(players)
@@ -153,7 +154,10 @@ class Alternating(Dynamic):
 
 def _copied_state(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, dict[str, Any]]:
     """The state of each parameter; the parameters themselves are its keys and are not copied."""
-    copied = lambda v: v.clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v)  # noqa: E731
+
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
     return {parameter: {k: copied(v) for k, v in state.items()} for parameter, state in optimizer.state.items()}
 
 
@@ -382,7 +386,8 @@ class _Pull:
                 k: v for k, v in group.items() if k not in ("foreach", "fused", "capturable", "differentiable", "params")
             }
             groups.append({**options, "params": [moved[p] for p in group["params"]], "differentiable": True})
-        twin = type(mover)(groups, differentiable=True)
+        kind: Any = type(mover)
+        twin = kind(groups, differentiable=True)
         for p, kept in state.items():
             # The count of steps is float32 in an optimizer, and the bias corrections made from it would be as well.
             others = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in kept.items()}

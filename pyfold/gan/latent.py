@@ -36,7 +36,8 @@ def _codes(**named: torch.Tensor) -> None:
 
 
 def _norm(z: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    norm: torch.Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return norm
 
 
 def _unit(v: torch.Tensor) -> torch.Tensor:
@@ -88,7 +89,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> torch.Te
     return wa * a + wb * b
 
 
-def _along(a, b, t):
+def _along(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if isinstance(t, torch.Tensor):
         if t.dim() != 1:
             raise ValueError(f"t must be a number or a tensor [T], got shape {tuple(t.shape)}")
@@ -214,11 +215,16 @@ def crease_children(
         for direction in (normal, towards):
             u = u - (u * direction).sum(-1, keepdim=True) * direction
         u = _unit(u)
-    square = lambda v: (v * v).sum()  # noqa: E731
+
+    def square(v: torch.Tensor) -> torch.Tensor:
+        return (v * v).sum()
+
     s = spread * ((a - b) / 2).norm()  # r^2 - |m|^2 = |(a - b) / 2|^2, without the cancellation
     if not square(middle):
-        return a.norm() * u
-    return (square(a) - s * s).clamp(min=0).sqrt() * towards + s * u
+        opposite: torch.Tensor = a.norm() * u
+        return opposite
+    result: torch.Tensor = (square(a) - s * s).clamp(min=0).sqrt() * towards + s * u
+    return result
 
 
 # --- fold and unfold by a reflection group
@@ -234,7 +240,7 @@ class ReflectionGroup(Protocol):
         """A uniformly drawn element of the group for each seed, applied: [..., d] -> [N, ..., d]."""
 
 
-def _draw(seeds, y: torch.Tensor, count: int) -> torch.Tensor:
+def _draw(seeds: torch.Tensor | Sequence[int], y: torch.Tensor, count: int) -> torch.Tensor:
     values = randn(seeds, (count,), stream=LATENT_TOOLS_STREAM, device=y.device)
     return values.reshape(len(values), *[1] * (y.dim() - 1), count)
 
@@ -398,13 +404,16 @@ class LearnedFold(torch.nn.Module):
         """
         _codes(a=a, b=b)
         optimizer = torch.optim.Adam(self.parameters(), lr)
-        distance = lambda x, y: torch.cdist(x, y).mean()  # noqa: E731
+
+        def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x, y).mean()
+
         for _ in range(steps):
             n = _unit(self.normal)
             bit = softplus(-sharpness * (a @ n - self.offset)).mean() + softplus(sharpness * (b @ n - self.offset)).mean()
             moved = self.translate(a)  # a reflection: the distance of moved b's from a's is the same number
             energy = 2 * distance(moved, b) - distance(a, a) - distance(b, b)
             optimizer.zero_grad()
-            (bit + energy).backward()
+            (bit + energy).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return self

@@ -130,24 +130,29 @@ def energy_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tens
     return fake.mean()
 
 
-class BoundaryEquilibrium:
+class BoundaryEquilibrium(torch.nn.Module):
     """BEGAN's losses and the controller that holds its players in balance (Berthelot, Schumm and Metz 2017, section 3.3).
+
+    A module whose only state is ``k``: ``state_dict`` holds it, and ``.to`` moves it.
 
     Args:
         diversity: gamma, the wanted ratio ``E(G(z)) / E(x)`` of reconstruction errors, in (0, 1].
         rate: lambda_k, how fast ``k`` follows.
 
     Attributes:
-        k: how much the discriminator cares for generated samples, in [0, 1]; a 0-d tensor on the losses' device.
+        k: how much the discriminator cares for generated samples, in [0, 1]; a 0-d buffer.
     """
 
+    k: torch.Tensor
+
     def __init__(self, diversity: float = 0.5, rate: float = 1e-3):
+        super().__init__()
         if not 0 < diversity <= 1:
             raise ValueError(f"diversity must be in (0, 1], got {diversity}")
-        if not rate > 0:
-            raise ValueError(f"rate must be positive, got {rate}")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"rate must be positive and finite, got {rate}")
         self.diversity, self.rate = diversity, rate
-        self.k = torch.zeros(())
+        self.register_buffer("k", torch.zeros(()))
 
     def d_loss(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         """``mean E(x) - k mean E(G(z))``."""
@@ -160,9 +165,13 @@ class BoundaryEquilibrium:
 
     @torch.no_grad()
     def update(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        """Moves ``k`` after a step and returns the measure of convergence ``E(x) + |gamma E(x) - E(G(z))|``."""
-        error = self.diversity * real.mean() - fake.mean()
-        self.k = (self.k.to(real.device) + self.rate * error).clamp(0, 1)
+        """Moves ``k`` after a step and returns the measure of convergence ``E(x) + |gamma E(x) - E(G(z))|``.
+
+        A batch whose energies are not finite leaves ``k`` as it is; the measure shows it.
+        """
+        error = self.diversity * real.float().mean() - fake.float().mean()
+        moved = (self.k.to(real.device) + self.rate * error).clamp(0, 1)
+        self.k = torch.where(error.isfinite(), moved, self.k.to(real.device))
         return real.mean() + error.abs()
 
 

@@ -6,47 +6,87 @@ caller's choice and belongs beside every number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from pyfold._requirements import need
 
-Array = np.ndarray | torch.Tensor
+NDArray = np.ndarray[Any, np.dtype[Any]]
+Array = NDArray | torch.Tensor
 
 
-def _features(name: str, value: Array) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if array.ndim != 2 or len(array) < 2:
-        raise ValueError(f"{name} must be features of shape [N, D] with N of at least 2, got shape {array.shape}")
+def _numbers(name: str, value: Array) -> NDArray:
+    """float64, from any real dtype.
+
+    Raises:
+        TypeError: complex numbers, or none at all.
+        ValueError: NaN or infinity.
+    """
+    if isinstance(value, torch.Tensor):
+        kept = value.detach().cpu()
+        array = (kept if kept.is_complex() else kept.double()).numpy()  # NumPy has no bfloat16
+    else:
+        array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity among {array.shape} values")
     return array
 
 
-def _two_sets(real: Array, fake: Array) -> tuple[np.ndarray, np.ndarray]:
+def _features(name: str, value: Array) -> NDArray:
+    array = _numbers(name, value)
+    if array.ndim != 2 or len(array) < 2 or not array.shape[1]:
+        raise ValueError(f"{name} must be features of shape [N, D] with N of at least 2, got shape {array.shape}")
+    return array
+
+
+def _two_sets(real: Array, fake: Array) -> tuple[NDArray, NDArray]:
     x, y = _features("real", real), _features("fake", fake)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"real and fake must have as many features, got {x.shape[1]} and {y.shape[1]}")
     return x, y
 
 
+def _root_of_covariance(x: NDArray) -> NDArray:
+    """R [D, D] with ``R^T R`` the covariance: the triangle of the centred samples, with lines of zeros where N < D."""
+    triangle = np.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r")
+    return np.pad(triangle, ((0, x.shape[1] - len(triangle)), (0, 0)))
+
+
 def frechet_distance(real: Array, fake: Array) -> float:
-    """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6)."""
+    """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6).
+
+    Never negative, and exact for any rank: with ``C1 = A^T A`` and ``C2 = B^T B`` the trace is ``min |A - Q B|^2`` over
+    orthogonal Q, reached where ``A B^T = U S V^T`` and ``Q = U V^T`` (Bhatia, Jain and Lim 2019, theorem 1).
+
+    Args:
+        real, fake: features [N, D] and [M, D], of any real dtype; two samples or more of each.
+
+    Raises:
+        TypeError: complex features.
+        ValueError: other shapes, NaN or infinity.
+    """
     x, y = _two_sets(real, fake)
-    means, covariances = zip(*((z.mean(0), np.atleast_2d(np.cov(z, rowvar=False))) for z in (x, y)), strict=True)
-    # The trace of a root is the sum of the roots of the eigenvalues of a product of two semidefinite matrices.
-    roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots)
+    a, b = _root_of_covariance(x), _root_of_covariance(y)
+    u, _, v = np.linalg.svd(a @ b.T)
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + ((a - u @ v @ b) ** 2).sum())
 
 
 def kernel_distance(real: Array, fake: Array) -> float:
     """The squared maximum mean discrepancy under ``k(x, y) = (<x, y> / D + 1)^3``, without bias (Binkowski et al. 2018,
     section 4), so that equal distributions give a mean of zero and single values may be negative."""
     x, y = _two_sets(real, fake)
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+
+    def kernel(a: NDArray, b: NDArray) -> NDArray:
+        result: NDArray = (a @ b.T / a.shape[1] + 1) ** 3
+        return result
+
     within = sum((kernel(z, z).sum() - np.trace(kernel(z, z))) / (len(z) * (len(z) - 1)) for z in (x, y))
     return float(within - 2 * kernel(x, y).mean())
 
@@ -58,7 +98,8 @@ class Manifolds:
     Attributes:
         precision: share of generated points inside a ball of a real one (Kynkaanniemi et al. 2019, eq. 2).
         recall: share of real points inside a ball of a generated one.
-        density: real balls around a generated point, over k; 1 for equal sets, and not bounded by it (Naeem et al. 2020, 6).
+        density: real balls around a generated point, over k; 1 for equal sets without ties of distances, and not bounded by it
+            (Naeem et al. 2020, eq. 6).
         coverage: share of real balls that hold a generated point (eq. 8).
     """
 
@@ -68,15 +109,28 @@ class Manifolds:
     coverage: float
 
 
+def _distances(x: NDArray, y: NDArray) -> Iterator[NDArray]:
+    """Euclidean distances [N, M] in blocks of rows, by differences: those of one pair are the same bits wherever they are
+    taken, so that a neighbour lies exactly on the ball that reaches it, and nothing is lost far from the origin."""
+    cdist = need("scipy.spatial.distance").cdist
+    block = max(1, 2**24 // len(y))
+    for i in range(0, len(x), block):
+        yield cdist(x[i : i + block], y)
+
+
 def manifold_metrics(real: Array, fake: Array, neighbours: int = 5) -> Manifolds:
-    """Precision, recall, density and coverage; ``neighbours`` is k, in [1, N) of the smaller set."""
+    """Precision, recall, density and coverage; a ball's surface is outside.
+
+    Args:
+        real, fake: features [N, D] and [M, D].
+        neighbours: k, in [1, N) of the smaller set.
+    """
     x, y = _two_sets(real, fake)
     if isinstance(neighbours, bool) or not isinstance(neighbours, int) or not 1 <= neighbours < min(len(x), len(y)):
         raise ValueError(f"neighbours must be an int in [1, {min(len(x), len(y))}), got {neighbours!r}")
-    nearest = need("sklearn.neighbors").NearestNeighbors
     # A set's own point is its nearest neighbour, so the k-th other is one further.
-    radius = [nearest(n_neighbors=neighbours + 1).fit(z).kneighbors(z)[0][:, -1] for z in (x, y)]
-    distance = need("sklearn.metrics").pairwise_distances(x, y)
+    radius = [np.concatenate([np.partition(d, neighbours, 1)[:, neighbours] for d in _distances(z, z)]) for z in (x, y)]
+    distance = np.concatenate(list(_distances(x, y)))
     in_real, in_fake = distance < radius[0][:, None], distance < radius[1][None, :]
     return Manifolds(
         precision=float(in_real.any(0).mean()),
@@ -104,8 +158,26 @@ def classifier_score(probabilities: Array) -> float:
 
 
 def jensen_shannon(p: Array, q: Array) -> float:
-    """The Jensen-Shannon divergence of two histograms over the same bins, in nats: 0 to log 2. By scipy."""
-    return float(need("scipy.spatial.distance", "examples").jensenshannon(np.asarray(p), np.asarray(q)) ** 2)
+    """The Jensen-Shannon divergence of two histograms over the same bins, in nats: 0 to log 2.
+
+    Args:
+        p, q: [bins], counts or shares: not negative, not all 0; each is divided by its sum.
+
+    Raises:
+        TypeError: complex numbers.
+        ValueError: other shapes, negative, all zero or not finite.
+    """
+    shares = []
+    for name, value in (("p", p), ("q", q)):
+        array = _numbers(name, value)
+        if array.ndim != 1 or (array < 0).any() or not array.sum() > 0:
+            raise ValueError(f"{name} must be a histogram [bins] of values that are not negative and not all 0, got {value}")
+        shares.append(array / array.sum())
+    if shares[0].shape != shares[1].shape:
+        raise ValueError(f"p and q must have the same bins, got {len(shares[0])} and {len(shares[1])}")
+    middle = (shares[0] + shares[1]) / 2
+    parts = [s * np.log(np.where(s > 0, s, 1) / np.where(s > 0, middle, 1)) for s in shares]
+    return float(max(0.0, sum(part.sum() for part in parts) / 2))
 
 
 def wasserstein(real: Array, fake: Array) -> float:
@@ -123,7 +195,8 @@ class ModeCoverage:
     """How samples fall onto equally likely round Gaussians: no one of these numbers says enough alone.
 
     Attributes:
-        modes: Gaussians with a sample of high quality, within three standard deviations; ``of`` how many.
+        modes: Gaussians near which at least one sample is of high quality, within three standard deviations: a single one is
+            enough, so read it with the share; ``of`` how many.
         high_quality: share of samples of high quality; ``ceiling``: that of a perfect sampler, 1 - exp(-4.5) in the plane.
         kl: ``KL(samples || truth)`` over one bin for each mode and one for what is near none, in nats; 0 is perfect.
     """
@@ -144,8 +217,8 @@ def mode_coverage(samples: Array, centres: Array, std: float) -> ModeCoverage:
         std: the standard deviation of each, positive.
     """
     centres, samples = _two_sets(centres, samples)
-    if not std > 0:
-        raise ValueError(f"std must be positive, got {std}")
+    if not 0 < std < float("inf"):
+        raise ValueError(f"std must be positive and finite, got {std}")
     distance, mode = need("sklearn.neighbors").NearestNeighbors(n_neighbors=1).fit(centres).kneighbors(samples)
     good = distance[:, 0] < 3 * std
     counts = np.bincount(mode[good, 0], minlength=len(centres))

@@ -19,7 +19,7 @@ def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _split(vector: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    pieces = vector.split([p.numel() for p in like])
+    pieces = torch.split(vector, [p.numel() for p in like])
     return [piece.reshape(p.shape).to(p) for piece, p in zip(pieces, like, strict=True)]
 
 

@@ -13,17 +13,21 @@ import torch
 Discriminator = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _squared_norm(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.float().square().flatten(1).sum(1) if gradient.dtype.itemsize < 8 else gradient.square().flatten(1).sum(1)
-
-
 def _off_centre(gradient: torch.Tensor, centre: float) -> torch.Tensor:
-    """``mean (|g| - centre)^2``; at centre 0 without the root, whose second derivative at g = 0 is infinite."""
-    squared = _squared_norm(gradient)
+    """``mean (|g| - centre)^2`` over samples; at centre 0 without the root, whose second derivative at g = 0 is infinite.
+
+    Elsewhere the derivative of ``|g|`` is ``g / |g|`` for any length that the dtype holds, and 0 where g is 0.
+    """
+    flat = gradient.flatten(1) if gradient.dtype == torch.float64 else gradient.float().flatten(1)
     if centre == 0:
-        return squared.mean()
-    # Where the gradient is 0 the root's derivative is infinite; a tiny constant keeps it, and all beyond it, finite.
-    return ((squared + 1e-12).sqrt() - centre).square().mean()
+        return flat.square().sum(1).mean()
+    # In units of the largest value no square vanishes; a constant unit drops out of the derivative.
+    largest = flat.detach().abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1.0)
+    squared = (flat / unit).square().sum(1)
+    root = torch.where(squared > 0, squared, 1.0).sqrt()
+    norm = torch.where(squared > 0, root, 0.0) * unit.squeeze(1)
+    return (norm - centre).square().mean()
 
 
 def _check_gamma(gamma: float) -> None:
@@ -58,10 +62,13 @@ def r2_penalty(logits: torch.Tensor, fake: torch.Tensor, gamma: float) -> torch.
 
 
 def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamma: float, centre: float = 0.0) -> torch.Tensor:
-    """``gamma / 2 E (|grad D(x)| - centre)^2`` by ``torch.func.grad``.
+    """``gamma / 2 E (|grad D(x)| - centre)^2``.
 
-    This form compiles with ``torch.compile(fullgraph=True)``, double backward included. With centre 0 it is R1 or R2, by the
-    samples; :func:`between` and :func:`around` make the points of the other penalties.
+    With centre 0 it is R1 or R2, by the samples; :func:`between` and :func:`around` make the points of the other penalties.
+    It compiles with ``torch.compile(fullgraph=True)``, double backward included, and runs inside transforms of ``torch.func``:
+    there by ``torch.func.grad``. Elsewhere it is ``torch.autograd.grad``, so a discriminator may checkpoint its layers
+    (``use_reentrant=False``) or keep statistics as batch norm does. With batch norm the gradient of one sample is that of the
+    sum of all logits, as in every penalty of this kind, and the penalty's pass updates the running statistics as well.
 
     Args:
         discriminator: maps samples to logits.
@@ -70,7 +77,14 @@ def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamm
         centre: the wanted length of the gradient: 0, or 1 for a 1-Lipschitz critic.
     """
     _check_gamma(gamma)
-    gradient = torch.func.grad(lambda x: discriminator(x).sum())(samples)
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        gradient = torch.func.grad(lambda x: discriminator(x).sum())(samples)
+    else:
+        further = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # The samples' own graph stays attached, so that a penalty may train a generator too.
+            leaf = samples if samples.requires_grad else samples.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(discriminator(leaf).sum(), leaf, create_graph=further, materialize_grads=True)
     return gamma / 2 * _off_centre(gradient, centre)
 
 
@@ -84,7 +98,17 @@ def between(real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator |
 
 
 def around(real: torch.Tensor, scale: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
-    """DRAGAN's points near real samples: ``x + scale std(x) u``, u uniform in [0, 1) (Kodali et al. 2017, section 2.3)."""
+    """DRAGAN's points near real samples: ``x + scale std(x) u`` (Kodali et al. 2017, section 2.3).
+
+    Conventions, which differ among implementations: ``std`` is one number, over all values of the batch, dividing by their
+    count (correction 0, as TensorFlow's moments in the authors' code; others divide by count - 1); ``u`` is uniform in [0, 1)
+    for each value, and there is no further uniform factor for each sample, which some multiply the noise by.
+
+    Args:
+        real: [B, ...].
+        scale: of the noise.
+        generator: of the noise.
+    """
     noise = torch.rand(real.shape, generator=generator, dtype=real.dtype, device=real.device)
     return real.detach() + scale * real.detach().std(correction=0) * noise
 
@@ -143,7 +167,11 @@ class LazyPenalty:
         return self.interval * penalty
 
     def settings(self, *, lr: float, betas: tuple[float, float]) -> dict[str, Any]:
-        """``lr`` and ``betas`` for an Adam that takes the lazy penalty's steps as well."""
+        """``lr`` and ``betas`` for an Adam that takes the lazy penalty's steps as well.
+
+        They fit where the penalty has an optimizer step of its own beside the loss's, ``interval + 1`` steps for
+        ``interval`` batches, as in StyleGAN2. Where it is added to the loss before one step, keep the settings as they are.
+        """
         ratio = self.interval / (self.interval + 1) if self.interval > 1 else 1.0
         return {"lr": lr * ratio, "betas": tuple(beta**ratio for beta in betas)}
 

@@ -20,7 +20,8 @@ def _norm(normalise: bool, channels: int) -> list[nn.Module]:
 def _init(layer: nn.Module) -> None:
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Module):
@@ -55,7 +56,8 @@ class Generator(nn.Module):
             self.apply(_init)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.body(self.project(z).unflatten(1, (-1, self.base, self.base)))
+        result: torch.Tensor = self.body(self.project(z).unflatten(1, (-1, self.base, self.base)))
+        return result
 
 
 class Discriminator(nn.Module):
@@ -74,7 +76,8 @@ class Discriminator(nn.Module):
             self.apply(_init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).squeeze(1)
+        result: torch.Tensor = self.body(x).squeeze(1)
+        return result
 
 
 _act = activation

@@ -46,6 +46,12 @@ def orthogonal_(module: nn.Module, gain: float = 1.0) -> nn.Module:
     return module
 
 
+def zeros_(layer: nn.Module) -> None:
+    """A layer's weight and bias become 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class Scaled(nn.Module):
     """``model(scale x)``: a network whose input comes in larger or smaller numbers than it likes."""
 

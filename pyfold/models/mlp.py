@@ -34,7 +34,8 @@ class MLPDenoiser(nn.Module):
         self.rest = MLP(width, size, width, depth, activation)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.rest(self.first(x) + self.time(t))
+        result: torch.Tensor = self.rest(self.first(x) + self.time(t))
+        return result
 
 
 class MLPCritic(nn.Module):
@@ -45,7 +46,8 @@ class MLPCritic(nn.Module):
         self.body = MLP(size, 1, width, depth, activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).squeeze(1)
+        result: torch.Tensor = self.body(x).squeeze(1)
+        return result
 
 
 _act = activation

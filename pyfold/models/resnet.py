@@ -20,7 +20,7 @@ from pyfold.models.layers import activation, levels
 _GAINS = {"relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + 0.2**2))}
 
 
-def _init(layer: nn.Module, gain: float) -> nn.Module:
+def _init(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     with torch.no_grad():
         layer.weight.mul_(gain)
@@ -55,7 +55,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.branch(x)
+        result: torch.Tensor = x + self.branch(x)
+        return result
 
 
 class _Resample(nn.Module):
@@ -69,7 +70,8 @@ class _Resample(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.up:
             return interpolate(self.project(x), scale_factor=2, mode="bilinear", align_corners=False)
-        return self.project(interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False))
+        result: torch.Tensor = self.project(interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False))
+        return result
 
 
 def _widths(size: int, width: int) -> list[int]:
@@ -102,7 +104,8 @@ class ResNetGenerator(nn.Module):
         self.body = nn.Sequential(*layers, _init(nn.Conv2d(width, channels, 1), 1.0))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.body(self.basis * self.project(z)[:, :, None, None])
+        result: torch.Tensor = self.body(self.basis * self.project(z)[:, :, None, None])
+        return result
 
 
 class ResNetDiscriminator(nn.Module):
@@ -121,7 +124,8 @@ class ResNetDiscriminator(nn.Module):
         self.body = nn.Sequential(*layers, *head)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).squeeze(1)
+        result: torch.Tensor = self.body(x).squeeze(1)
+        return result
 
 
 _act = activation

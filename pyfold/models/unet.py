@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyfold.models.layers import TimeEmbedding, activation, levels
+from pyfold.models.layers import TimeEmbedding, activation, levels, zeros_
 
 
 class _Block(nn.Module):
@@ -18,15 +18,15 @@ class _Block(nn.Module):
         self.time = nn.Linear(time_width, 2 * outputs)
         self.norm2, self.act2 = nn.GroupNorm(8, outputs), activation(act, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        zeros_(self.conv2)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         h = self.conv1(self.act1(self.norm1(x)))
         scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
         h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.act2(h))
+        result: torch.Tensor = self.skip(x) + self.conv2(self.act2(h))
+        return result
 
 
 class UNet(nn.Module):
@@ -53,8 +53,7 @@ class UNet(nn.Module):
         pairs = list(zip(reversed(widths), [*reversed(widths[:-1]), width], strict=True))
         self.up = nn.ModuleList(_Block(2 * w, below, time, act) for w, below in pairs)
         self.norm, self.last = nn.GroupNorm(8, width), nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zeros_(self.last)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         time = self.time(t)
@@ -67,4 +66,5 @@ class UNet(nn.Module):
             if i:
                 h = nn.functional.interpolate(h, scale_factor=2, mode="nearest")
             h = block(torch.cat([h, kept.pop()], 1), time)
-        return self.last(nn.functional.silu(self.norm(h)))
+        result: torch.Tensor = self.last(nn.functional.silu(self.norm(h)))
+        return result

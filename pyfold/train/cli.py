@@ -62,7 +62,8 @@ HELP = {
     "dynamics_strength": "of the adjustment (consensus, symplectic) (gan)",
     "network": "for images: dcgan, or resnet, whose width is a multiple of 8 (gan)",
     "pack": "samples that the discriminator judges as one (gan)",
-    "augment": "none, fixed (DiffAugment) or adaptive (ADA): images that the discriminator sees (gan)",
+    "augment": "of images that the discriminator sees: none, fixed (DiffAugment), or adaptive (DiffAugment's transforms with a "
+    "probability that ADA's controller moves) (gan)",
     "policy": "augmentations: color, translation, cutout, with commas between them (gan)",
 }
 
