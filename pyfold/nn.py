@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.fx
 
 from pyfold.folds import FOLDS, REQUIRED
 from pyfold.ops import fold
 from pyfold.ops._checks import check_choice
+
+torch.fx.wrap("fold")  # a traced module calls it as a whole
 
 
 class Fold(torch.nn.Module):

@@ -504,6 +504,23 @@ def test_modules(generator):
     assert torch.equal(nn.Fold("abs")(x), x.abs())
 
 
+@pytest.mark.parametrize("make", [
+    lambda: nn.Fold("maxmin"), lambda: nn.Fold("householder", 8, bias=True), lambda: nn.Fold("leaky", learn=["slope"]),
+])  # fmt: skip
+def test_modules_are_traced_by_fx(make, generator):
+    """A fold is one call of a traced graph, and its parameters still learn."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), make())
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [pyfold.fold]
+    x = torch.randn(3, 4, generator=generator)
+    assert torch.equal(traced(x), model(x))
+    names, grads = [name for name, _ in model.named_parameters()], []
+    for each in (model, traced):
+        parameters = dict(each.named_parameters())
+        grads.append(torch.autograd.grad(each(x).square().sum(), [parameters[name] for name in names]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_module_parameters_learn_or_stay(generator):
     x = torch.randn(5, 6, generator=generator)
     slope = nn.Fold("leaky", slope=-0.5, learn=["slope"])

@@ -545,6 +545,62 @@ def test_an_unknown_bend_is_refused_until_it_is_made_known(monkeypatch):
     assert folding.line(model, a, b).pieces > 1
 
 
+class Bent(nn.Module):
+    """x -> relu(first(x)) and what no rule knows, side by side or summed."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.known, self.function = nn.ReLU(), function
+
+    def forward(self, x):
+        return self.function(self.known, x)
+
+
+#: Each departs from affine between its known creases, though at the middle of its piece or beside large values it does not.
+BENT = {
+    "meets its chord in the middle": lambda relu, x: relu(x + 10) + x.clamp(-0.5, 0.5),
+    "meets it at both quarters too": lambda relu, x: relu(x + 10) + torch.sin(4 * torch.pi * x),
+    "small beside another output": lambda relu, x: torch.cat([1e9 * relu(x), torch.sin(3 * x)], 1),
+    "small beside another unit": lambda relu, x: relu(torch.cat([1e9 * (x + 2), torch.sin(3 * x) + 2], 1)),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_a_bend_hides_neither_in_symmetry_nor_beside_large_values(name):
+    model = Bent(BENT[name])
+    with pytest.raises(ValueError, match="not piecewise linear"):
+        folding.line(model, -ONE, ONE)
+    with pytest.raises(ValueError, match="not piecewise linear"):
+        folding.plane(nn.Sequential(nn.Linear(2, 1, bias=False), model), torch.zeros(2), *torch.eye(2))
+
+
+def test_cancellation_is_no_bend():
+    """What rounds because it is a small difference of large values is affine nevertheless."""
+    model = Bent(lambda relu, x: relu(1e6 * x + 1e6) - relu(1e6 * x + 1e6 - 1e-3))
+    assert folding.line(model, ZERO, ONE).regions >= 1
+
+
+@pytest.mark.parametrize("kind", ["abs", "box", "tri", "maxmin", "groupsort", "sortabs", "householder", "dihedral"])
+def test_what_is_folded_lies_at_home(kind):
+    """These folds fold once and for all: no crease lies between their output and the identity."""
+    torch.manual_seed(3)
+    fold = folds(kind)
+    x = (1.5 * torch.randn(50, 12, dtype=torch.float64)).clamp(-2, 2)
+    with torch.no_grad():
+        y = fold(x)
+    assert folding.fold_depth(fold, x).sum() > 100
+    assert folding.fold_depth(fold, y).sum() == 0
+
+
+def test_depth_counts_the_walls_on_the_way_home():
+    """Of a box one, on either side; of a triangle wave each wall passed; of two hyperplanes those that fold."""
+    x = torch.tensor([[0.0, 0.6, -0.6, 1.0], [0.7, 0.8, -0.8, 5.0], [-9.0, -0.71, 0.69, 0.1]])
+    assert folding.fold_depth(Fold("box", length=0.7), x).squeeze(1).tolist() == [1, 3, 2]
+    assert folding.fold_depth(Fold("tri", length=1.0), torch.tensor([[0.5], [1.5], [-3.5]])).squeeze(1).tolist() == [0, 1, 2]
+    normal, points = torch.eye(2), torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
+    assert folding.fold_depth(Fold("hyperplane", normal=normal), points).squeeze(1).tolist() == [0, 1, 2]
+
+
 def test_not_a_number_is_refused():
     model = relu_mlp([2, 3, 1])
     with torch.no_grad():

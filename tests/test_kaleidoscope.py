@@ -104,6 +104,7 @@ X = torch.zeros(4, 3)
         (lambda: pyfold.kaleidoscope(X, ["maxmin"]), ValueError, "even number.*3"),
         (lambda: pyfold.kaleidoscope(X, [("box", {"length": -1.0})]), ValueError, "length.*-1"),
         (lambda: pyfold.kaleidoscope(X, ["abs"], iterations=0), ValueError, "iterations.*0"),
+        (lambda: pyfold.kaleidoscope(X, ["abs"], iterations=2**70), ValueError, "iterations must be from 1 to 1048576, got"),
         (lambda: pyfold.kaleidoscope(X, ["abs"], iterations=1.5), TypeError, "iterations.*float"),
         (lambda: pyfold.kaleidoscope(X, ["abs"], scale=0), ValueError, "scale.*0"),
         (lambda: pyfold.kaleidoscope(X, ["abs"], scale=math.inf), ValueError, "scale.*inf"),

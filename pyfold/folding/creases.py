@@ -55,7 +55,7 @@ class Creases:
         value = self.value - self.zero
         if self.period is not None:
             return torch.ceil((value - self.offsets[0]) / self.period).long()
-        return sum((value > offset).long() for offset in self.offsets)
+        return torch.stack([value > offset for offset in self.offsets]).sum(0)
 
     def side(self, offset: float) -> torch.Tensor:
         """[B, units]: on which side of one crease each value is, 0 on it."""
@@ -79,7 +79,11 @@ class Creases:
 # --- torch's activations
 
 
-def _at(*offsets: float, home: int = 1, smooth: bool = False) -> Callable[[nn.Module, torch.Tensor], Iterator[Creases]]:
+#: ``rule(module, x)`` yields the creases of an activation for its input x [B, ...], one family after another.
+CreaseRule = Callable[[Any, torch.Tensor], Iterator[Creases]]
+
+
+def _at(*offsets: float, home: int = 1, smooth: bool = False) -> CreaseRule:
     def creases(_: nn.Module, x: torch.Tensor) -> Iterator[Creases]:
         yield Creases(x.flatten(1), offsets, home=home, smooth=smooth)
 
@@ -131,7 +135,7 @@ def _fold(fold: Fold, x: torch.Tensor) -> Iterator[Creases]:
 
 #: What each activation module yields for its input [B, ...]; an entry of your own makes a module known. Subclasses inherit.
 #: Smooth activations count the sign of their input, as Lewandowski et al. (arXiv 2503.08502) do for other activations.
-ACTIVATION_CREASES: dict[type[nn.Module], Callable[[nn.Module, torch.Tensor], Iterator[Creases]]] = {
+ACTIVATION_CREASES: dict[type[nn.Module], CreaseRule] = {
     nn.ReLU: _at(0.0),
     nn.LeakyReLU: _at(0.0),
     nn.PReLU: _at(0.0),
@@ -148,6 +152,6 @@ ACTIVATION_CREASES: dict[type[nn.Module], Callable[[nn.Module, torch.Tensor], It
 }
 
 
-def rule_of(module: nn.Module) -> Callable[[nn.Module, torch.Tensor], Iterator[Creases]] | None:
+def rule_of(module: nn.Module) -> CreaseRule | None:
     """The entry of ``ACTIVATION_CREASES`` for a module, or None if it has no creases."""
     return next((ACTIVATION_CREASES[base] for base in type(module).__mro__ if base in ACTIVATION_CREASES), None)

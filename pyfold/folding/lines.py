@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pyfold.folding.probe import AffineCheck, Call, Layer, Probe, Reading
+from pyfold.folding.probe import INNER_POINTS, AffineCheck, Call, Layer, Probe, Reading, inner_weights
 
 _MERGE = 1e-12  # breakpoints nearer than this, of a segment of length 1, are one
 
@@ -121,17 +121,29 @@ def _breakpoints(probe: Probe, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
                 piece, unit = (side[:-1] * side[1:] < 0).nonzero(as_tuple=True)
                 before, after, piece = side[piece, unit].cpu(), side[piece + 1, unit].cpu(), piece.cpu()
                 found.append(part[piece] + before / (before - after) * (part[piece + 1] - part[piece]))
-        t = torch.cat(found).unique()
+        t = torch.cat(found).sort().values
         t = t[torch.cat([torch.tensor([True]), t.diff() > _MERGE])]
         t[-1] = 1.0
         index += 1
+
+
+class _Between:
+    """Means of neighbouring rows, the share of the second one given for each piece."""
+
+    def __init__(self, share: torch.Tensor):
+        self.share = share.unsqueeze(1)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(values[:-1], values[1:], self.share.to(values.device))
 
 
 class _Walk:
     """Gathers a line from readings of its pieces or samples, part by part."""
 
     def __init__(self, keep: bool):
-        self.keep, self.first, self.last = keep, None, None
+        self.keep = keep
+        self.first: torch.Tensor | None = None
+        self.last: torch.Tensor | None = None
         self.away: list[torch.Tensor] = []
         self.steps: list[torch.Tensor] = []
         self.patterns: list[torch.Tensor] = []
@@ -169,7 +181,8 @@ def _trace(probe: Probe, a: torch.Tensor, b: torch.Tensor, samples: int | None, 
     rows = probe.rows(a.unsqueeze(0))
     if samples is not None:
         t = torch.linspace(0, 1, samples, dtype=torch.float64)
-        for part in t.split(rows):
+        for first in range(0, samples, rows):
+            part = t[first : first + rows]
             at = probe.read(_segment(a, b, part))
             walk.add(at)
             outputs.append(at.outputs)
@@ -181,6 +194,11 @@ def _trace(probe: Probe, a: torch.Tensor, b: torch.Tensor, samples: int | None, 
         vertices = probe.read(_segment(a, b, part))
         inside = probe.read(_segment(a, b, (part[1:] + part[:-1]) / 2))
         check.add(vertices, inside, lambda v: (v[1:] + v[:-1]) / 2)
+        for k in range(INNER_POINTS):
+            weights = inner_weights(2 * (len(part) - 1), k).reshape(2, -1)
+            share = weights[0] / weights.sum(0)
+            point = probe.read(_segment(a, b, torch.lerp(part[:-1], part[1:], share)))
+            check.add(vertices, point, _Between(share))
         walk.add(inside)
         outputs.append(vertices.outputs[(1 if first else 0) :])
     check.finish()

@@ -36,5 +36,8 @@ def sawtooth_network(teeth: int, layers: int) -> nn.Sequential:
     # Slope teeth at first, then it turns at each k / teeth.
     weight = [[float(teeth)] * teeth, [-float(k) for k in range(teeth)]]
     turns = [1.0] + [2.0 * (-1) ** k for k in range(1, teeth)]
-    one = lambda: (_linear([[w] for w in weight[0]], weight[1]), nn.ReLU(), _linear([turns], [0.0]))  # noqa: E731
+
+    def one() -> tuple[nn.Module, ...]:
+        return _linear([[w] for w in weight[0]], weight[1]), nn.ReLU(), _linear([turns], [0.0])
+
     return nn.Sequential(*(m for _ in range(layers) for m in one()))

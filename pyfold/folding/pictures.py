@@ -35,7 +35,8 @@ def _matplotlib(name: str) -> Any:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure on paper, apart from pyplot's global state."""
-    return _matplotlib("figure").figure.Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+    figure: Figure = _matplotlib("figure").figure.Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+    return figure
 
 
 def _bare(axes: Axes) -> None:

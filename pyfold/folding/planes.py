@@ -11,12 +11,25 @@ import torch
 from torch import nn
 
 from pyfold.folding.creases import Creases
-from pyfold.folding.probe import AffineCheck, Call, Layer, Probe
+from pyfold.folding.probe import INNER_POINTS, AffineCheck, Call, Layer, Probe, inner_weights
 
 
 def _area(polygon: np.ndarray) -> float:
     x, y = (polygon - polygon[0]).T
     return 0.5 * float(np.abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+
+class _Means:
+    """Weighted means of rows, so many rows after another for each piece."""
+
+    def __init__(self, weights: torch.Tensor, counts: torch.Tensor):
+        weights = weights.to(counts.device)
+        sums = torch.segment_reduce(weights, "sum", lengths=counts)
+        self.weights = (weights / sums.repeat_interleave(counts)).unsqueeze(1)
+        self.counts = counts
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(self.weights * values, "sum", lengths=self.counts, axis=0)
 
 
 @dataclass(frozen=True)
@@ -131,8 +144,9 @@ def plane(
 
     def cut(polygons: list[np.ndarray], creases: Creases, stage: int) -> Iterator[np.ndarray]:
         # One column for each crease that some region may reach: on which side of it the corners are.
-        sides = torch.cat([creases.value.new_empty(len(creases.value), 0), *map(creases.side, creases.reached())], 1)
-        sides, zero = sides.cpu().numpy(), creases.zero
+        reached = torch.cat([creases.value.new_empty(len(creases.value), 0), *map(creases.side, creases.reached())], 1)
+        sides: np.ndarray = reached.cpu().numpy()
+        zero = creases.zero
         first = 0
         for polygon in polygons:
             own = sides[first : first + len(polygon)]
@@ -170,9 +184,13 @@ def plane(
         corners = np.concatenate(part)
         vertices = probe.read(points(corners))
         inside = probe.read(points(np.add.reduceat(corners, starts) / np.array(sizes)[:, None]))
-        check.add(vertices, inside, lambda v: torch.segment_reduce(v, "mean", lengths=counts, axis=0))
+        check.add(vertices, inside, _Means(torch.ones(len(corners), dtype=torch.float64), counts))
+        for k in range(INNER_POINTS):
+            weights = inner_weights(len(corners), k)
+            means = _Means(weights, counts)
+            check.add(vertices, probe.read(points(means(torch.from_numpy(corners).to(probe.device)).cpu().numpy())), means)
         patterns.append(inside.patterns)
-        depth.append(sum(c.depth() for c in inside.creases).cpu())
+        depth.append(torch.stack([c.depth() for c in inside.creases]).sum(0).cpu())
         outputs += np.split(vertices.outputs.cpu().numpy(), starts[1:])
     check.finish()
     layer_of = np.array(inside.layer_of)

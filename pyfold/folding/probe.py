@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pyfold.folding.creases import Creases, rule_of
+from pyfold.folding.creases import CreaseRule, Creases, rule_of
 from pyfold.nn import Fold
 
 _ROWS = 8192  # inputs in one call of the network, at most
 _VALUES = 1 << 24  # values of all layers that are held at a time
-_AFFINE = 1e-8  # relative departure of a layer from its mean over a piece that float64 never reaches
+_AFFINE = 1e-8  # departure of a value from affine over a piece, relative to its size, that float64 never reaches
+_ROUNDING = 1e-12  # and beside that, relative to the largest value of the network
+INNER_POINTS = 3  # in which each piece is looked at, beside its middle
 
 #: ``call(model, x)`` -> outputs, for models that take more than x.
 Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -79,7 +81,7 @@ class Probe:
         for name, module, rule in found:
             module.register_forward_pre_hook(self._hook(name, rule))
 
-    def _hook(self, name: str, rule: Callable) -> Callable:
+    def _hook(self, name: str, rule: CreaseRule) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def read(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             units = 0
             for creases in rule(module, inputs[0].clone()):  # an in-place activation is about to overwrite it
@@ -94,12 +96,10 @@ class Probe:
         return read
 
     @torch.no_grad()
-    def _run(self, x: torch.Tensor, until: int | None) -> torch.Tensor | None:
+    def _run(self, x: torch.Tensor, until: int | None = None) -> torch.Tensor:
+        """The outputs; raises _Enough where so many families of creases have been met."""
         self._creases, self._layers, self._layer_of, self._until = [], [], [], until
-        try:
-            outputs = self.call(self.model, x.to(self.device))
-        except _Enough:
-            return None
+        outputs = self.call(self.model, x.to(self.device))
         if not isinstance(outputs, torch.Tensor):
             raise TypeError(f"model must return a tensor, got {type(outputs).__name__}; choose one with call=")
         return outputs.flatten(1) if outputs.dim() > 1 else outputs.unsqueeze(1)
@@ -107,7 +107,7 @@ class Probe:
     def rows(self, x: torch.Tensor) -> int:
         """How many inputs like x [1, ...] may be read at a time."""
         if self._rows is None:
-            outputs = self._run(x, None)
+            outputs = self._run(x)
             if not self._creases:
                 raise ValueError("no activation with known creases ran in the model's forward")
             values = outputs.numel() + sum(c.value.numel() for c in self._creases)
@@ -116,47 +116,65 @@ class Probe:
 
     def stage(self, x: torch.Tensor, index: int) -> Creases | None:
         """The creases met ``index``-th, without running what comes after; None if there are fewer."""
-        return self._creases[index] if self._run(x, index + 1) is None else None
+        try:
+            self._run(x, index + 1)
+        except _Enough:
+            return self._creases[index]
+        return None
 
     def read(self, x: torch.Tensor) -> Reading:
         """All creases and the outputs [B, values] for inputs x [B, ...]."""
-        outputs = self._run(x, None)
+        outputs = self._run(x)
         return Reading(tuple(self._layers), tuple(self._creases), tuple(self._layer_of), outputs)
 
 
 class AffineCheck:
-    """Holds a subdivision to its promise: in each piece, every layer and the output are affine."""
+    """Holds a subdivision to its promise: in each piece, every value of every layer and of the output is affine.
+
+    Each piece is looked at in several points inside, at places that are no round fractions of it, since what bends more than
+    once may still meet its chord in the middle. A value may depart from affine by the rounding of the largest value of the
+    network, and by a little of its own size.
+    """
 
     def __init__(self) -> None:
-        self.departure: dict[str, float] = {}
-        self.scale: dict[str, float] = {}
+        self._departure: dict[str, torch.Tensor] = {}
+        self._scale: dict[str, torch.Tensor] = {}
 
-    def add(self, vertices: Reading, inside: Reading, mean: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Some pieces.
+    def add(self, vertices: Reading, inside: Reading, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """A point in each of some pieces.
 
         Args:
             vertices: the reading at their vertices.
-            inside: the reading at the mean of each piece's vertices.
-            mean: averages values [vertices, n] over each piece.
+            inside: the reading at a mean of each piece's vertices, with weights.
+            between: takes that mean of values [vertices, n].
         """
         values = {"the output": (vertices.outputs, inside.outputs)}
-        for k, (corners, centre) in enumerate(zip(vertices.creases, inside.creases, strict=True)):
+        for k, (corners, point) in enumerate(zip(vertices.creases, inside.creases, strict=True)):
             name = vertices.layers[vertices.layer_of[k]].name or "the activation"
-            values[f"the input of {name} ({k})"] = corners.value, centre.value
-        for name, (corners, centre) in values.items():
-            # The larger one, and NaN if there is one.
-            departure, scale = (mean(corners) - centre).abs().max().item(), corners.abs().max().item()
-            self.departure[name] = max(departure, self.departure.get(name, 0.0))
-            self.scale[name] = max(scale, self.scale.get(name, 0.0))
-            if departure != departure:
+            values[f"the input of {name} ({k})"] = corners.value, point.value
+        for name, (at_corners, at_point) in values.items():
+            departure = (between(at_corners) - at_point).abs().amax(0)
+            scale = at_corners.abs().amax(0)
+            if departure.isnan().any():
                 raise ValueError(f"the model is not a number at {name} on this segment or slice")
+            self._departure[name] = torch.maximum(departure, self._departure.get(name, departure))
+            self._scale[name] = torch.maximum(scale, self._scale.get(name, scale))
 
     def finish(self) -> None:
         """Raises ValueError if a layer bends inside a piece, because of an activation that is smooth or not known."""
-        for name in sorted(self.departure, key="the output".__eq__):  # layers in their order, the output last
-            departure, scale = self.departure[name], self.scale[name]
-            if departure > _AFFINE * scale:
+        rounding = _ROUNDING * max((scale.max().item() for scale in self._scale.values()), default=0.0)
+        for name in sorted(self._departure, key="the output".__eq__):  # layers in their order, the output last
+            departure, scale = self._departure[name], self._scale[name]
+            worst = int((departure - _AFFINE * scale).argmax())
+            if departure[worst] > _AFFINE * scale[worst] + rounding:
                 raise ValueError(
                     f"the model is not piecewise linear between the creases of its known activations: {name} departs by "
-                    f"{departure:.2g} (of {scale:.2g}) from being affine; measure it by samples, or make its activation known"
+                    f"{departure[worst]:.2g} (of {scale[worst]:.2g}) from being affine; measure it by samples, or make its "
+                    f"activation known"
                 )
+
+
+def inner_weights(vertices: int, round: int) -> torch.Tensor:
+    """Positive float64 weights [vertices] with no order among them, the same in each run."""
+    generator = torch.Generator().manual_seed(round)
+    return 0.1 + torch.rand(vertices, dtype=torch.float64, generator=generator)

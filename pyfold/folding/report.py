@@ -94,9 +94,11 @@ def fold_depth(model: nn.Module, x: torch.Tensor, *, call: Call | None = None) -
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     probe, x = Probe(model, call), x.detach().cpu().double()
     parts = []
-    for rows in x.split(probe.rows(x[:1])):
-        at = probe.read(rows)
-        depth = torch.zeros(len(rows), len(at.layers), dtype=torch.int64)
+    count = probe.rows(x[:1])
+    for first in range(0, len(x), count):
+        part = x[first : first + count]
+        at = probe.read(part)
+        depth = torch.zeros(len(part), len(at.layers), dtype=torch.int64)
         for layer, creases in zip(at.layer_of, at.creases, strict=True):
             depth[:, layer] += creases.depth().cpu()
         parts.append(depth)

@@ -163,8 +163,8 @@ def split_units(z: torch.Tensor, width: int, dim: int, pairing: str = "adjacent"
     """The units of a tensor, [..., units, width]; pairing says where the values of a pair lie."""
     z = z.movedim(dim, -1) if z.dim() else z.reshape(1)
     if width == 2 and pairing == "halves":
-        return z.unflatten(-1, (2, z.shape[-1] // 2)).transpose(-1, -2)
-    return z.unflatten(-1, (z.shape[-1] // width, width))
+        return z.reshape(*z.shape[:-1], 2, z.shape[-1] // 2).transpose(-1, -2)
+    return z.reshape(*z.shape[:-1], z.shape[-1] // width, width)
 
 
 def join_units(units: torch.Tensor, dim: int, pairing: str, dims: int) -> torch.Tensor:

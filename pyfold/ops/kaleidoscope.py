@@ -16,6 +16,9 @@ from pyfold.ops._declare import Op, declare
 from pyfold.ops._tensors import _normal
 from pyfold.ops.fold import Call, check_call, fold, fold_reference, sequence_arguments, tie_distance
 
+#: More rounds than this never end in practice.
+MAX_ITERATIONS = 2**20
+
 Folds = Sequence[str | tuple[str, dict[str, Any]]]
 
 
@@ -96,8 +99,8 @@ def _checked(x, folds, scale, centre, rotation, iterations, dim) -> tuple[list[C
     check_tensor("x", x)
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be from 1, got {iterations}")
+    if not 1 <= iterations <= MAX_ITERATIONS:
+        raise ValueError(f"iterations must be from 1 to {MAX_ITERATIONS}, got {iterations}")
     if x.dim() == 0:
         raise ValueError("x needs a channel dimension, got a 0-d tensor")
     if isinstance(folds, str) or not isinstance(folds, Sequence):
@@ -133,7 +136,7 @@ def kaleidoscope(
         scale: s, not 0.
         centre: c, C numbers, the point that stays; the origin by default.
         rotation: R, an orthogonal matrix, C rows of C numbers; none by default. Here too a tensor must be on the CPU.
-        iterations: rounds.
+        iterations: rounds, up to 2**20.
         dim: the channel dimension.
 
     Returns:
