@@ -8,7 +8,7 @@ RUNS ?= runs/demo
 RESULTS ?= runs/bench.json
 FULL ?=
 
-.PHONY: help build demo test test-all lint format bench floors gates gates-update clean
+.PHONY: help build demo test test-all lint format bench floors gates gates-update sanitize fuzz clean
 
 help:
 	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench   the benchmark tables, and RESULTS=$(RESULTS); FULL=--full for every size and dtype"
 	@echo "make floors  whether the ops keep a wide margin against eager PyTorch (half a minute)"
 	@echo "make gates   counts that say whether a kernel became slower; 'make gates-update' notes them anew"
+	@echo "make sanitize  tests under AddressSanitizer and UBSan; 'make fuzz' makes 5,000 programs and 20,000 calls at random"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
 
@@ -71,6 +72,13 @@ gates: build
 
 gates-update: build
 	$(BIN)/python tools/gates.py --update
+
+sanitize: build
+	$(BIN)/python tools/sanitize.py
+
+fuzz: build
+	$(BIN)/python tests/fuzz.py programs --count 5000
+	$(BIN)/python tests/fuzz.py calls --count 20000
 
 clean:
 	rm -rf .venv build pyfold/_lib pyfold/_C*.so pyfold.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
