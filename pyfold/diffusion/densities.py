@@ -1,4 +1,8 @@
-"""Densities of training times: each maps a uniform number in (0, 1) to a time of a schedule."""
+"""Densities of training times: each maps a uniform number in (0, 1) to a time of a schedule.
+
+Times are the same bits on every instruction set: sums, products, quotients and square roots round alike everywhere, and of
+torch's functions exp, log, sin, cos and tan do; lerp, sigmoid, expm1 and special.ndtri do not, and are not used.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,44 @@ def _spread(schedule: Schedule, u: torch.Tensor) -> torch.Tensor:
 
 
 def _at_ratio(schedule: Schedule, ratio: torch.Tensor) -> torch.Tensor:
-    t = schedule.time(ratio)
+    t: torch.Tensor = schedule.time(ratio)
     return t.round() if schedule.steps else t
+
+
+#: Numerators and denominators of the three parts of Wichura's normal quantile, lowest power first.
+_CENTRE = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)  # fmt: skip
+_TAIL = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
+     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)  # fmt: skip
+_FAR = (
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
+     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
+     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+)  # fmt: skip
+
+
+def _quotient(part: tuple[tuple[float, ...], tuple[float, ...]], r: torch.Tensor) -> torch.Tensor:
+    above, below = (torch.full_like(r, coefficients[-1]) for coefficients in part)
+    for a, b in zip(reversed(part[0][:-1]), reversed(part[1][:-1]), strict=True):
+        above, below = above * r + a, below * r + b
+    return above / below
+
+
+def normal_quantile(u: torch.Tensor) -> torch.Tensor:
+    """Where the standard normal distribution reaches u in (0, 1): Wichura 1988 (algorithm AS 241), to 1e-15."""
+    q = u - 0.5
+    r = (-torch.minimum(u, 1 - u).log()).sqrt()
+    tail = torch.where(r <= 5, _quotient(_TAIL, r - 1.6), _quotient(_FAR, r - 5))
+    return torch.where(q.abs() <= 0.425, q * _quotient(_CENTRE, 0.180625 - q * q), torch.where(q < 0, -tail, tail))
 
 
 def uniform(schedule: Schedule, u: torch.Tensor) -> torch.Tensor:
@@ -29,12 +69,12 @@ def uniform(schedule: Schedule, u: torch.Tensor) -> torch.Tensor:
 
 def lognormal(schedule: Schedule, u: torch.Tensor, mean: float = -1.2, std: float = 1.2) -> torch.Tensor:
     """log(sigma / alpha) is normal (Karras et al. 2022, section 5)."""
-    return _at_ratio(schedule, (mean + std * torch.special.ndtri(u)).exp())
+    return _at_ratio(schedule, (mean + std * normal_quantile(u)).exp())
 
 
 def logit_normal(schedule: Schedule, u: torch.Tensor, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
     """The logit of the time is normal (Esser et al. 2024, eq. 19)."""
-    return _spread(schedule, (mean + std * torch.special.ndtri(u)).sigmoid())
+    return _spread(schedule, 1 / (1 + (-(mean + std * normal_quantile(u))).exp()))
 
 
 def mode(schedule: Schedule, u: torch.Tensor, scale: float = 1.29) -> torch.Tensor:
@@ -61,7 +101,7 @@ def cosine_interpolated(
         ends = [math.atan(ratio * math.exp(shift / 2)) for ratio in (ratio_min, ratio_max)]
         return shift - 2 * (ends[0] + u * (ends[1] - ends[0])).tan().log()
 
-    return _at_ratio(schedule, (-torch.lerp(log_snr(high), log_snr(low), u) / 2).exp())
+    return _at_ratio(schedule, (-((1 - u) * log_snr(high) + u * log_snr(low)) / 2).exp())
 
 
 DENSITIES: dict[str, Callable[..., torch.Tensor]] = {

@@ -95,7 +95,9 @@ class Schedule:
         alphas, sigmas, log_ratio = self._tables(t.device)
         below = t.floor().clamp(0, self.steps - 1).to(torch.int64)
         above = (below + 1).clamp(max=self.steps - 1)
-        ratio = torch.lerp(log_ratio[below], log_ratio[above], t - below).exp()
+        part = t - below
+        # One rounding an operation: the bits of torch.lerp depend on the machine.
+        ratio = ((1 - part) * log_ratio[below] + part * log_ratio[above]).exp()
         alpha = torch.where(t == below, alphas[below], (1 + ratio**2).rsqrt())
         return alpha, torch.where(t == below, sigmas[below], ratio * alpha)
 
@@ -290,12 +292,23 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
     """The variance preserving SDE with a linear rate, t in [t_min, 1] (Song et al. 2021, eq. 33)."""
-    return _sde("vp", beta_min, beta_max, t_min, lambda m: (-torch.expm1(-2 * m)).sqrt(), lambda r: torch.log1p(r**2) / 2)
+    return _sde("vp", beta_min, beta_max, t_min, lambda m: _one_minus_exp(2 * m).sqrt(), lambda r: _log_plus_one(r**2) / 2)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
     """The sub-VP SDE: as ``vp``, with sigma = 1 - alpha^2 (Song et al. 2021, eq. 29)."""
-    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: -torch.expm1(-2 * m), lambda r: (r / 2).asinh())
+    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: _one_minus_exp(2 * m), lambda r: (r / 2).asinh())
+
+
+def _log_plus_one(x: torch.Tensor) -> torch.Tensor:
+    """``log(1 + x)``, to the last bits near 0 too (Kahan); those of torch.log1p depend on the machine."""
+    whole = 1 + x
+    return torch.where((whole == 1) | x.isinf(), x, whole.log() * (x / (whole - 1)))
+
+
+def _one_minus_exp(x: torch.Tensor) -> torch.Tensor:
+    """``1 - exp(-x)``, to the last bits near 0 too; those of torch.expm1 depend on the machine."""
+    return (x / 2).tanh() * (1 + (-x).exp())
 
 
 def _sde(
