@@ -8,7 +8,7 @@ RUNS ?= runs/demo
 RESULTS ?= runs/bench.json
 FULL ?=
 
-.PHONY: help build demo test test-all lint format bench floors gates gates-update sanitize fuzz clean
+.PHONY: help build demo test test-all lint format bench floors gates gates-update sanitize fuzz clean kill-test
 
 help:
 	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make floors  whether the ops keep a wide margin against eager PyTorch (half a minute)"
 	@echo "make gates   counts that say whether a kernel became slower; 'make gates-update' notes them anew"
 	@echo "make sanitize  tests under AddressSanitizer and UBSan; 'make fuzz' makes 5,000 programs and 20,000 calls at random"
+	@echo "make kill-test  SIGKILL at 50 moments of each of three training runs, which must end with the uninterrupted bits"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
 
@@ -79,6 +80,9 @@ sanitize: build
 fuzz: build
 	$(BIN)/python tests/fuzz.py programs --count 5000
 	$(BIN)/python tests/fuzz.py calls --count 20000
+
+kill-test: build
+	$(BIN)/python tools/kill_runs.py --moments 50
 
 clean:
 	rm -rf .venv build pyfold/_lib pyfold/_C*.so pyfold.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,6 +324,17 @@ def test_sigkill_while_a_checkpoint_is_written(where, left, tmp_path):
     train(config, tmp_path / "straight", progress=False)
     assert_same_run(run, tmp_path / "straight")
     assert not list(run.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffusion", "gan", "gan-2"])
+def test_sigkill_at_any_moment(name):
+    """Three of the moments of ``make kill-test``; the last is a GAN on two processes."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, root / "tools" / "kill_runs.py", "--moments", "3", "--runs", name]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name}: 3 of 3 kills end with the same bits" in done.stdout
 
 
 WORKER = """
