@@ -390,6 +390,37 @@ def test_two_processes_train_as_one(dynamics, tmp_path):
     assert len(checkpoint.find(tmp_path / "two")) == 2
 
 
+def test_what_several_processes_have_is_averaged(monkeypatch):
+    """Not summed, of which Adam would show nothing; every tensor keeps its shape."""
+    others = [torch.tensor([[2.0, -4.0]]), torch.tensor(6.0)]
+    mine = [torch.tensor([[4.0, 4.0]]), torch.tensor(0.0)]
+    monkeypatch.setattr(parallel, "count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(torch.cat([o.flatten() for o in others])))
+    parallel.average(mine)
+    assert torch.equal(mine[0], torch.tensor([[3.0, 0.0]])) and mine[1].item() == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_diffusion_model_as_one(tmp_path):
+    """Its gradients to rounding (Adam makes whole steps of the smallest, so not its weights), and twice to the bit."""
+    config = Config("diffusion", steps=1, **TINY)
+    config.save(tmp_path / "config.json")
+    code = "import torch; torch.set_num_threads(1); from pyfold.train.cli import main; import sys; main(sys.argv[1:])"
+    (tmp_path / "worker.py").write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [tmp_path / "worker.py", "train", "diffusion", "--config", tmp_path / "config.json", "--device", "cpu", "--out"]
+    for command, out in (([sys.executable], "one"), (launch, "two"), (launch, "again")):
+        done = subprocess.run([*command, *arguments, tmp_path / out], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    averages = [name for name in one if name.endswith(".exp_avg")]
+    largest = max(one[name].abs().max() for name in averages)
+    for name in averages:
+        assert (one[name] - two[name]).abs().max() < 1e-6 * largest, name
+    assert 1e-3 < largest
+    assert_same_run(tmp_path / "two", tmp_path / "again")
+
+
 def test_a_batch_is_shared_fairly(monkeypatch):
     rows = torch.arange(8)
     parts = []

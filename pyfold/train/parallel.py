@@ -1,6 +1,8 @@
 """Several processes that train as one: each takes its rows of a step's batch, and gradients are averaged.
 
-A row's noise is a function of its seed, so the processes together draw the bits that one process would. Started by
+A sample's noise is a function of its seed, so the processes together draw the bits that one process would, and their batches
+are its rows. Weights agree to rounding and not to the bit: a gradient is a sum over the batch, which several processes take in
+parts, in another order. Runs of the same number of processes agree to the bit with each other. Started by
 ``torchrun --nproc-per-node N -m pyfold.train.cli train ...`` or ``accelerate launch``, which both set RANK and WORLD_SIZE.
 """
 
@@ -50,7 +52,7 @@ def own_rows(batch: torch.Tensor) -> torch.Tensor:
 
 
 def average(tensors: Iterable[torch.Tensor]) -> None:
-    """Replaces each tensor by its mean over the processes."""
+    """Overwrites each tensor by its mean over the processes."""
     tensors = list(tensors)
     if count() > 1 and tensors:
         flat = torch.cat([t.flatten() for t in tensors])
