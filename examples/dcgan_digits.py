@@ -106,6 +106,8 @@ def draw(z):
 
 
 figure, axes = plt.subplot_mosaic([["samples", "walk"], ["arithmetic", "counterpart"]], figsize=(12, 13), layout="constrained")
+if arguments.quick:
+    figure.suptitle(f"NOT TRAINED: {arguments.steps} steps, to see that it runs", fontsize=16)
 axes["samples"].imshow(image_grid(made["GAN"][0][:100]))
 axes["samples"].set_title(f"samples: Frechet distance {distance:.2f}")
 

@@ -2,13 +2,16 @@
 
 A plain GAN, one whose generator looks five moves of its critic ahead, one whose critic judges pairs, one with R1 and R2, and
 pyfold's recommendation: relativistic loss, R1 and R2 that fall, a critic of folds (these are the defaults of
-`pyfold train gan --data ring`). All share networks, optimizer, batches and latent codes of a seed. The table holds modes found,
-share of samples within three deviations of a mode, Kullback-Leibler divergence of the modes' shares (with one bin for what is
-near none) from the truth, and seconds of training; beside it what real data reach. Writes the picture, and beside it the
-numbers (.json) and an animation of the first seed (.gif). A minute or two a recipe and seed, the unrolled one a little more.
+`pyfold train gan --data ring`). All share networks, optimizer, batches and latent codes of a seed. Two more, by --recipes, have
+the settings of Metz et al. 2017, appendix A: the plain game hops from mode to mode, the unrolled one spreads over all.
+The table holds modes found (one sample within three deviations is enough), modes that are the nearest of at least half their
+share of the samples, share of samples within three deviations of a mode, Kullback-Leibler divergence of the modes' shares (with
+one bin for what is near none) from the truth, and seconds of training; beside it what real data reach. Writes the picture, and
+beside it the numbers (.json) and an animation of the first seed (.gif). A minute or two a recipe and seed.
 
 python examples/ring.py --out ring.png
 python examples/ring.py --seeds 0 1 2 3 4 --jobs 2 --runs runs/ring --out ring.png
+python examples/ring.py --recipes metz "metz unrolled" --out metz.png
 """
 
 import argparse
@@ -28,37 +31,50 @@ from tqdm import trange
 from pyfold.folding.pictures import INK, LAYER_COLOURS, PAPER, new_figure
 from pyfold.gan.metrics import mode_coverage
 from pyfold.train.config import Config
-from pyfold.train.data import load
+from pyfold.train.data import load, load_for
 from pyfold.train.files import write, write_text
 from pyfold.train.trainers import GanTrainer
 
 PLAIN = {"loss": "non_saturating", "activation": "leaky_relu", "gamma": 0.0}
-#: Settings that differ from the recommended ones. The unrolled game costs about as much in a quarter of the steps.
+#: Metz et al. 2017, appendix A, on Gaussians of radius 2 and deviation 0.02.
+METZ = {
+    "scale": 2.0, "latent": 256, "batch": 512, "depth": 2, "depth_discriminator": 1, "activation": "relu", "init": "orthogonal",
+    "init_gain": 0.8, "discriminator_scale": 0.25, "lr": 1e-4, "beta1": 0.5, "beta2": 0.999, "loss": "minimax", "gamma": 0.0,
+    "cooldown": 0.0, "ema": 0.0, "dynamics": "simultaneous",
+}  # fmt: skip
+#: Settings that differ from the recommended ones. An unrolled game costs about as much in a quarter of the steps.
 RECIPES = {
     "plain": PLAIN,
-    "unrolled": {**PLAIN, "dynamics": "unrolled", "dynamics_steps": 5, "dynamics_rate": 0.03},
+    "unrolled": {**PLAIN, "dynamics": "unrolled", "dynamics_steps": 5},
     "packed": {**PLAIN, "pack": 2},
     "R1 + R2": {"loss": "non_saturating", "activation": "leaky_relu"},
     "recommended": {},
+    "metz": METZ,
+    "metz unrolled": {**METZ, "dynamics": "unrolled", "dynamics_steps": 10},
 }
+USUAL = ["plain", "unrolled", "packed", "R1 + R2", "recommended"]
 COUNT, SHOWN, FRAMES = 25_000, 1500, 60
+TRAINED = 500  # a picture after fewer steps says that it shows nothing yet
 
 
 def settings(data, recipe, seed, steps):
     options = RECIPES[recipe]
-    steps = max(steps // 4, 1) if options.get("dynamics") == "unrolled" else steps
+    steps = max(steps // 4, 1) if options.get("dynamics") == "unrolled" or options.get("scale") else steps
     return Config("gan", data=data, seed=seed, steps=steps, **options)
 
 
 def train(config, name, frames):
     """The trained game: what the generator's samples were on the way, and the measures of its average and its last weights."""
-    data = load(config.data)
+    data = load_for(config)
     trainer = GanTrainer(config, data, torch.device("cpu"))
     latents = trainer.latents(torch.arange(-COUNT, 0))  # of seeds that training never uses
 
     def measure(generator, count):
         with torch.no_grad():
-            return dataclasses.asdict(mode_coverage(generator(latents[:count]), data.centres, data.std))
+            samples = generator(latents[:count])
+        share = torch.cdist(samples, data.centres).argmin(1).bincount(minlength=len(data.centres)) / count
+        wide = int((share >= 0.5 / len(data.centres)).sum())
+        return {**dataclasses.asdict(mode_coverage(samples, data.centres, data.std)), "spread": wide}
 
     when = np.unique(np.round(config.steps * np.linspace(0, 1, frames + 1)[1:] ** 1.5).astype(int).clip(1))
     shots, curve, seconds = [], [], 0.0
@@ -68,11 +84,11 @@ def train(config, name, frames):
         if step + 1 in when:
             seconds += time.perf_counter() - begin
             with torch.no_grad():
-                shots.append(trainer.generator(latents[:SHOWN]).numpy())
+                shots.append(trainer.generator(latents[:SHOWN]).numpy() / config.scale)
             curve.append({"step": step + 1, **measure(trainer.average, 5000)})
             begin = time.perf_counter()
     with torch.no_grad():
-        final = trainer.average(latents[:SHOWN]).numpy()
+        final = trainer.average(latents[:SHOWN]).numpy() / config.scale
     result = {"seed": config.seed, "seconds": round(seconds, 1), **measure(trainer.average, COUNT)}
     result |= {"last": measure(trainer.generator, COUNT), "curve": curve}
     return result, np.stack(shots).astype(np.float32), final
@@ -122,6 +138,8 @@ def picture(results, data, steps):
         for axes, pick in zip(row, picks, strict=False):
             draw(axes, shots[pick], data, f"step {first['curve'][pick]['step']}")
         title = f"in the end: {first['modes']} of {first['of']} modes, {100 * first['high_quality']:.0f} % near one"
+        if steps < TRAINED:
+            title = f"NOT TRAINED: {first['curve'][-1]['step']} steps, to see that it runs"
         draw(row[3], final, data, title)
         row[0].set_ylabel(recipe, fontsize=13, color=INK)
         for i, (result, _, _) in enumerate(runs):
@@ -137,7 +155,7 @@ def picture(results, data, steps):
     return figure
 
 
-def animation(results, data):
+def animation(results, data, untrained=False):
     """Frames of all recipes side by side, each at the same part of its training."""
     figure = new_figure(2.6 * len(results), 2.95)
     canvas = FigureCanvasAgg(figure)
@@ -147,7 +165,7 @@ def animation(results, data):
         for axes, (recipe, runs) in zip(row, results.items(), strict=True):
             first, shots, _ = runs[0]
             at = min(i, len(shots) - 1)
-            draw(axes, shots[at], data, f"{recipe}, step {first['curve'][at]['step']}")
+            draw(axes, shots[at], data, f"{recipe}, {'untrained, ' if untrained else ''}step {first['curve'][at]['step']}")
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     return frames
@@ -159,22 +177,24 @@ def spread(values):
 
 
 def table(results, real):
-    rows = ["| recipe | modes, each seed | near a mode | KL | near, last weights | seconds |", "|---|---|---|---|---|---|"]
+    columns = ["recipe", "modes, each seed", "spread over", "near a mode", "KL", "near, last weights", "seconds"]
+    rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for recipe, runs in results.items():
         r = [result for result, _, _ in runs]
-        cells = [recipe, f"{', '.join(str(x['modes']) for x in r)} of {r[0]['of']}", spread(x["high_quality"] for x in r)]
+        cells = [recipe, f"{', '.join(str(x['modes']) for x in r)} of {r[0]['of']}", ", ".join(str(x["spread"]) for x in r)]
+        cells.append(spread(x["high_quality"] for x in r))
         cells += [spread(x["kl"] for x in r), spread(x["last"]["high_quality"] for x in r)]
         rows.append("| " + " | ".join([*cells, f"{np.mean([x['seconds'] for x in r]):.0f}"]) + " |")
-    rows.append(f"| real data | {real.modes} of {real.of} | {real.high_quality:.3f} | {real.kl:.3f} | | |")
+    rows.append(f"| real data | {real.modes} of {real.of} | {real.of} | {real.high_quality:.3f} | {real.kl:.3f} | | |")
     return "\n".join(rows)
 
 
 def main(name="ring", text=__doc__):
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(f"{name}.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="what to train")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=USUAL, help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of every recipe (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5000, help="training steps of each, and a quarter if unrolled")
+    parser.add_argument("--steps", type=int, default=5000, help="training steps of each, a quarter if unrolled or Metz's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each if more than one")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep every run here, and do none again that is here")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
@@ -205,7 +225,7 @@ def main(name="ring", text=__doc__):
     write_text(a.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
     figure = picture(results, data, a.steps)
     write(a.out, lambda path: figure.savefig(path, dpi=100, facecolor=PAPER))
-    shots = animation(results, data)
+    shots = animation(results, data, a.steps < TRAINED)
     pause = [90] * (len(shots) - 1) + [2500]
     shots = [shot.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for shot in shots]
     write(a.out.with_suffix(".gif"), lambda p: shots[0].save(p, save_all=True, append_images=shots[1:], duration=pause, loop=0))

@@ -127,7 +127,8 @@ figure, axes = plt.subplots(1, len(results) + 1, figsize=(5 * len(results) + 5, 
 for axis, (name, (samples, curve, _)) in zip(axes, results.items(), strict=False):
     axis.imshow(image_grid(samples[:64]))
     axis.set_axis_off()
-    axis.set_title(f"{name}: {curve[-1][1]} of 1000 modes, KL {curve[-1][2]:.3f}")
+    title = f"{name}: {curve[-1][1]} of 1000 modes, KL {curve[-1][2]:.3f}"
+    axis.set_title(f"{name}: NOT TRAINED, {arguments.steps} steps to see that it runs" if arguments.quick else title)
     axes[-1].plot([c[0] for c in curve], [c[2] for c in curve], marker="o", label=name)
 axes[-1].axhline(of_real[1], color="grey", linestyle=":", label="real stacks")
 axes[-1].set(xlabel="step", title="KL of the modes' shares from uniform", yscale="log")

@@ -140,7 +140,7 @@ def check_modes(text, out):
     for row, recipe in zip(rows, report["recipes"].values(), strict=False):
         assert row[1] == f"{', '.join(str(run['modes']) for run in recipe['runs'])} of {of}"
         quality = np.mean([run["high_quality"] for run in recipe["runs"]])
-        assert row[2].startswith(f"{quality:.3f} ") and 0 <= quality < 0.2
+        assert row[3].startswith(f"{quality:.3f} ") and 0 <= quality < 0.2
         assert all(run["curve"][-1]["step"] == recipe["config"]["steps"] for run in recipe["runs"])
     configs = {name: recipe["config"] for name, recipe in report["recipes"].items()}
     assert configs["unrolled"]["dynamics"] == "unrolled" and configs["recommended"]["loss"] == "relativistic"

@@ -53,7 +53,8 @@ def test_two_halves_equal_the_whole(model, tmp_path):
 def test_points(model, name, tmp_path):
     result = train(Config(model, data=name, steps=4, **TINY), tmp_path, progress=False)
     assert result["of"] == {"ring": 8, "grid": 25}[name]
-    assert Image.open(tmp_path / "samples.png").size == (512, 512)
+    width, height = Image.open(tmp_path / "samples.png").size
+    assert width == 2 * 512 + 24 and 512 < height < 600  # real ones, generated ones, and a caption under each
 
 
 def test_flow(tmp_path):
@@ -332,6 +333,31 @@ def test_picture_of_a_grid():
     assert sheet.shape == (2 * (56 + 4) + 4, 3 * (56 + 4) + 4, 3)
     assert sheet[10, 10].tolist() == [0, 0, 0]
     assert sheet[-10, -10].tolist() == [255, 255, 255]
+
+
+def test_a_run_shows_real_samples_beside_generated_ones(tmp_path):
+    train(Config("gan", steps=2, **TINY), tmp_path, progress=False)
+    sheet = np.asarray(Image.open(tmp_path / "samples.png"))
+    width = pictures.image_grid(torch.zeros(100, 1, 8, 8)).shape[1]
+    digits = data.digits().samples
+    real = pictures.image_grid(digits[torch.arange(100) * len(digits) // 100])
+    trainer, _, _ = open_run(tmp_path)
+    made = pictures.image_grid(run.sample_for_metrics(trainer, progress=False)[:100])
+    assert np.array_equal(sheet[: len(real), :width], real)
+    assert np.array_equal(sheet[: len(made), -width:], made)
+    for part in (sheet[len(real) :, :width], sheet[len(real) :, -width:]):
+        assert part.min() == 0 and part.mean() > 200  # a caption under each
+
+
+def test_captions_stay_under_their_pictures():
+    """However long: each column has its own words, and none run into the next."""
+    few = torch.full((4, 1, 8, 8), 1.0)
+    sheet = pictures.beside([("short", few), ("a caption with a great many words that needs several lines to be read", few)])
+    width = pictures.image_grid(few).shape[1]
+    assert sheet.shape[1] == 2 * width + 24
+    assert (sheet[:, width : width + 24] == 255).all() and (sheet[:, -2:] == 255).all() and (sheet[-2:] == 255).all()
+    lines = (sheet[width:, width + 24 :] < 128).any((1, 2))
+    assert (np.diff(lines.astype(int)) == 1).sum() >= 3
 
 
 @pytest.mark.slow
