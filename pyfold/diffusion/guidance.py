@@ -172,7 +172,9 @@ def dynamic_threshold(quantile: float = 0.995, least: float = 1.0, most: float =
         rank = quantile * (x0.shape[1] - 1)
         below = math.floor(rank)
         ordered = x0.sort(dim=1).values
-        bound = torch.lerp(ordered[:, below], ordered[:, min(below + 1, x0.shape[1] - 1)], rank - below).clamp(least, most)
+        part, low, high = rank - below, ordered[:, below], ordered[:, min(below + 1, x0.shape[1] - 1)]
+        # One rounding an operation: the bits of torch.lerp depend on the machine.
+        bound = ((1 - part) * low + part * high).clamp(least, most)
         rows = _scaled(rows, ("c_x0", "t"), 1 / bound)
         rows[:, _COLUMN["clip_min"]] = -bound.to(rows.dtype)
         rows[:, _COLUMN["clip_max"]] = bound.to(rows.dtype)
