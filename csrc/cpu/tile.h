@@ -91,8 +91,8 @@ class CpuTile {
     });
   }
 
-  void noise(Register& out, const NoiseSource& source, uint32_t step) {
-    const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
+  void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) {
+    const NoiseKey key = noise_key(source, row_, offset);
     const NormalStream normals(key);
     const Window& window = source.window;
     const int64_t element = window.base + start_;

@@ -68,8 +68,8 @@ class CudaTile {
     }
   }
 
-  __device__ __forceinline__ void noise(Register& out, const NoiseSource& source, uint32_t step) const {
-    const NoiseKey key = noise_key(source.seeds[row_], source.stream, step);
+  __device__ __forceinline__ void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) const {
+    const NoiseKey key = noise_key(source, row_, offset);
     const Window& window = source.window;
     const int64_t first = window.base + start_;
     if (window.flat && first % kNormalsPerBlock == 0) {

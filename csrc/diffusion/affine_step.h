@@ -123,8 +123,7 @@ PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
     PYFOLD_UNROLL
     for (int k = 0; k < kMaxNoises; ++k) {
       if (c(kStep_d1 + k) != 0) {
-        const uint32_t step = static_cast<uint32_t>(row != nullptr ? row[kStep_n1 + k] : 0);
-        tile.noise(operand(k), args.noise, step);
+        tile.noise(operand(k), args.noise, row != nullptr ? noise_counter(row[kStep_n1 + k]) : 0);
         next.add(tile, c(kStep_d1 + k), operand(k), true);
       }
     }

@@ -19,7 +19,6 @@ struct NoisingArgs {
   Geometry geometry;
   Table table;
   NoiseSource noise;
-  uint32_t step = 0;
   View x0;
   View prediction;                  // residual programs
   View out;                         // add_noise: x_t; residual_scale: the scaled residual
@@ -53,7 +52,7 @@ PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
   const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
   Register x0, epsilon, y, target;
   tile.load(x0, args.x0);
-  tile.noise(epsilon, args.noise, args.step);
+  tile.noise(epsilon, args.noise);
   Sum<Tile> sum{y};
   sum.add(tile, c.alpha, x0, true);
   sum.add(tile, c.sigma, epsilon, true);
@@ -80,7 +79,7 @@ PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRow<ty
     target.add(tile, c.target_x0, operand);
   }
   if (c.target_epsilon != 0) {
-    tile.noise(operand, args.noise, args.step);
+    tile.noise(operand, args.noise);
     target.add(tile, c.target_epsilon, operand);
   }
   target.finish(tile);

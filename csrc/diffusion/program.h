@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "core/macros.h"
+#include "core/normal.h"
 #include "core/view.h"
 
 // What the ops of this folder share. Each op is a program over a Tile: some lanes of one row. A Tile offers
@@ -26,9 +27,16 @@ struct Table {
   int64_t index_stride = 0;
 };
 
+// Which noise each sample draws. Stream and step are sums modulo 2^32 of a number and what may lie on the device, where
+// a recorded graph reads it anew; a negative int64 counts as its two's complement.
 struct NoiseSource {
-  const int64_t* seeds = nullptr;  // one a row
+  const int64_t* seeds = nullptr;  // one a sample
   uint32_t stream = 0;
+  uint32_t step = 0;
+  const int64_t* streams = nullptr;    // added to stream: streams[b * streams_stride] for sample b
+  int64_t streams_stride = 0;          // 0: one for all samples, 1: one a sample
+  const int64_t* positions = nullptr;  // added to step, in the same way
+  int64_t positions_stride = 0;
   Window window;
 };
 
@@ -48,6 +56,19 @@ PYFOLD_HD const double* table_row(const Table& table, int64_t columns, int64_t s
 template <class A>
 PYFOLD_HD A column(const double* row, int i) {
   return static_cast<A>(row != nullptr ? row[i] : static_cast<double>(NAN));
+}
+
+PYFOLD_HD NoiseKey noise_key(const NoiseSource& source, int64_t sample, uint32_t offset = 0) {
+  uint32_t stream = source.stream, step = source.step + offset;
+  if (source.streams != nullptr) stream += static_cast<uint32_t>(source.streams[sample * source.streams_stride]);
+  if (source.positions != nullptr) step += static_cast<uint32_t>(source.positions[sample * source.positions_stride]);
+  return noise_key(source.seeds[sample], stream, step);
+}
+
+// A counter that a table holds, modulo 2^32. What no int64 holds counts as 0: it would be another number on each
+// device.
+PYFOLD_HD uint32_t noise_counter(double value) {
+  return value > -0x1p63 && value < 0x1p63 ? static_cast<uint32_t>(static_cast<int64_t>(value)) : 0;
 }
 
 // sum += coefficient * x, where a zero coefficient drops the term (also if x is not finite). Where passes count, a term

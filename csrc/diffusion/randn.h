@@ -7,7 +7,6 @@ namespace pyfold {
 struct RandnArgs {
   Geometry geometry;
   NoiseSource noise;
-  uint32_t step = 0;
   View out;
 };
 
@@ -17,7 +16,7 @@ template <class Tile>
 PYFOLD_HD void randn(Tile& tile, const RandnArgs& args) {
   typename Tile::Register z;
   if constexpr (Tile::kPassesCount) tile.aim(z, args.out);
-  tile.noise(z, args.noise, args.step);
+  tile.noise(z, args.noise);
   tile.store(args.out, z);
 }
 

@@ -163,7 +163,7 @@ PyObject* randn(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (call.like.shape[d + 1] != shape[d]) Py_RETURN_NONE;
   }
   if (!call.seeds(kernel.noise, args[0])) Py_RETURN_NONE;
-  if (!counter(args[2], kernel.noise.stream) || !counter(args[3], kernel.step)) Py_RETURN_NONE;
+  if (!counter(args[2], kernel.noise.stream) || !counter(args[3], kernel.noise.step)) Py_RETURN_NONE;
   kernel.geometry = call.geometry;
   call.view(kernel.out, call.like.data, call.state);
   cpu::prefer_huge_pages(kernel.geometry, {&kernel.out});
@@ -266,7 +266,7 @@ PyObject* add_noise(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!call.begin(args[0]) || call.geometry.rows > kRows) Py_RETURN_NONE;
   static PyObject* const one = PyFloat_FromDouble(1.0);
   if (!call.seeds(kernel.noise, args[3])) Py_RETURN_NONE;
-  if (!counter(args[5], kernel.noise.stream) || !counter(args[6], kernel.step)) Py_RETURN_NONE;
+  if (!counter(args[5], kernel.noise.stream) || !counter(args[6], kernel.noise.step)) Py_RETURN_NONE;
   // With a table in alpha's place, sigma and target are None.
   const bool made = args[4] == Py_None;
   const double* table = made ? table_rows(args[1], call.geometry.rows, kNoisingColumns) : rows;
@@ -298,7 +298,7 @@ bool residual(Call& call, NoisingArgs& kernel, PyObject* const* args) {
   if (!call.begin(args[1])) return false;
   if (!call.operand(kernel.prediction, args[0], true) || !kernel.prediction || !call.seeds(kernel.noise, args[3]))
     return false;
-  if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.step)) return false;
+  if (!counter(args[4], kernel.noise.stream) || !counter(args[5], kernel.noise.step)) return false;
   kernel.geometry = call.geometry;
   kernel.table.data = table_rows(args[2], call.geometry.rows, kNoisingColumns);
   kernel.table.rows = call.geometry.rows;

@@ -64,7 +64,7 @@ py::array_t<float> normals(int64_t seed, uint32_t stream, uint32_t step, int64_t
   args.noise.stream = stream;
   args.noise.window.base = first;
   args.noise.window.stride[0] = 1;
-  args.step = step;
+  args.noise.step = step;
   args.out.data = result.mutable_data();
   args.out.stride[0] = 1;
   cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));

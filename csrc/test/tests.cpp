@@ -116,8 +116,8 @@ struct FourLanes {
     float* first = static_cast<float*>(view.data) + at_row * view.row_stride + start;
     for (int i = 0; i < 4 && start + i < geometry.numel; ++i) first[i] = value.lane[i];
   }
-  void noise(Register& out, const NoiseSource& source, uint32_t step) const {
-    normal_block(noise_key(source.seeds[at_row], source.stream, step), static_cast<uint64_t>(start) / 4, out.lane);
+  void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) const {
+    normal_block(noise_key(source, at_row, offset), static_cast<uint64_t>(start) / 4, out.lane);
   }
   void fill(Register& out, float value) const { pyfold::fill(out.lane, value, 4); }
   void scale(Register& out, float c, const Register& x) const { pyfold::scale(out.lane, c, x.lane, 4); }
@@ -163,6 +163,60 @@ void test_four_lanes_equal_a_tile() {
     }
   }
   EXPECT(std::memcmp(tile.data(), lanes.data(), tile.size() * sizeof(float)) == 0);
+}
+
+// Stream and step are sums modulo 2^32 of the number, what the device holds and the row's counter.
+void test_noise_of_streams_and_positions() {
+  constexpr int64_t kRows = 3, kNumel = 70;
+  constexpr int64_t kWrap = int64_t{1} << 32;
+  const int64_t seeds[kRows] = {5, 6, 7};
+  const int64_t streams[kRows] = {2, kWrap + 1, -1}, positions[kRows] = {10, -3, 7 * kWrap + 4};
+  const auto draw = [&](uint32_t stream, uint32_t step, int64_t streams_stride, int64_t positions_stride, bool device) {
+    std::vector<float> out(kRows * kNumel);
+    RandnArgs args;
+    args.geometry = {kRows, kNumel, 1, {kNumel}};
+    args.noise = {
+        seeds, stream, step, device ? streams : nullptr, streams_stride, device ? positions : nullptr, positions_stride,
+        {}};
+    args.noise.window.stride[0] = 1;
+    args.out.data = out.data();
+    args.out.row_stride = kNumel;
+    args.out.stride[0] = 1;
+    cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));
+    return out;
+  };
+  const auto same_row = [&](const std::vector<float>& a, const std::vector<float>& b, int64_t row) {
+    return std::memcmp(&a[row * kNumel], &b[row * kNumel], kNumel * sizeof(float)) == 0;
+  };
+  EXPECT(draw(1, 2, 0, 0, true) == draw(3, 12, 0, 0, false));
+  const std::vector<float> each = draw(4, 6, 1, 1, true);
+  EXPECT(same_row(each, draw(6, 16, 0, 0, false), 0));
+  EXPECT(same_row(each, draw(5, 3, 0, 0, false), 1));
+  EXPECT(same_row(each, draw(3, 10, 0, 0, false), 2));
+
+  double row[kStepColumns] = {};
+  row[kStep_d1] = 1;
+  std::vector<float> x(kRows * kNumel), out(kRows * kNumel);
+  AffineStepArgs args;
+  args.geometry = {kRows, kNumel, 1, {kNumel}};
+  args.table = {row, 1, nullptr, 0};
+  args.noise = {seeds, 4, 6, streams, 1, positions, 1, {}};
+  args.noise.window.stride[0] = 1;
+  for (View* view : {&args.x, &args.out}) {
+    view->data = view == &args.x ? x.data() : out.data();
+    view->row_stride = kNumel;
+    view->stride[0] = 1;
+  }
+  const auto step = [&](double counter) {
+    row[kStep_n1] = counter;
+    cpu::diffusion_kernels().affine_step(args, 0, cpu::task_count(args.geometry));
+    return out;
+  };
+  EXPECT(step(9) == draw(4, 15, 1, 1, true));
+  EXPECT(step(-2.5) == draw(4, 4, 1, 1, true));
+  EXPECT(step(0x1p40 + 3) == draw(4, 9, 1, 1, true));
+  for (double beyond : {0x1p63, -0x1p70, static_cast<double>(NAN), static_cast<double>(INFINITY)})
+    EXPECT(step(beyond) == each);
 }
 
 // One unit as a GPU thread holds it; writes a bit for each plane.
@@ -282,6 +336,7 @@ int main() {
     if (!cpu::tier_supported(tier)) continue;
     cpu::set_tier(cpu::tier_name(tier));
     test_four_lanes_equal_a_tile();
+    test_noise_of_streams_and_positions();
     test_one_unit_equals_a_tile();
   }
   std::printf(failures == 0 ? "all hold\n" : "%d do not hold\n", failures);

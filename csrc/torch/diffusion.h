@@ -54,7 +54,7 @@ inline RandnArgs randn_args(const Tensor& seeds, int64_t stream, int64_t step, c
   args.noise = noise_source(operands, args.geometry, seeds, stream);
   operands.window(args.noise.window, offset, global_shape);
   operands.finish();
-  args.step = static_cast<uint32_t>(step);
+  args.noise.step = static_cast<uint32_t>(step);
   return args;
 }
 
@@ -69,7 +69,7 @@ struct NoisingCall {
     operands.add(args.x0, x0, "x0");
     args.table = coefficient_table(operands, args.geometry, table, index, kNoisingColumns);
     args.noise = noise_source(operands, args.geometry, seeds, stream);
-    args.step = static_cast<uint32_t>(step);
+    args.noise.step = static_cast<uint32_t>(step);
   }
   NoisingCall(const NoisingCall&) = delete;
 
