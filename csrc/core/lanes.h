@@ -2,7 +2,7 @@
 
 #include "core/macros.h"
 
-// Element-wise arithmetic on n lanes: n is 4 registers of a GPU thread, or a tile of a CPU core's first cache level. A
+// Element-wise arithmetic on n lanes: n is 8 registers of a GPU thread, or a tile of a CPU core's first cache level. A
 // fused op is a short program of these, so its roundings, and with them its bits, are the same on every device.
 namespace pyfold {
 namespace {

@@ -6,10 +6,10 @@ namespace pyfold::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Lanes of one thread: 16 bytes of float32, and whole blocks of noise.
-constexpr int kLanes = 4;
+// Lanes of one thread: 16 bytes of a half type, and whole blocks of noise.
+constexpr int kLanes = 8;
 // Groups of lanes that one thread of a reduction adds up before its block does.
-constexpr int kGroupsPerSum = 8;
+constexpr int kGroupsPerSum = 4;
 
 __host__ __device__ int64_t groups_per_row(const Geometry& geometry) { return (geometry.numel + kLanes - 1) / kLanes; }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "core/lanes.h"
 #include "core/normal.h"
 #include "diffusion/program.h"
@@ -7,13 +9,15 @@
 namespace pyfold {
 namespace {
 
-// Out of line: few layouts need them, and they would fill every kernel many times over.
+// Out of line: few layouts need them, and they would fill every kernel many times over. The key comes in words: a
+// reference to it would put it into local memory.
 __device__ __noinline__ int64_t strided_offset(const View& view, const Geometry& geometry, int64_t i) {
   return offset_of(view, geometry, i);
 }
 
-__device__ __noinline__ float normal_at(const NoiseKey& key, const Window& window, const Geometry& geometry,
-                                        int64_t i) {
+__device__ __noinline__ float normal_at(uint32_t seed_low, uint32_t seed_high, uint32_t stream, uint32_t step,
+                                        const Window& window, const Geometry& geometry, int64_t i) {
+  const NoiseKey key = {seed_low, seed_high, stream, step};
   const int64_t element = window.base + offset_of(window, geometry, i);
   float normals[kNormalsPerBlock];
   normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
@@ -24,9 +28,8 @@ __device__ __noinline__ float normal_at(const NoiseKey& key, const Window& windo
   return which < 2 ? low : high;
 }
 
-// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in one 128-bit access where they
-// lie together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts
-// them.
+// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in 128-bit accesses where they lie
+// together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts them.
 template <class A, int kLanes>
 class CudaTile {
  public:
@@ -84,7 +87,9 @@ class CudaTile {
     }
     PYFOLD_UNROLL
     for (int i = 0; i < kLanes; ++i) {
-      out.lane[i] = i < count_ ? static_cast<A>(normal_at(key, window, geometry_, start_ + i)) : A{0};
+      out.lane[i] = i < count_ ? static_cast<A>(normal_at(key.seed_low, key.seed_high, key.stream, key.step, window,
+                                                          geometry_, start_ + i))
+                               : A{0};
     }
   }
 
@@ -117,6 +122,18 @@ class CudaTile {
     T value[kLanes];
   };
 
+  // As wide as the pack: a struct that is assigned, nvcc stores value by value on some architectures.
+  template <class T>
+  static __device__ __forceinline__ void store_pack(Pack<T>* to, const Pack<T>& pack) {
+    using Wide = std::conditional_t<sizeof(pack) % 16 == 0, uint4, uint2>;
+    static_assert(sizeof(pack) % sizeof(Wide) == 0);
+    constexpr int kWides = sizeof(pack) / sizeof(Wide);
+    Wide wide[kWides];
+    memcpy(wide, &pack, sizeof pack);
+    PYFOLD_UNROLL
+    for (int i = 0; i < kWides; ++i) __stwb(reinterpret_cast<Wide*>(to) + i, wide[i]);
+  }
+
   // All lanes of a flat operand, if they can move as one Pack.
   template <class T>
   __device__ __forceinline__ bool packed(const View& view, const T* first) const {
@@ -145,7 +162,7 @@ class CudaTile {
       Pack<T> pack;
       PYFOLD_UNROLL
       for (int i = 0; i < kLanes; ++i) narrow(value.lane[i], pack.value[i]);
-      *reinterpret_cast<Pack<T>*>(row + start_) = pack;
+      store_pack(reinterpret_cast<Pack<T>*>(row + start_), pack);
       return;
     }
     PYFOLD_UNROLL
