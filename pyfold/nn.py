@@ -46,6 +46,10 @@ class Fold(torch.nn.Module):
         check_choice("kind", kind, FOLDS)
         self.kind, self.gain, self.clamp, self.dim, self.pairing = kind, gain, clamp, dim, pairing
         known = FOLDS[kind].parameters
+        if isinstance(learn, str) or not isinstance(learn, Sequence) or not all(isinstance(name, str) for name in learn):
+            raise TypeError(f"learn must be a sequence of parameters' names, got {learn!r}")
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 0):
+            raise TypeError(f"channels must be an int from 0, or None, got {channels!r}")
         for name in (*parameters, *learn):
             if name not in known:
                 raise ValueError(f"{name} is not a parameter of {kind}, whose parameters are: {', '.join(known) or 'none'}")

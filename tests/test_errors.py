@@ -182,3 +182,32 @@ def test_a_gradient_that_needs_what_was_overwritten_is_refused(name, dispatched)
         WRITERS[name](x)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: diffusion.vp_linear(2**40), "steps"),
+        (lambda: diffusion.vp_scaled_linear(beta_end=torch.zeros(0)), "beta_end"),
+        (lambda: diffusion.vp_cosine(offset=float), "offset"),
+        (lambda: diffusion.vp_exp(rate=1e40), "rate"),
+        (lambda: diffusion.flow(shift=[1]), "shift"),
+        (lambda: diffusion.edm(sigma_max={}), "sigma_max"),
+        (lambda: diffusion.spacings.karras("edm", 5), "schedule"),
+        (lambda: diffusion.spacings.karras(diffusion.edm(), 2**63), "steps"),
+        (lambda: diffusion.spacings.polyexponential(diffusion.edm(), 5, rho="7"), "rho"),
+        (lambda: diffusion.spacings.linspace(diffusion.edm(), 5, final=slice(None)), "final"),
+        (lambda: diffusion.euler(diffusion.edm(), 5, prediction={}), "prediction"),
+        (lambda: diffusion.TrainingLoss(3.0), "schedule"),
+        (lambda: diffusion.TrainingLoss(diffusion.edm(), offset_noise="a"), "offset_noise"),
+        (lambda: diffusion.BrownianPath([1], (2,), 0.0, 1.0), "seeds"),
+        (lambda: diffusion.BrownianPath(torch.arange(1), (2.5,), 0.0, 1.0), "shape"),
+        (lambda: diffusion.BrownianPath(torch.arange(1), (2,), 1j, 1.0), "low"),
+        (lambda: pyfold.nn.Fold("abs", learn=3), "learn"),
+        (lambda: pyfold.nn.Fold("maxmin", 1j), "channels"),
+    ],
+)
+def test_what_no_argument_wants_is_refused_by_its_name(call, name):
+    """Found by tests/fuzz.py."""
+    with pytest.raises((TypeError, ValueError), match=name):
+        call()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pyfold.diffusion.plan import Plan
+from pyfold.diffusion.schedules import check_number
 from pyfold.ops import add_noise, randn
 
 #: The stream of the path's nodes.
@@ -41,6 +42,11 @@ class BrownianPath:
         depth: int = 28,
         dtype: torch.dtype = torch.float32,
     ):
+        if not isinstance(seeds, torch.Tensor) or seeds.dtype != torch.int64 or seeds.dim() != 1:
+            raise TypeError(f"seeds must be an int64 tensor [B], got {seeds!r}")
+        if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise TypeError(f"shape must be a sequence of ints from 0, got {shape!r}")
+        low, high = check_number("low", low), check_number("high", high)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"low and high must be finite and low < high, got {low} and {high}")
         if not 0 <= depth <= 28:

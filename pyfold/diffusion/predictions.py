@@ -42,7 +42,7 @@ PREDICTIONS: dict[str, Callable[[Any, Any, float], tuple[Any, Any]]] = {
 
 def check_prediction(name: str, value: str) -> None:
     """One of ``PREDICTIONS``."""
-    if value not in PREDICTIONS:
+    if not isinstance(value, str) or value not in PREDICTIONS:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, PREDICTIONS))}, got {value!r}")
 
 

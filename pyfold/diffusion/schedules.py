@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,16 +174,28 @@ def check_schedule(schedule: Schedule) -> Schedule:
 # --- discrete schedules
 
 
-def _check_steps(steps: int) -> None:
+#: A table of more is a mistake, and would fill the memory.
+MOST_STEPS = 1_000_000
+
+
+def check_steps(steps: int, most: int = MOST_STEPS, name: str = "steps") -> None:
+    """An int from 1 to ``most``."""
     if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise TypeError(f"{name} must be an int, got {type(steps).__name__}")
+    if not 1 <= steps <= most:
+        raise ValueError(f"{name} must be in [1, {most}], got {steps}")
+
+
+def check_number(name: str, value: Any) -> float:
+    """A real number of Python or NumPy; NaN and infinities are ranges' to refuse."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> float:
     """In the open interval (low, high), so neither NaN nor infinite."""
-    if not low < value < high:
+    if not low < check_number(name, value) < high:
         raise ValueError(f"{name} must be in ({low:g}, {high:g}), got {value}")
     return float(value)
 
@@ -209,7 +222,7 @@ def from_betas(betas: Sequence[float] | np.ndarray, name: str = "from_betas") ->
 
 
 def _betas_on_range(name: str, shape: Callable[[np.ndarray], np.ndarray], steps: int, start: float, end: float) -> Schedule:
-    _check_steps(steps)
+    check_steps(steps)
     for which, value in (("beta_start", start), ("beta_end", end)):
         _check_range(which, value, 0, 1)
     return from_betas(shape(np.linspace(0, 1, steps, dtype=np.float64)), name)
@@ -227,7 +240,8 @@ def vp_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.0
 
 def vp_scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
     """Variance preserving, square roots of the betas on a line (Rombach et al. 2022); Stable Diffusion's by default."""
-    root, width = math.sqrt(max(beta_start, 0)), math.sqrt(max(beta_end, 0)) - math.sqrt(max(beta_start, 0))
+    start, end = (_check_range(name, value, 0, 1) for name, value in (("beta_start", beta_start), ("beta_end", beta_end)))
+    root, width = math.sqrt(start), math.sqrt(end) - math.sqrt(start)
     return _betas_on_range("vp_scaled_linear", lambda u: (root + width * u) ** 2, steps, beta_start, beta_end)
 
 
@@ -241,7 +255,7 @@ def vp_sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.
 
 
 def _from_alpha_bar_curve(name: str, alpha_bar: Callable[[np.ndarray], np.ndarray], steps: int, max_beta: float) -> Schedule:
-    _check_steps(steps)
+    check_steps(steps)
     _check_range("max_beta", max_beta, 0, 1)
     values = alpha_bar(np.arange(steps + 1, dtype=np.float64) / steps)
     return from_betas(np.minimum(1 - values[1:] / values[:-1], max_beta), name)
@@ -255,14 +269,14 @@ def vp_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999)
         offset: keeps the first betas from vanishing.
         max_beta: bound on the last betas.
     """
-    if not 0 <= offset < 1:
+    if not 0 <= check_number("offset", offset) < 1:
         raise ValueError(f"offset must be in [0, 1), got {offset}")
     return _from_alpha_bar_curve("vp_cosine", lambda t: np.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2, steps, max_beta)
 
 
 def vp_exp(steps: int = 1000, rate: float = 12.0, max_beta: float = 0.999) -> Schedule:
     """Variance preserving, ``alpha_bar = exp(-rate t)``: constant betas."""
-    _check_range("rate", rate, 0, math.inf)
+    _check_range("rate", rate, 0, 700)
     return _from_alpha_bar_curve("vp_exp", lambda t: np.exp(-rate * t), steps, max_beta)
 
 
@@ -385,7 +399,7 @@ def flow(shift: float = 1.0, *, exponent: float = 1.0) -> Schedule:
             eq. 23) for exponent 1; more than 1 spends more of the time at high noise.
         exponent: in the formula above.
     """
-    if not (shift > 0 and math.isfinite(shift)):
+    if not 0 < check_number("shift", shift) < math.inf:
         raise ValueError(f"shift must be positive, got {shift}")
     _check_range("exponent", exponent, 0, math.inf)
 
@@ -409,7 +423,7 @@ def flow_for_length(
         base, top: (length, mu) of the two points.
         exponent: as in :func:`flow`.
     """
-    _check_steps(length)
+    check_steps(length, 2**53, "length")
     slope = (top[1] - base[1]) / (top[0] - base[0])
     return flow(math.exp(base[1] + slope * (length - base[0])), exponent=exponent)
 

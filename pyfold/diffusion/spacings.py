@@ -6,19 +6,22 @@ A spacing is a function ``(schedule, steps) -> points`` of ``steps + 1`` points.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.schedules import Point, Schedule, check_schedule
+from pyfold.diffusion.schedules import MOST_STEPS, Point, Schedule, check_number, check_schedule, check_steps
 
 Points = Sequence[Point]
 FINAL = ("zero", "sigma_min")
 
 
 def _end(schedule: Schedule, points: list[Point], final: str) -> list[Point]:
-    if final not in FINAL:
+    if not isinstance(final, str) or final not in FINAL:
         raise ValueError(f"final must be 'zero' or 'sigma_min', got {final!r}")
     points.append(schedule.clean() if final == "zero" else schedule.at(schedule.t_min))
     return check_points(points)
@@ -59,6 +62,30 @@ def at_sigmas(schedule: Schedule, sigmas: Iterable[float], final: str = "zero") 
     return at_ratios(schedule, [s / (1 - s) if s < 1 else math.inf for s in sigmas], final)
 
 
+Spacing = Callable[..., list[Point]]
+#: Every spacing by its name.
+SPACINGS: dict[str, Spacing] = {}
+
+
+def _spacing(function: Spacing) -> Spacing:
+    """Puts a spacing into SPACINGS, with the checks that all share: each argument's type, by its name."""
+    parameters = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*given: Any, **named: Any) -> list[Point]:
+        arguments = {**dict(zip(parameters, given, strict=False)), **named}
+        if "schedule" in arguments and "steps" in arguments:
+            schedule = check_schedule(arguments["schedule"])
+            check_steps(arguments["steps"], schedule.steps or MOST_STEPS)
+        for name, value in arguments.items():
+            if name in parameters and name not in ("schedule", "steps", "final") and value is not None:
+                check_number(name, value)
+        return function(*given, **named)
+
+    SPACINGS[function.__name__] = checked
+    return checked
+
+
 # --- spacings of the times
 
 
@@ -68,18 +95,21 @@ def _discrete(schedule: Schedule, spacing: str) -> int:
     return schedule.steps
 
 
+@_spacing
 def leading(schedule: Schedule, steps: int, offset: int = 0, final: str = "zero") -> list[Point]:
     """0, n, 2 n, ... with ``n = schedule.steps // steps``, plus ``offset`` (Ho et al. 2020; Song, Meng and Ermon 2021)."""
     stride = _discrete(schedule, "leading") // steps
     return at_times(schedule, np.arange(steps - 1, -1, -1) * stride + offset, final)
 
 
+@_spacing
 def linspace(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
     """Equal distances from the last training time to the first, both visited."""
     last, first = (schedule.steps - 1, 0) if schedule.steps else (schedule.t_max, schedule.t_min)
     return at_times(schedule, np.linspace(last, first, steps), final)
 
 
+@_spacing
 def trailing(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
     """Equal distances, the last training time visited and the first not (Lin et al. 2024, table 2)."""
     if not schedule.steps:
@@ -88,12 +118,14 @@ def trailing(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]
     return at_times(schedule, times, final)
 
 
+@_spacing
 def simple(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
     """Every so many entries of the table, downwards from the last, as ComfyUI's "simple"."""
     count = _discrete(schedule, "simple")
     return at_times(schedule, [count - 1 - int(i * (count / steps)) for i in range(steps)], final)
 
 
+@_spacing
 def sgm_uniform(schedule: Schedule, steps: int, final: str = "zero") -> list[Point]:
     """Equal distances from the last time to the first, which is left out: generative-models' spacing, and a flow's."""
     last, first = (schedule.steps - 1, 0) if schedule.steps else (schedule.t_max, schedule.t_min)
@@ -105,13 +137,15 @@ def sgm_uniform(schedule: Schedule, steps: int, final: str = "zero") -> list[Poi
 
 def span(schedule: Schedule, low: float | None, high: float | None) -> tuple[float, float]:
     """Least and greatest noise, by default the schedule's."""
+    check_schedule(schedule)
     # A flow's least noise is none; diffusers' thousandth of its time stands for it.
     first, last = (0, schedule.steps - 1) if schedule.steps else (schedule.t_min or 1e-3, schedule.t_max)
     ends = schedule.at(first), schedule.at(last)
     default_low, default_high = (p.sigma if schedule.is_flow else p.ratio for p in ends)
     low, high = default_low if low is None else low, default_high if high is None else high
     if not 0 < low < high < math.inf:
-        raise ValueError(f"sigma_min and sigma_max must be finite and 0 < sigma_min < sigma_max, got {low} and {high}")
+        asked = f"got {low} and {high} on schedule {schedule.name}"
+        raise ValueError(f"sigma_min and sigma_max must be finite and 0 < sigma_min < sigma_max, {asked}")
     return float(low), float(high)
 
 
@@ -119,6 +153,7 @@ def _at_levels(schedule: Schedule, levels: np.ndarray, final: str) -> list[Point
     return (at_sigmas if schedule.is_flow else at_ratios)(schedule, levels, final)
 
 
+@_spacing
 def karras(
     schedule: Schedule,
     steps: int,
@@ -135,6 +170,7 @@ def karras(
     return _at_levels(schedule, (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho, final)
 
 
+@_spacing
 def polyexponential(
     schedule: Schedule,
     steps: int,
@@ -150,6 +186,7 @@ def polyexponential(
     return _at_levels(schedule, low * (high / low) ** (np.linspace(1, 0, steps) ** rho), final)
 
 
+@_spacing
 def exponential(
     schedule: Schedule, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, final: str = "zero"
 ) -> list[Point]:
@@ -157,6 +194,7 @@ def exponential(
     return polyexponential(schedule, steps, 1.0, sigma_min, sigma_max, final)
 
 
+@_spacing
 def vp(
     schedule: Schedule, steps: int, beta_d: float = 19.9, beta_min: float = 0.1, t_min: float = 1e-3, final: str = "zero"
 ) -> list[Point]:
@@ -165,6 +203,7 @@ def vp(
     return at_ratios(schedule, np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t)), final)
 
 
+@_spacing
 def laplace(
     schedule: Schedule,
     steps: int,
@@ -181,6 +220,7 @@ def laplace(
     return _at_levels(schedule, np.clip(levels, low, high), final)
 
 
+@_spacing
 def kl_optimal(
     schedule: Schedule, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, final: str = "zero"
 ) -> list[Point]:
@@ -214,6 +254,7 @@ def _beta_quantile(u: np.ndarray, a: float, b: float) -> np.ndarray:
     return np.where(u <= 0, 0.0, np.where(u >= 1, 1.0, (low + high) / 2))
 
 
+@_spacing
 def beta(
     schedule: Schedule,
     steps: int,
@@ -240,25 +281,6 @@ def stretch(points: Points, terminal: float) -> list[Point]:
     return check_points([*stretched, points[-1]])
 
 
-SPACINGS: dict[str, Callable[..., list[Point]]] = {
-    spacing.__name__: spacing
-    for spacing in (
-        leading,
-        linspace,
-        trailing,
-        simple,
-        sgm_uniform,
-        karras,
-        exponential,
-        polyexponential,
-        beta,
-        laplace,
-        kl_optimal,
-        vp,
-    )
-}
-
-
 def choose_points(schedule: Schedule, steps: int, spacing: str | Callable[..., list[Point]] | Points) -> list[Point]:
     """The points of a sampler's ``steps`` and ``spacing`` arguments."""
     check_schedule(schedule)
@@ -266,11 +288,7 @@ def choose_points(schedule: Schedule, steps: int, spacing: str | Callable[..., l
         raise TypeError(f"spacing must be a name, a function or points, got {type(spacing).__name__}")
     if not (isinstance(spacing, str) or callable(spacing)):
         return check_points(spacing)
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-    if steps < 1 or (schedule.steps and steps > schedule.steps):
-        allowed = f"in [1, {schedule.steps}]" if schedule.steps else "at least 1"
-        raise ValueError(f"steps must be {allowed}, got {steps}")
+    check_steps(steps, schedule.steps or MOST_STEPS)
     if isinstance(spacing, str):
         if spacing not in SPACINGS:
             raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")

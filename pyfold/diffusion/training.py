@@ -11,7 +11,7 @@ import torch
 
 from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
-from pyfold.diffusion.schedules import Schedule
+from pyfold.diffusion.schedules import Schedule, check_number, check_schedule
 from pyfold.diffusion.weightings import WEIGHTINGS, weight_of_prediction
 from pyfold.ops import TRAINING_STREAM, add_noise, denoising_loss, mse_loss, randn
 
@@ -94,8 +94,9 @@ class TrainingLoss:
     ):
         check_prediction("prediction", prediction)
         for name, value in (("offset_noise", offset_noise), ("input_perturbation", input_perturbation)):
-            if not 0 <= value < math.inf:
+            if not 0 <= check_number(name, value) < math.inf:
                 raise ValueError(f"{name} must be finite and from 0, got {value}")
+        check_schedule(schedule)
         self.schedule, self.prediction = schedule, prediction
         self.weighting = _known("weighting", weighting, WEIGHTINGS)
         self.density = _known("density", density, DENSITIES)
