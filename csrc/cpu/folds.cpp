@@ -1,10 +1,8 @@
 #include "cpu/folds.h"
 
 #include "cpu/fold_tile.h"
-#include "folds/abs.h"
 #include "folds/half_angle.h"
-#include "folds/householder.h"
-#include "folds/maxmin.h"
+#include "folds/reflections.h"
 
 namespace pyfold {
 namespace {
@@ -294,20 +292,10 @@ void angle_grad_tile(const FoldArgs& args, double* sums, int64_t index) {
   });
 }
 
-// Calls body<A, Fold>() for the accumulation type and the kind.
+// Calls body(A, Fold) with a value of each.
 template <class Body>
 inline void with_fold(const FoldArgs& args, Body&& body) {
-  const auto with_kind = [&](auto zero) {
-    using A = decltype(zero);
-    switch (args.kind) {
-      case FoldKind::kAbs:
-        return body(zero, AbsFold{});
-      case FoldKind::kMaxMin:
-        return body(zero, MaxMinFold{});
-      case FoldKind::kHouseholder:
-        return body(A{0}, HouseholderFold{});
-    }
-  };
+  const auto with_kind = [&](auto zero) { with_reflection(args.kind, [&](auto fold) { body(zero, fold); }); };
   args.dtype == DType::kFloat64 ? with_kind(0.0) : with_kind(0.0f);
 }
 

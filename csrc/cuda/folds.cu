@@ -1,290 +1,432 @@
 #include "cuda/folds.h"
 
-#include "folds/abs.h"
+#include <algorithm>
+#include <utility>
+
+#include "cuda/fold_units.cuh"
 #include "folds/half_angle.h"
-#include "folds/householder.h"
-#include "folds/maxmin.h"
+#include "folds/reflections.h"
 
 namespace pyfold::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// A thread folds eight units, so that the byte of their bits is its own.
-constexpr int kUnits = 8;
+constexpr int64_t kUnitsOfBlock = kThreads * kUnits;
 
-template <class T>
-struct alignas(sizeof(T) * kUnits < 16 ? sizeof(T) * kUnits : 16) Pack {
-  T value[kUnits];
+// FoldArgs as a kernel reads it.
+template <class A, class I>
+struct Kernel {
+  FoldGrid<I> grid;
+  const void* in;
+  const void* other;
+  void* out;
+  const A* bias;
+  const A* angle;
+  const A* weight;
+  A gain, clamp;
+  uint8_t* bits;
+  uint8_t* clamped;
+  bool transpose;
+
+  explicit Kernel(const FoldArgs& args)
+      : grid(args.layout),
+        in(args.in),
+        other(args.other),
+        out(args.out),
+        bias(static_cast<const A*>(args.bias)),
+        angle(static_cast<const A*>(args.angle)),
+        weight(static_cast<const A*>(args.weight)),
+        gain(static_cast<A>(args.gain)),
+        clamp(static_cast<A>(args.clamp)),
+        bits(args.bits),
+        clamped(args.clamped),
+        transpose(args.transpose) {
+    grid.look_at(in, out, other);
+  }
 };
 
-// The units of one thread. Values lie side by side in most layouts and move as packs; else one by one.
-template <class A, class T>
+// The units of one thread, and the bytes of their bits.
+template <class A, int K, class I>
 struct Units {
-  const FoldArgs& args;
-  int64_t group, start, first;
-  int count;
-  FoldRun run;
+  const FoldGrid<I>& grid;
+  I thread, group, start;
+  Eight<A, K, I> eight;
 
-  __device__ Units(const FoldArgs& args, int64_t thread) : args(args) {
-    const FoldLayout& layout = args.layout;
-    const int64_t bytes = layout.bytes_per_group();
-    group = thread / bytes;
-    start = (thread - group * bytes) * kUnits;
-    const int64_t left = layout.units_per_group() - start;
-    count = left < kUnits ? static_cast<int>(left) : kUnits;
-    first = group * layout.units_per_group() + start;
-    run = fold_run(layout, first);
+  __device__ Units(const FoldGrid<I>& grid, I thread)
+      : grid(grid),
+        thread(thread),
+        group(grid.group_of(thread)),
+        start((thread - group * grid.bytes_per_group) * kUnits),
+        eight(grid, group * grid.units_per_group + start, grid.units_per_group - start) {}
+
+  __device__ int count() const { return eight.count; }
+
+  __device__ uint8_t* bits(uint8_t* of) const { return of + thread; }
+  __device__ uint8_t* clamped(uint8_t* of, int k) const {
+    return of + (group * K + k) * grid.bytes_per_group + start / kUnits;
   }
 
-  __device__ bool packed(const T* at) const {
-    return count == kUnits && run.step == 1 && run.run >= kUnits &&
-           reinterpret_cast<uintptr_t>(at) % alignof(Pack<T>) == 0;
-  }
-
-  __device__ void load(const void* data, int k, A (&out)[kUnits]) const {
-    const T* memory = static_cast<const T*>(data);
-    const T* at = memory + run.offset + k * run.apart;
-    if (packed(at)) {
-      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(at);
+  // values[stride line + offset] of each unit, its line counted from origin: read once where all eight share a line, as
+  // packs where they lie side by side.
+  __device__ void spread(const A* values, I stride, I offset, I origin, A (&out)[kUnits]) const {
+    const I passed = grid.by_inner(eight.first);
+    I within = eight.first - passed * grid.inner, line = grid.line_of(passed - origin);
+    const A* at = values + stride * line + offset;
+    if (grid.inner - within >= kUnits) {
+      const A shared = *at;
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) out[i] = static_cast<A>(widen(pack.value[i]));
-      return;
-    }
+      for (int i = 0; i < kUnits; ++i) out[i] = shared;
+    } else if (grid.row_of_lines && stride == 1 && count() == kUnits && reinterpret_cast<uintptr_t>(at) % 16 == 0) {
+      const Pack<A> pack = Pack<A>::load(at);
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (i >= count) {
-        out[i] = 0;
-        continue;
+      for (int i = 0; i < kUnits; ++i) out[i] = pack.value[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        out[i] = i < count() ? values[stride * line + offset] : A{0};
+        if (++within == grid.inner) {
+          within = 0;
+          line = line + 1 == grid.lines ? 0 : line + 1;
+        }
       }
-      const FoldRun one = fold_run(args.layout, first + i);
-      out[i] = static_cast<A>(widen(memory[one.offset + k * one.apart]));
     }
-  }
-
-  __device__ void store(void* data, int k, const A (&value)[kUnits]) const {
-    T* memory = static_cast<T*>(data);
-    T* at = memory + run.offset + k * run.apart;
-    if (packed(at)) {
-      Pack<T> pack;
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) narrow(value[i], pack.value[i]);
-      *reinterpret_cast<Pack<T>*>(at) = pack;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (i >= count) continue;
-      const FoldRun one = fold_run(args.layout, first + i);
-      narrow(value[i], memory[one.offset + k * one.apart]);
-    }
-  }
-
-  __device__ int64_t line(int i) const { return fold_line(args.layout, first + (i < count ? i : 0)); }
-
-  // Whether all eight units have one line; the units of a group may begin anywhere in it.
-  __device__ bool one_line() const { return args.layout.inner - first % args.layout.inner >= kUnits; }
-
-  // parameter(line) of each unit, made once where all eight share a line.
-  template <class Value>
-  __device__ void spread(A (&out)[kUnits], Value&& parameter) const {
-    const int64_t first_line = line(0);
-    const A shared = parameter(first_line);
-    const bool same = one_line();
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) out[i] = same ? shared : parameter(line(i));
-  }
-
-  __device__ uint8_t* bits() const { return args.bits + group * args.layout.bytes_per_group() + start / kUnits; }
-  __device__ uint8_t* clamped(int k) const {
-    const FoldLayout& layout = args.layout;
-    return args.clamped + (group * layout.components + k) * layout.bytes_per_group() + start / kUnits;
   }
 };
 
-template <class A, class Fold, class Units>
-__device__ void parameters(const FoldArgs& args, const Units& units, A (&out)[2][kUnits]) {
-  if constexpr (Fold::kParameters == 2) {
-    const A* angle = static_cast<const A*>(args.angle);
-    half_angle(angle[units.line(0)], out[0][0], out[1][0]);
-#pragma unroll
-    for (int i = 1; i < kUnits; ++i) {
-      if (units.one_line()) {
-        out[0][i] = out[0][0];
-        out[1][i] = out[1][0];
-      } else {
-        half_angle(angle[units.line(i)], out[0][i], out[1][i]);
-      }
+// Sines and cosines of the half angles of a block's lines, each made once: [2, lines of the block] in shared memory.
+// The place of a line counts from the block's first one.
+template <class A, class I>
+struct Angles {
+  A* sine;
+  A* cosine;
+  I origin;
+
+  __device__ Angles(const Kernel<A, I>& args, A* shared) : sine(shared) {
+    const FoldGrid<I>& grid = args.grid;
+    const I byte = static_cast<I>(blockIdx.x) * kThreads, group = grid.group_of(byte);
+    const I first = group * grid.units_per_group + (byte - group * grid.bytes_per_group) * kUnits;
+    const I last = min(first + static_cast<I>(kUnitsOfBlock), grid.units) - 1;
+    origin = grid.by_inner(first);
+    const I lines = min(grid.lines, grid.by_inner(last) - origin + 1);
+    // A pack of cosines begins where packs may.
+    cosine = sine + (lines + kUnits - 1) / kUnits * kUnits;
+    for (I place = static_cast<I>(threadIdx.x); place < lines; place += kThreads) {
+      half_angle(args.angle[grid.line_of(origin + place)], sine[place], cosine[place]);
     }
+    __syncthreads();
+  }
+
+  // Bytes that a block needs.
+  static int64_t bytes(const FoldGrid<I>& grid) {
+    const int64_t lines = std::min<int64_t>(grid.lines, (kUnitsOfBlock - 1) / grid.inner + 2);
+    return 2 * (lines + kUnits) * static_cast<int64_t>(sizeof(A));
+  }
+};
+
+template <class A>
+__device__ A* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<A*>(memory);
+}
+
+template <class A, class Fold, class I, class Units>
+__device__ void parameters([[maybe_unused]] const Angles<A, I>* angles, [[maybe_unused]] const Units& units,
+                           A (&out)[2][kUnits]) {
+  if constexpr (Fold::kParameters == 2) {
+    units.spread(angles->sine, 1, 0, angles->origin, out[0]);
+    units.spread(angles->cosine, 1, 0, angles->origin, out[1]);
   }
 }
 
-template <class A, class T, class Fold>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ FoldArgs args) {
+template <class A, int K>
+__device__ void values_of(const A (&value)[K][kUnits], int i, A (&v)[K]) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) v[k] = value[k][i];
+}
+template <class A, int K>
+__device__ void put_values(A (&value)[K][kUnits], int i, const A (&v)[K]) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) value[k][i] = v[k];
+}
+
+template <class T, class Fold, class A, class I>
+__device__ void forward_units(const Kernel<A, I>& args, const Angles<A, I>* angles) {
   constexpr int K = Fold::kComponents;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (thread >= args.layout.groups * args.layout.bytes_per_group()) return;
-  const Units<A, T> units(args, thread);
+  const FoldGrid<I>& grid = args.grid;
+  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
+  if (thread >= grid.bytes) return;
+  const Units<A, K, I> units(grid, thread);
+  const unsigned there = (1u << units.count()) - 1;
   A value[K][kUnits];
   A parameter[2][kUnits];
-  parameters<A, Fold>(args, units, parameter);
+  units.eight.template load<T>(args.in, value);
+  parameters<A, Fold>(angles, units, parameter);
+  if (args.bias != nullptr) {
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    units.load(args.in, k, value[k]);
-    if (args.bias == nullptr) continue;
-    A bias[kUnits];
-    units.spread(bias,
-                 [&](int64_t line) { return static_cast<const A*>(args.bias)[fold_channel(args.layout, line, k)]; });
+    for (int k = 0; k < K; ++k) {
+      A bias[kUnits];
+      units.spread(args.bias, grid.line_stride, k * grid.component_stride, 0, bias);
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] + bias[i];
+      for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] + bias[i];
+    }
   }
   unsigned byte = 0;
-  unsigned clamped[K] = {};
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     A v[K];
-    A p[2];
-#pragma unroll
-    for (int k = 0; k < K; ++k) v[k] = value[k][i];
-#pragma unroll
-    for (int k = 0; k < Fold::kParameters; ++k) p[k] = parameter[k][i];
+    [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
+    values_of(value, i, v);
     const bool m = Fold::side(v, p);
     Fold::reflect(v, m, p);
-    if (i < units.count) byte |= static_cast<unsigned>(m) << i;
+    byte |= m ? 1u << i : 0u;
+    put_values(value, i, v);
+  }
+  if (args.bits != nullptr) *units.bits(args.bits) = static_cast<uint8_t>(byte & there);
+  if (args.gain != 1) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      A y = args.gain != 1 ? v[k] * static_cast<A>(args.gain) : v[k];
-      if (args.clamp > 0) {
-        const A high = static_cast<A>(args.clamp), low = -high;
-        if (i < units.count) clamped[k] |= static_cast<unsigned>((y > high) | (y < low)) << i;
-        y = y > high ? high : y < low ? low : y;
-      }
-      value[k][i] = y;
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] * args.gain;
     }
   }
-  if (args.bits != nullptr) *units.bits() = static_cast<uint8_t>(byte);
+  if (args.clamp > 0) {
+    const A high = args.clamp, low = -high;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      unsigned clamped = 0;
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const A y = value[k][i];
+        clamped |= (y > high) | (y < low) ? 1u << i : 0u;
+        value[k][i] = y > high ? high : y < low ? low : y;
+      }
+      if (args.clamped != nullptr) *units.clamped(args.clamped, k) = static_cast<uint8_t>(clamped & there);
+    }
+  }
+  units.eight.template store<T>(args.out, value);
+}
+
+// gain, and zero where the output was clamped: the diagonal part of the derivative.
+template <class A, int K, class I>
+__device__ void scale_and_mask(const Kernel<A, I>& args, const Units<A, K, I>& units, A (&value)[K][kUnits]) {
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (args.clamped != nullptr) *units.clamped(k) = static_cast<uint8_t>(clamped[k]);
-    units.store(args.out, k, value[k]);
+    const unsigned clamped = args.clamped != nullptr ? *units.clamped(args.clamped, k) : 0u;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) value[k][i] = (clamped >> i & 1u) != 0u ? A{0} : args.gain * value[k][i];
   }
 }
 
-template <class A, class T, class Fold>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ FoldArgs args) {
+template <class T, class Fold, class A, class I>
+__device__ void backward_units(const Kernel<A, I>& args, const Angles<A, I>* angles) {
   constexpr int K = Fold::kComponents;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (thread >= args.layout.groups * args.layout.bytes_per_group()) return;
-  const Units<A, T> units(args, thread);
+  const FoldGrid<I>& grid = args.grid;
+  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
+  if (thread >= grid.bytes) return;
+  const Units<A, K, I> units(grid, thread);
   A value[K][kUnits];
   A parameter[2][kUnits];
-  parameters<A, Fold>(args, units, parameter);
-  unsigned clamped[K] = {};
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    units.load(args.in, k, value[k]);
-    if (args.clamped != nullptr) clamped[k] = *units.clamped(k);
-  }
-  const unsigned byte = *units.bits();
-  const A gain = static_cast<A>(args.gain);
+  const unsigned byte = *units.bits(args.bits);
+  units.eight.template load<T>(args.in, value);
+  parameters<A, Fold>(angles, units, parameter);
+  const bool diagonal = args.gain != 1 || args.clamped != nullptr;
+  if (diagonal && !args.transpose) scale_and_mask(args, units, value);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     A v[K];
-    A p[2];
-#pragma unroll
-    for (int k = 0; k < Fold::kParameters; ++k) p[k] = parameter[k][i];
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      v[k] = value[k][i];
-      if (!args.transpose) v[k] = (clamped[k] >> i & 1u) != 0u ? A{0} : gain * v[k];
-    }
+    [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
+    values_of(value, i, v);
     Fold::reflect(v, (byte >> i & 1u) != 0u, p);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      value[k][i] = !args.transpose ? v[k] : (clamped[k] >> i & 1u) != 0u ? A{0} : gain * v[k];
-    }
+    put_values(value, i, v);
   }
-#pragma unroll
-  for (int k = 0; k < K; ++k) units.store(args.out, k, value[k]);
+  if (diagonal && args.transpose) scale_and_mask(args, units, value);
+  units.eight.template store<T>(args.out, value);
 }
 
-template <class A, class T>
-__global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant__ FoldArgs args) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (thread >= args.layout.groups * args.layout.bytes_per_group()) return;
-  const Units<A, T> units(args, thread);
+template <class A, class T, class Fold, class I>
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Kernel<A, I> args) {
+  if constexpr (Fold::kParameters == 2) {
+    const Angles<A, I> angles(args, shared_memory<A>());
+    forward_units<T, Fold>(args, &angles);
+  } else {
+    forward_units<T, Fold, A, I>(args, nullptr);
+  }
+}
+
+template <class A, class T, class Fold, class I>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Kernel<A, I> args) {
+  if constexpr (Fold::kParameters == 2) {
+    const Angles<A, I> angles(args, shared_memory<A>());
+    backward_units<T, Fold>(args, &angles);
+  } else {
+    backward_units<T, Fold, A, I>(args, nullptr);
+  }
+}
+
+template <class A, class T, class I>
+__global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant__ Kernel<A, I> args) {
+  const FoldGrid<I>& grid = args.grid;
+  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
+  if (thread >= grid.bytes) return;
+  const Units<A, 2, I> units(grid, thread);
   A value[2][kUnits];
   A weight[kUnits];
-  units.load(args.in, 0, value[0]);
-  units.load(args.in, 1, value[1]);
-  units.spread(weight, [&](int64_t line) { return static_cast<const A*>(args.weight)[line]; });
-  const unsigned byte = *units.bits();
+  const unsigned byte = *units.bits(args.bits);
+  units.eight.template load<T>(args.in, value);
+  units.spread(args.weight, 1, 0, 0, weight);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
-    A v[2] = {value[0][i], value[1][i]};
+    A v[2];
+    values_of(value, i, v);
     rotate(v, (byte >> i & 1u) != 0u, weight[i]);
-    value[0][i] = v[0];
-    value[1][i] = v[1];
+    put_values(value, i, v);
   }
-  units.store(args.out, 0, value[0]);
-  units.store(args.out, 1, value[1]);
+  units.eight.template store<T>(args.out, value);
 }
 
-// Units of one line that a block sums.
-constexpr int64_t kUnitsPerSum = 16 * kThreads;
+// --- the gradient in the angles: sums over the units of each line. A block sums a part of some lines' units, and a
+// second kernel the parts. Products of float32 are added eight at a time, and those sums in float64, in an order that
+// the layout alone decides.
 
-__host__ __device__ int64_t units_per_line(const FoldLayout& layout) { return layout.outer * layout.inner; }
+// How the units of a line are parted, from the layout alone. Where lines lie side by side, a thread has eight lines and
+// rows of them; else a block has one line.
+struct Parts {
+  static constexpr int kRowsOfThread = 8;
 
-template <class A, class T>
-__global__ void __launch_bounds__(kThreads)
-    angle_partial_kernel(const __grid_constant__ FoldArgs args, int64_t partials, double* partial) {
-  const FoldLayout& layout = args.layout;
-  const int64_t line = blockIdx.x / partials;
-  const int64_t first = (blockIdx.x - line * partials) * kUnitsPerSum;
-  double sum = 0;
-  for (int64_t i = first + threadIdx.x; i < first + kUnitsPerSum && i < units_per_line(layout); i += kThreads) {
-    const int64_t outer = i / layout.inner;
-    const int64_t unit = (outer * layout.lines() + line) * layout.inner + (i - outer * layout.inner);
-    const FoldRun run = fold_run(layout, unit);
-    const T* grad = static_cast<const T*>(args.in) + run.offset;
-    const T* output = static_cast<const T*>(args.other) + run.offset;
-    const A g[2] = {static_cast<A>(widen(grad[0])), static_cast<A>(widen(grad[run.apart]))};
-    const A y[2] = {static_cast<A>(widen(output[0])), static_cast<A>(widen(output[run.apart]))};
-    const int64_t group = unit / layout.units_per_group();
-    const int64_t within = unit - group * layout.units_per_group();
-    const uint8_t byte = args.bits[group * layout.bytes_per_group() + within / 8];
-    sum += static_cast<double>(angle_derivative(g, y, (byte >> (within % 8) & 1) != 0));
+  int64_t units;  // of each line
+  int64_t size;   // units in a part
+  int across;     // threads beside each other that share a row of lines; 0: a block has one line
+  int64_t count;
+
+  explicit Parts(const FoldLayout& layout) : units(layout.outer * layout.inner) {
+    const bool rows = layout.inner == 1 && layout.lines() % kUnits == 0;
+    across = rows ? static_cast<int>(std::min<int64_t>(layout.lines() / kUnits, kThreads)) : 0;
+    size = rows ? kThreads / across * kRowsOfThread : 2 * kUnitsOfBlock;
+    count = (units + size - 1) / size;
   }
+};
+
+// angle_derivative summed over eight units.
+template <class A>
+__device__ A sum_of_eight(const A (&g)[2][kUnits], const A (&y)[2][kUnits], unsigned byte) {
+  A product[kUnits];
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    const A gv[2] = {g[0][i], g[1][i]}, yv[2] = {y[0][i], y[1][i]};
+    product[i] = angle_derivative(gv, yv, (byte >> i & 1u) != 0u);
+  }
+#pragma unroll
+  for (int width = kUnits / 2; width > 0; width /= 2) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) product[i] = product[i] + product[i + width];
+  }
+  return product[0];
+}
+
+// The sum over the block, in its first thread.
+__device__ double sum_over_block(double sum) {
   __shared__ double shared[kThreads];
   shared[threadIdx.x] = sum;
   __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
+  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
     if (threadIdx.x < width) shared[threadIdx.x] += shared[threadIdx.x + width];
     __syncthreads();
   }
-  if (threadIdx.x == 0) partial[blockIdx.x] = shared[0];
+  return shared[0];
 }
 
-template <class A>
-__global__ void angle_sum_kernel(int64_t lines, int64_t partials, const double* partial, A* result) {
-  const int64_t line = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (line >= lines) return;
+// A block for each part of each line.
+template <class A, class T>
+__global__ void __launch_bounds__(kThreads)
+    line_part_kernel(const __grid_constant__ Kernel<A, int64_t> args, const Parts parts, double* partial) {
+  const FoldGrid<int64_t>& grid = args.grid;
+  const int64_t line = blockIdx.x / parts.count, part = blockIdx.x - line * parts.count;
+  const int64_t end = min(parts.units, (part + 1) * parts.size);
   double sum = 0;
-  for (int64_t i = 0; i < partials; ++i) sum += partial[line * partials + i];
-  result[line] = static_cast<A>(sum);
+  // Unit number at of the line.
+  const auto unit_of = [&](int64_t at) {
+    const int64_t outer = grid.by_inner(at);
+    return (outer * grid.lines + line) * grid.inner + (at - outer * grid.inner);
+  };
+  if (grid.whole && grid.inner % kUnits == 0) {
+    for (int64_t at = part * parts.size + threadIdx.x * kUnits; at < end; at += kUnitsOfBlock) {
+      const int64_t unit = unit_of(at);
+      const Eight<A, 2, int64_t> eight(grid, unit, kUnits);
+      A g[2][kUnits], y[2][kUnits];
+      eight.template load<T>(args.in, g);
+      eight.template load<T>(args.other, y);
+      sum += static_cast<double>(sum_of_eight(g, y, args.bits[unit / kUnits]));
+    }
+  } else {
+    for (int64_t at = part * parts.size + threadIdx.x; at < end; at += kThreads) {
+      const int64_t unit = unit_of(at), block = grid.block_of<2>(unit);
+      const int64_t offset = block * grid.stride + (unit - block * grid.length) * grid.step;
+      const T* grad = static_cast<const T*>(args.in) + offset;
+      const T* output = static_cast<const T*>(args.other) + offset;
+      const A g[2] = {static_cast<A>(widen(grad[0])), static_cast<A>(widen(grad[grid.apart]))};
+      const A y[2] = {static_cast<A>(widen(output[0])), static_cast<A>(widen(output[grid.apart]))};
+      const int64_t group = grid.groups == 1 ? 0 : unit / grid.units_per_group;
+      const int64_t within = unit - group * grid.units_per_group;
+      const uint8_t byte = args.bits[group * grid.bytes_per_group + within / kUnits];
+      sum += static_cast<double>(angle_derivative(g, y, (byte >> (within % kUnits) & 1) != 0));
+    }
+  }
+  sum = sum_over_block(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// Eight lines for each thread across, and a part of their rows for each block: blockIdx.x is the part, blockIdx.y the
+// lines.
+template <class A, class T>
+__global__ void __launch_bounds__(kThreads)
+    row_part_kernel(const __grid_constant__ Kernel<A, int64_t> args, const Parts parts, double* partial) {
+  const FoldGrid<int64_t>& grid = args.grid;
+  const int down = kThreads / parts.across;  // rows that a block looks at together
+  const int y_of = static_cast<int>(threadIdx.x) / parts.across, x_of = static_cast<int>(threadIdx.x) % parts.across;
+  const int64_t first_line = (static_cast<int64_t>(blockIdx.y) * parts.across + x_of) * kUnits;
+  const bool active = y_of < down && first_line < grid.lines;
+  double sum[kUnits] = {};
+  const int64_t begin = blockIdx.x * parts.size, end = min(parts.units, begin + parts.size);
+  for (int64_t row = begin + y_of; row < end && active; row += down) {
+    const int64_t unit = row * grid.lines + first_line;
+    const Eight<A, 2, int64_t> eight(grid, unit, kUnits);
+    A g[2][kUnits], y[2][kUnits];
+    eight.template load<T>(args.in, g);
+    eight.template load<T>(args.other, y);
+    const unsigned byte = args.bits[unit / kUnits];
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const A gv[2] = {g[0][i], g[1][i]}, yv[2] = {y[0][i], y[1][i]};
+      sum[i] += static_cast<double>(angle_derivative(gv, yv, (byte >> i & 1u) != 0u));
+    }
+  }
+  __shared__ double shared[kUnits][kThreads];
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) shared[i][threadIdx.x] = sum[i];
+  __syncthreads();
+  for (int at = static_cast<int>(threadIdx.x); at < parts.across * kUnits; at += kThreads) {
+    const int64_t line = (static_cast<int64_t>(blockIdx.y) * parts.across) * kUnits + at;
+    if (line >= grid.lines) continue;
+    double total = 0;
+    for (int y = 0; y < down; ++y) total += shared[at % kUnits][y * parts.across + at / kUnits];
+    partial[line * parts.count + blockIdx.x] = total;
+  }
+}
+
+// A block sums the parts of a line.
+template <class A>
+__global__ void __launch_bounds__(kThreads) angle_sum_kernel(int64_t count, const double* partial, A* result) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[blockIdx.x * count + i];
+  sum = sum_over_block(sum);
+  if (threadIdx.x == 0) result[blockIdx.x] = static_cast<A>(sum);
 }
 
 // Calls body(A, T, Fold) with a value of each.
 template <class Body>
 void with_fold(const FoldArgs& args, Body&& body) {
   const auto with_kind = [&](auto acc, auto element) {
-    switch (args.kind) {
-      case FoldKind::kAbs:
-        return body(acc, element, AbsFold{});
-      case FoldKind::kMaxMin:
-        return body(acc, element, MaxMinFold{});
-      case FoldKind::kHouseholder:
-        return body(acc, element, HouseholderFold{});
-    }
+    with_reflection(args.kind, [&](auto fold) { body(acc, element, fold); });
   };
   switch (args.dtype) {
     case DType::kFloat32:
@@ -298,48 +440,74 @@ void with_fold(const FoldArgs& args, Body&& body) {
   }
 }
 
+// Calls body(blocks, bytes of shared memory, kernel's arguments, T, Fold).
 template <class Body>
 cudaError_t launch(const FoldArgs& args, Body&& body) {
   const int64_t bytes = args.layout.groups * args.layout.bytes_per_group();
   if (bytes == 0) return cudaSuccess;
   const unsigned blocks = static_cast<unsigned>((bytes + kThreads - 1) / kThreads);
-  with_fold(args, [&](auto acc, auto element, auto fold) { body(blocks, acc, element, fold); });
+  with_fold(args, [&](auto acc, auto element, auto fold) {
+    using A = decltype(acc);
+    const auto with_index = [&](auto index) {
+      using I = decltype(index);
+      const Kernel<A, I> kernel(args);
+      const int64_t shared = decltype(fold)::kParameters == 2 ? Angles<A, I>::bytes(kernel.grid) : 0;
+      body(blocks, static_cast<size_t>(shared), kernel, element, fold);
+    };
+    FoldGrid<int64_t>::fits_32_bits(args.layout) ? with_index(int32_t{0}) : with_index(int64_t{0});
+  });
   return cudaGetLastError();
 }
+
+template <template <class, class> class K, class A, class I>
+std::pair<A, I> types_of(const K<A, I>&);
 
 }  // namespace
 
 cudaError_t fold_forward(const FoldArgs& args, cudaStream_t stream) {
-  return launch(args, [&](unsigned blocks, auto acc, auto element, auto fold) {
-    forward_kernel<decltype(acc), decltype(element), decltype(fold)><<<blocks, kThreads, 0, stream>>>(args);
+  return launch(args, [&](unsigned blocks, size_t shared, const auto& kernel, auto element, auto fold) {
+    using Types = decltype(types_of(kernel));
+    forward_kernel<typename Types::first_type, decltype(element), decltype(fold), typename Types::second_type>
+        <<<blocks, kThreads, shared, stream>>>(kernel);
   });
 }
 
 cudaError_t fold_backward(const FoldArgs& args, cudaStream_t stream) {
-  return launch(args, [&](unsigned blocks, auto acc, auto element, auto fold) {
-    backward_kernel<decltype(acc), decltype(element), decltype(fold)><<<blocks, kThreads, 0, stream>>>(args);
+  return launch(args, [&](unsigned blocks, size_t shared, const auto& kernel, auto element, auto fold) {
+    using Types = decltype(types_of(kernel));
+    backward_kernel<typename Types::first_type, decltype(element), decltype(fold), typename Types::second_type>
+        <<<blocks, kThreads, shared, stream>>>(kernel);
   });
 }
 
 cudaError_t fold_rotate(const FoldArgs& args, cudaStream_t stream) {
-  return launch(args, [&](unsigned blocks, auto acc, auto element, auto) {
-    rotate_kernel<decltype(acc), decltype(element)><<<blocks, kThreads, 0, stream>>>(args);
+  return launch(args, [&](unsigned blocks, size_t, const auto& kernel, auto element, auto) {
+    using Types = decltype(types_of(kernel));
+    rotate_kernel<typename Types::first_type, decltype(element), typename Types::second_type>
+        <<<blocks, kThreads, 0, stream>>>(kernel);
   });
 }
 
-int64_t fold_partials(const FoldLayout& layout) { return (units_per_line(layout) + kUnitsPerSum - 1) / kUnitsPerSum; }
+int64_t fold_partials(const FoldLayout& layout) { return Parts(layout).count; }
 
 cudaError_t fold_angle_grad(const FoldArgs& args, double* partial, void* result, cudaStream_t stream) {
-  const int64_t lines = args.layout.lines(), partials = fold_partials(args.layout);
+  const int64_t lines = args.layout.lines();
+  const Parts parts(args.layout);
   if (lines == 0) return cudaSuccess;
   with_fold(args, [&](auto acc, auto element, auto) {
     using A = decltype(acc);
-    if (partials > 0) {
-      angle_partial_kernel<A, decltype(element)>
-          <<<static_cast<unsigned>(lines * partials), kThreads, 0, stream>>>(args, partials, partial);
+    using T = decltype(element);
+    const Kernel<A, int64_t> kernel(args);
+    if (parts.count > 0 && parts.across != 0 && kernel.grid.whole) {
+      const int64_t wide = parts.across * kUnits;
+      const dim3 blocks(static_cast<unsigned>(parts.count), static_cast<unsigned>((lines + wide - 1) / wide));
+      row_part_kernel<A, T><<<blocks, kThreads, 0, stream>>>(kernel, parts, partial);
+    } else if (parts.count > 0) {
+      line_part_kernel<A, T>
+          <<<static_cast<unsigned>(lines * parts.count), kThreads, 0, stream>>>(kernel, parts, partial);
     }
-    angle_sum_kernel<A><<<static_cast<unsigned>((lines + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        lines, partials, partial, static_cast<A*>(result));
+    angle_sum_kernel<A>
+        <<<static_cast<unsigned>(lines), kThreads, 0, stream>>>(parts.count, partial, static_cast<A*>(result));
   });
   return cudaGetLastError();
 }

@@ -19,7 +19,7 @@
 // linear(v, m).
 namespace pyfold {
 
-enum class FoldKind : int { kAbs, kMaxMin, kHouseholder };
+enum class FoldKind : int { kAbs, kMaxMin, kHouseholder };  // reflections.h has their names and functors
 
 // A tensor in memory order as [outer, channels, inner]. A unit is one value, or several channels: neighbours, or one
 // of each half. Units count in memory order; they split into groups of equal size whose bits start on a byte.

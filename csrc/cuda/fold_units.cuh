@@ -1,0 +1,223 @@
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include <type_traits>
+
+#include "core/dtype.h"
+#include "folds/fold.h"
+
+// The units of a fold on a GPU: where eight of them lie, moved as whole packs where they can be. All that divides is
+// made once on the host.
+namespace pyfold::cuda {
+namespace {
+
+// A thread folds eight units, so that the byte of their bits is its own.
+constexpr int kUnits = 8;
+
+// n / divisor for n from 0: by a multiplication where they fit 32 bits.
+template <class I>
+struct Divisor {
+  I divisor = 1;
+  uint32_t multiplier = 0;
+  int shift = 0;
+
+  Divisor() = default;
+  // For numerators below limit.
+  Divisor(int64_t by, int64_t limit) : divisor(static_cast<I>(by < 1 ? 1 : by)) {
+    if (limit > INT32_MAX || divisor == 1 || divisor > limit) return;
+    while ((int64_t{2} << shift) < divisor) ++shift;  // 2^shift < divisor <= 2^(shift + 1)
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + shift)) + static_cast<uint64_t>(divisor) - 1) /
+                                       static_cast<uint64_t>(divisor));
+  }
+
+  __device__ I operator()(I n) const {
+    if (multiplier != 0) return static_cast<I>(__umulhi(static_cast<uint32_t>(n), multiplier) >> shift);
+    if constexpr (sizeof(I) == 4) return n < divisor ? 0 : n;  // divisor is 1, or above every n
+    return divisor == 1 ? n : n / divisor;
+  }
+};
+
+// A layout as a kernel reads it. Unit t lies in block t / length; there its values are step apart from those of the
+// unit before, and apart from each other.
+// I: int32_t where there is one group and every count fits, else int64_t.
+template <class I>
+struct FoldGrid {
+  static constexpr bool kOneGroup = sizeof(I) == 4;
+
+  I units, units_per_group, bytes_per_group, groups, bytes;
+  I length, stride, step, apart;
+  I inner, lines, line_stride, component_stride;  // channel of component k: line line_stride + k component_stride
+  Divisor<I> by_bytes, by_length, by_inner, by_lines;
+  bool whole = false;         // eight units are a pack, or packs, at any multiple of eight in a group
+  bool row_of_lines = false;  // and have eight neighbouring lines, the first a multiple of eight
+
+  explicit FoldGrid(const FoldLayout& layout) {
+    const auto to = [](int64_t n) { return static_cast<I>(n); };
+    const int64_t limit = numerators(layout), all = layout.units(), each = layout.inner;
+    units = to(all), groups = to(layout.groups), inner = to(each), lines = to(layout.lines());
+    units_per_group = to(layout.units_per_group()), bytes_per_group = to(layout.bytes_per_group());
+    bytes = groups * bytes_per_group;
+    line_stride = to(layout.components == 1 || layout.halves ? 1 : layout.components);
+    component_stride = layout.halves ? lines : 1;
+    if (layout.components == 1) {
+      length = units, stride = 0, step = 1, apart = 0;
+    } else if (layout.halves) {
+      length = lines * inner, stride = 2 * length, step = 1, apart = length;
+    } else if (inner == 1) {
+      length = units, stride = 0, step = to(layout.components), apart = 1;
+    } else {
+      length = inner, stride = to(layout.components * each), step = 1, apart = inner;
+    }
+    if (length == units) stride = 0;  // one block
+    by_bytes = Divisor<I>(bytes_per_group, limit);
+    by_length = Divisor<I>(length, limit);
+    by_inner = Divisor<I>(inner, limit);
+    by_lines = Divisor<I>(lines, limit);
+  }
+
+  static bool fits_32_bits(const FoldLayout& layout) {
+    return layout.groups == 1 && numerators(layout) * layout.components <= INT32_MAX;
+  }
+
+  // Says whether packs may be used, for these tensors; null ones do not matter.
+  void look_at(const void* a, const void* b, const void* c = nullptr) {
+    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    whole = aligned(a) && aligned(b) && aligned(c) && (groups == 1 || units_per_group % kUnits == 0) &&
+            (stride == 0 || length % kUnits == 0) && (step != 1 || apart % kUnits == 0);
+    row_of_lines = inner == 1 && lines % kUnits == 0 && (groups == 1 || units_per_group % kUnits == 0);
+  }
+
+  __device__ I group_of(I byte) const { return kOneGroup || groups == 1 ? 0 : by_bytes(byte); }
+  // Of a fold of K values.
+  template <int K>
+  __device__ I block_of(I unit) const {
+    return K == 1 || stride == 0 ? 0 : by_length(unit);
+  }
+  // Places passed since origin, as a place of a line.
+  __device__ I line_of(I passed) const { return passed - by_lines(passed) * lines; }
+
+ private:
+  // Above every number of a unit or byte that a thread may have, past the end too.
+  static int64_t numerators(const FoldLayout& layout) { return layout.units() + kUnits * layout.groups + (1 << 15); }
+};
+
+// So many elements, moved in words of up to 128 bits. An ordinary store would be merged with those of single elements,
+// and split.
+template <class T, int kCount = kUnits>
+struct alignas(16) Pack {
+  static constexpr int kBytes = sizeof(T) * kCount;
+  using Word = std::conditional_t<kBytes % 16 == 0, uint4, std::conditional_t<kBytes % 8 == 0, uint2, unsigned>>;
+  static constexpr int kWords = kBytes / sizeof(Word);
+  T value[kCount];
+
+  static __device__ Pack load(const T* from) {
+    Word words[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) words[w] = reinterpret_cast<const Word*>(from)[w];
+    Pack pack;
+    memcpy(pack.value, words, sizeof words);
+    return pack;
+  }
+  __device__ void store(T* to) const {
+    Word words[kWords];
+    memcpy(words, value, sizeof words);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) __stwb(reinterpret_cast<Word*>(to) + w, words[w]);
+  }
+};
+
+// Eight units from a multiple of eight in their group, of K values each.
+template <class A, int K, class I>
+struct Eight {
+  const FoldGrid<I>& grid;
+  I first;    // the first unit
+  int count;  // units that there are
+  I within, offset;
+
+  // first: of these units; left: units of its group from there on.
+  __device__ Eight(const FoldGrid<I>& grid, I first, I left)
+      : grid(grid), first(first), count(left < kUnits ? static_cast<int>(left) : kUnits), within(first), offset(first) {
+    if constexpr (K > 1) {
+      const I block = grid.template block_of<K>(first);
+      within = first - block * grid.length;
+      offset = block * grid.stride + (grid.step == 1 ? within : K * within);
+    }
+  }
+
+  template <class T>
+  __device__ void load(const void* data, A (&out)[K][kUnits]) const {
+    const T* at = static_cast<const T*>(data) + offset;
+    if (grid.whole && count == kUnits) {
+      Pack<T> pack[K];
+      if (K == 1 || grid.step == 1) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          pack[k] = Pack<T>::load(at + k * grid.apart);
+#pragma unroll
+          for (int i = 0; i < kUnits; ++i) out[k][i] = static_cast<A>(widen(pack[k].value[i]));
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < K; ++k) pack[k] = Pack<T>::load(at + k * kUnits);
+#pragma unroll
+        for (int i = 0; i < K * kUnits; ++i) {
+          out[i % K][i / K] = static_cast<A>(widen(pack[i / kUnits].value[i % kUnits]));
+        }
+      }
+      return;
+    }
+    each(at, [&](const T* one, int i) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) out[k][i] = i < count ? static_cast<A>(widen(one[k * grid.apart])) : A{0};
+    });
+  }
+
+  template <class T>
+  __device__ void store(void* data, const A (&value)[K][kUnits]) const {
+    T* at = static_cast<T*>(data) + offset;
+    if (grid.whole && count == kUnits) {
+      Pack<T> pack[K];
+      if (K == 1 || grid.step == 1) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+#pragma unroll
+          for (int i = 0; i < kUnits; ++i) narrow(value[k][i], pack[k].value[i]);
+          pack[k].store(at + k * grid.apart);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < K * kUnits; ++i) narrow(value[i % K][i / K], pack[i / kUnits].value[i % kUnits]);
+#pragma unroll
+        for (int k = 0; k < K; ++k) pack[k].store(at + k * kUnits);
+      }
+      return;
+    }
+    each(at, [&](T* one, int i) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (i < count) narrow(value[k][i], one[k * grid.apart]);
+      }
+    });
+  }
+
+ private:
+  // body(memory of unit i, i), one after another into the next block.
+  template <class P, class Body>
+  __device__ void each(P at, Body&& body) const {
+    I here = within;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      body(at, i);
+      at += grid.step;
+      if (K > 1 && ++here == grid.length && grid.stride != 0) {
+        here = 0;
+        at += grid.stride - grid.length * grid.step;
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace pyfold::cuda
