@@ -46,12 +46,14 @@ template <class A, class T>
 class CudaRows {
  public:
   __device__ CudaRows(const SequenceArgs& args, const FoldGrid<int64_t>& grid, A* shared)
-      : args_(args),
-        grid_(grid),
-        rows_(shared + threadIdx.x),
-        byte_of_all_((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kUnits),
-        place_(grid, byte_of_all_, threadIdx.x % kUnits),
-        bits_(args.bits + place_.group * args.planes * grid.bytes_per_group + place_.byte) {}
+      : args_(args), grid_(grid), rows_(shared + threadIdx.x) {
+    const int64_t byte_of_all = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kUnits;
+    const Place<int64_t> place(grid, byte_of_all, threadIdx.x % kUnits);
+    active_ = place.active;
+    writes_ = args.bits != nullptr && byte_of_all < grid.bytes && threadIdx.x % kUnits == 0;
+    unit_ = place.unit;
+    bits_ = args.bits + place.group * args.planes * grid.bytes_per_group + place.byte;
+  }
 
   __device__ A* row(int r) { return rows_ + r * blockDim.x; }
   __device__ A* scratch() { return &scratch_; }
@@ -59,28 +61,27 @@ class CudaRows {
   __device__ uint8_t* flags(int k) { return flags_ + k; }
 
   __device__ void write(int plane, const uint8_t* flags) const {
-    const unsigned word = __ballot_sync(0xFFFFFFFFu, place_.active && *flags != 0);
-    if (args_.bits == nullptr || byte_of_all_ >= grid_.bytes || threadIdx.x % kUnits != 0) return;
-    bits_[plane * grid_.bytes_per_group] = static_cast<uint8_t>(word >> (threadIdx.x % 32));
+    const unsigned word = __ballot_sync(0xFFFFFFFFu, active_ && *flags != 0);
+    if (writes_) bits_[plane * grid_.bytes_per_group] = static_cast<uint8_t>(word >> (threadIdx.x % 32));
   }
   __device__ void read(int plane, uint8_t* flags) const {
-    *flags = place_.active ? bits_[plane * grid_.bytes_per_group] >> (threadIdx.x % kUnits) & 1 : 0;
+    *flags = active_ ? bits_[plane * grid_.bytes_per_group] >> (threadIdx.x % kUnits) & 1 : 0;
   }
 
   __device__ void load() {
     const Places<int64_t> places(grid_);
-    const T* at = static_cast<const T*>(args_.in) + places.offset(place_.unit);
-    const int64_t passed = grid_.by_inner(place_.unit), line = grid_.line_of(passed);
+    const T* at = static_cast<const T*>(args_.in) + places.offset(unit_);
+    const int64_t passed = grid_.by_inner(unit_), line = grid_.line_of(passed);
     const A* bias = static_cast<const A*>(args_.bias) + line * grid_.line_stride;
     for (int k = 0; k < args_.in_layout.components; ++k) {
-      A value = place_.active ? static_cast<A>(widen(at[k * places.apart])) : A{0};
-      if (args_.bias != nullptr && place_.active) value = value + bias[k * grid_.component_stride];
+      A value = active_ ? static_cast<A>(widen(at[k * places.apart])) : A{0};
+      if (args_.bias != nullptr && active_) value = value + bias[k * grid_.component_stride];
       *row(k) = value;
     }
   }
   __device__ void store(const Places<int64_t>& places) {
-    if (!place_.active) return;
-    T* at = static_cast<T*>(args_.out) + places.offset(place_.unit);
+    if (!active_) return;
+    T* at = static_cast<T*>(args_.out) + places.offset(unit_);
     for (int k = 0; k < args_.out_layout.components; ++k) narrow(*row(k), at[k * places.apart]);
   }
 
@@ -90,13 +91,13 @@ class CudaRows {
   A* rows_;
   A scratch_;
   uint8_t flags_[2];
-  int64_t byte_of_all_;
-  Place<int64_t> place_;
   uint8_t* bits_;
+  int64_t unit_;
+  bool active_, writes_;
 };
 
 template <class A, class T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 4)
     sequence_kernel(const __grid_constant__ SequenceArgs args, const __grid_constant__ FoldGrid<int64_t> grid,
                     const __grid_constant__ Places<int64_t> out) {
   extern __shared__ unsigned char shared[];
