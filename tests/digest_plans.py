@@ -57,7 +57,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"adjusted": False, "predictor_order": 1},
     ],
     "er_sde": [{"order": 1}, {"order": 2, "noise_scale": 0.8}],
-    "seeds": [{"order": 3}, {"eta": 0.5}],
+    "seeds_2": [{"order": 3}, {"eta": 0.5}],
     "annealed_langevin": [{"predictor": True, "correctors": 2}],
     "lcm": [{"time_scaling": 3.0}],
     "tcd": [{"eta": 0.8}],

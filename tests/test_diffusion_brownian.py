@@ -76,7 +76,7 @@ def test_steps_below_the_resolution_are_refused():
         diffusion.euler_ancestral,
         diffusion.dpmpp_sde,
         partial(diffusion.dpmpp_multistep, eta=1.0),
-        partial(diffusion.seeds, eta=1.0),
+        partial(diffusion.seeds_2, eta=1.0),
     ],
     ids=["euler_ancestral", "dpmpp_sde", "dpmpp_multistep", "seeds"],
 )

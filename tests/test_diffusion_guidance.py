@@ -87,7 +87,7 @@ def test_cfg_plus_plus_in_multistep_samplers(name, prediction, generator):
         )
         # The part of epsilon: what a state of x0 = 0 and epsilon = 1 keeps.
         kept = row.get("a", 0.0) * here.sigma
-        if plan.remembers != "x0":
+        if not row.get("t"):
             kept += sum(row.get(c, 0.0) for c in ("c_u", "b1", "b2", "b3", "b4"))
         s = diffusion.convert(prediction, "epsilon", here.alpha, here.sigma)[1]
         expected = expected + kept * s * (uncond - (0.6 * cond + 0.4 * uncond))

@@ -64,7 +64,7 @@ ORDERS = {
     "heun": (2, diffusion.heun),
     "heun, flow frame": (2, partial(diffusion.heun, frame="flow")),
     "dpm2": (2, diffusion.dpm2),
-    "seeds 2": (2, partial(diffusion.seeds, eta=0.0)),
+    "seeds 2": (2, partial(diffusion.seeds_2, eta=0.0)),
     "dpm_singlestep 2": (2, diffusion.dpm_singlestep),
     "dpmpp_singlestep 2": (2, diffusion.dpmpp_singlestep),
     "dpmpp_multistep 2": (2, diffusion.dpmpp_multistep),
@@ -95,7 +95,7 @@ ORDERS = {
         3,
         partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, adjusted=False, final_order=None),
     ),
-    "seeds 3": (3, partial(diffusion.seeds, order=3, eta=0.0)),
+    "seeds 3": (3, partial(diffusion.seeds_2, order=3, eta=0.0)),
     "lms 4": (4, diffusion.lms),
     "unipc 3": (4, partial(diffusion.unipc, order=3, final_order=None)),
 }
@@ -142,8 +142,8 @@ STOCHASTIC = {
     "sa_solver, epsilon": partial(diffusion.sa_solver, interpolated="epsilon"),
     "er_sde": diffusion.er_sde,
     "edm_stochastic": partial(diffusion.edm_stochastic, noise_scale=1.0),
-    "seeds 2": diffusion.seeds,
-    "seeds 3": partial(diffusion.seeds, order=3),
+    "seeds 2": diffusion.seeds_2,
+    "seeds 3": partial(diffusion.seeds_2, order=3),
     "flow_sde": diffusion.flow_sde,
 }
 
@@ -403,7 +403,7 @@ def test_plms_from_runge_kutta(clip, start):
         x = move(x, k, here, there)
     plan = diffusion.plms(VP, prediction="x0", start="runge_kutta", clip=clip, spacing=points)
     assert len(plan) == len(at) + 9
-    assert plan.begins == (0, 4, 8, 12, 13, 14)
+    assert plan.step_starts == (0, 4, 8, 12, 13, 14)
     assert_exact(plan, start, x)
     with pytest.raises(ValueError, match="stage must be given"):
         plan.step(start, start, torch.zeros(1, dtype=torch.int64), history=[])
@@ -497,7 +497,7 @@ def test_seeds(order, start):
             y = y + p.sigma * noise
             m.append(x0_of(y, p.alpha, p.sigma))
         x = y
-    assert_exact(diffusion.seeds(VP, prediction="x0", order=order, eta=eta, spacing=points), start, x)
+    assert_exact(diffusion.seeds_2(VP, prediction="x0", order=order, eta=eta, spacing=points), start, x)
 
 
 def test_flow_sde(start):
@@ -644,7 +644,7 @@ def test_log_prob(generator):
     x, m = (torch.randn(3, 40, generator=generator, dtype=torch.float64) for _ in range(2))
     index = torch.tensor([2])
     after = plan.step(x, m, index, seeds=SEEDS)
-    quiet = dataclasses.replace(plan, rows=tuple({**r, "d1": 0.0} for r in plan.rows), noisy=False, _on_device={})
+    quiet = dataclasses.replace(plan, rows=tuple({**r, "d1": 0.0} for r in plan.rows), noisy=False)
     mean = quiet.step(x, m, index)
     expected = torch.distributions.Normal(mean, row["d1"]).log_prob(after).sum(1)
     m.requires_grad_()
@@ -786,7 +786,7 @@ BAD = {
     "r": (lambda: diffusion.dpmpp_sde(VP, 5, r=0.0), ValueError, "r must.*0.0"),
     "churn": (lambda: diffusion.edm_stochastic(VP, 5, churn=-1.0), ValueError, "churn.*-1"),
     "method": (lambda: diffusion.edm_stochastic(VP, 5, method="rk"), ValueError, "method.*'rk'"),
-    "seeds order": (lambda: diffusion.seeds(VP, 5, order=1), ValueError, "order.*1"),
+    "seeds order": (lambda: diffusion.seeds_2(VP, 5, order=1), ValueError, "order.*1"),
     "correctors": (lambda: diffusion.annealed_langevin(VP, 5, correctors=0), ValueError, "correctors.*0"),
     "step size": (lambda: diffusion.annealed_langevin(VP, 5, step_size=math.nan), ValueError, "step_size.*nan"),
     "noise level": (lambda: diffusion.flow_sde(FLOW, 5, noise_level=-1.0), ValueError, "noise_level.*-1"),

@@ -24,10 +24,9 @@ from pyfold.diffusion import spacings
 from pyfold.ops import randn
 
 _FLOW = diffusion.flow()
-#: Not those that need a table of training times, a model distilled for them, sigmas of their own, or more steps than sigmas.
-_LEFT_OUT = ("ddpm", "ddim", "lcm", "tcd", "consistency", "dpm_fast", "plms", "annealed_langevin")
-_ALIASES = ("flow_euler", "flow_heun", "flow_ancestral")
-SAMPLERS = sorted(set(ALL_SAMPLERS) - {*_LEFT_OUT, *_ALIASES})
+#: On a flow these are euler, heun and euler_ancestral.
+_SAME = ("flow_euler", "flow_heun", "flow_ancestral")
+SAMPLERS = sorted(name for name, sampler in ALL_SAMPLERS.items() if sampler.on_sigmas and name not in _SAME)
 #: What a flow runs in place of a sampler whose noise is made for variance-exploding states.
 _ON_FLOWS = {"euler_ancestral": "flow_ancestral"}
 #: Its variable sigma / alpha is too coarsely stepped by a flow's sigmas.
@@ -54,12 +53,13 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, *, sa
         sampler: a name in ``pyfold.diffusion.SAMPLERS``; options: of that sampler.
     """
     flow = _is_flow(model.inner_model.inner_model.model_sampling)
-    if flow and sampler in _NOT_ON_FLOWS:
+    known = ALL_SAMPLERS[sampler].alias_of or sampler
+    if flow and known in _NOT_ON_FLOWS:
         raise ValueError(f"sampler {sampler!r} is for models of epsilon and v prediction, got a flow")
     schedule = _FLOW if flow else SCHEDULE
-    make = ALL_SAMPLERS[_ON_FLOWS.get(sampler, sampler) if flow else sampler]
+    make = ALL_SAMPLERS[_ON_FLOWS[known] if flow and known in _ON_FLOWS else sampler]
     points = points_of(sigmas, schedule)
-    if points[0].alpha == 0 and sampler in _NOT_FROM_PURE_NOISE:
+    if points[0].alpha == 0 and known in _NOT_FROM_PURE_NOISE:
         points[0] = schedule.at_ratio(9999.0)
     plan = make(schedule, prediction="x0", clip=None, spacing=points, **options)
     seeds = seeds_of((extra_args or {}).get("seed") or 0, range(len(x))).to(x.device)

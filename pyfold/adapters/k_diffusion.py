@@ -27,7 +27,7 @@ import torch
 from pyfold import diffusion
 from pyfold._requirements import need
 from pyfold.diffusion import Plan, Point, Schedule
-from pyfold.ops import SAMPLER_STREAM, add_noise
+from pyfold.diffusion.loop import Drawn, churned
 
 Denoiser = Callable[..., torch.Tensor]
 NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -97,38 +97,28 @@ def _progress(total: int | None, disable: bool | None) -> Iterator[Callable[[], 
         yield bar.update
 
 
-class _Noise:
+class _Noise(Drawn):
     """The noise of a plan's counters, asked of a noise sampler once for each, in order."""
 
     def __init__(self, plan: Plan, x: torch.Tensor, sigmas: torch.Tensor, noise_sampler: NoiseSampler | None):
-        self.plan, self.x, self.sigmas, self.noise_sampler = plan, x, sigmas, noise_sampler
-        self.kept: dict[int, torch.Tensor] = {}
-        self.drawn = 0
+        super().__init__(plan, self._churn if noise_sampler is None else self._ask)
+        self.x, self.sigmas, self.noise_sampler, self.count = x, sigmas, noise_sampler, 0
 
-    def __call__(self, n: int) -> torch.Tensor:
-        if n not in self.kept:
-            self.kept = {k: v for k, v in self.kept.items() if k >= self._begin(n)}
-            self.kept[n] = self._draw(n)
-        return self.kept[n]
-
-    def _begin(self, n: int) -> int:
-        begins = self.plan.begins
-        return begins[bisect_right(begins, n) - 1]
-
-    def _draw(self, n: int) -> torch.Tensor:
-        if self.noise_sampler is None:
-            return self._churn(n)
-        step = bisect_right(self.plan.begins, n) - 1
-        inside = n + 1 < len(self.plan) and n + 1 not in self.plan.begins
+    def _ask(self, n: int) -> torch.Tensor:
+        starts = self.plan.step_starts
+        step = bisect_right(starts, n) - 1
+        inside = n + 1 < len(self.plan) and n + 1 not in starts
         end = self.x.new_tensor(self.plan.points[n + 1].ratio) if inside else self.sigmas[step + 1]
+        assert self.noise_sampler is not None
         return self.noise_sampler(self.sigmas[step], end)
 
     def _churn(self, n: int) -> torch.Tensor:
         """k-diffusion draws before each step, also where it adds nothing; ours comes at the end of the step before."""
-        step = 0 if n == len(self.plan) else bisect_right(self.plan.begins, n)
-        while self.drawn <= step:
+        step = 0 if n == len(self.plan) else bisect_right(self.plan.step_starts, n)
+        value = self.x
+        while self.count <= step:
             value = torch.randn_like(self.x)
-            self.drawn += 1
+            self.count += 1
         return value
 
 
@@ -155,34 +145,22 @@ def run(
     """
     seeds = _check_noise(x, seeds, noise_sampler)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    counters = plan.on(x.device)[2]
-    noise = _Noise(plan, x, sigmas, noise_sampler)
-    state, history, ones = x.to(dtype, copy=True), [], x.new_ones(len(x))
+    noise = _Noise(plan, x, sigmas, noise_sampler) if seeds is None and plan.noisy else None
+    history: list[torch.Tensor] = []
+    state, ones = churned(plan, x.to(dtype, copy=True), seeds, noise), x.new_ones(len(x))
     # Who is called with a state may keep it; else steps work in place.
-    out = state if callback is None else None
-    if plan.start_churn is not None:
-        keep, add = plan.start_churn
-        if seeds is None:
-            state = keep * state + add * noise(len(plan)).to(dtype)
-        else:
-            state = add_noise(state, keep, add, seeds, stream=SAMPLER_STREAM, step=len(plan))
-        out = state if callback is None else None
-    with _progress(len(plan.begins), disable) as advance:
-        for i, (row, point) in enumerate(zip(plan.rows, plan.points, strict=True)):
+    out, starts = state if callback is None else None, plan.step_starts
+    with _progress(len(starts), disable) as advance:
+        for i, (point, (_, counter)) in enumerate(zip(plan.points, plan.stages(x.device, len(x)), strict=True)):
             given = state.to(x.dtype)
             denoised = model(given, sigma_of(point) * ones, **(extra_args or {}))
-            if callback is not None and i in plan.begins:
-                k = plan.begins.index(i)
-                told = {"x": given, "i": k, "sigma": sigmas[k], "sigma_hat": sigmas.new_tensor(sigma_of(point))}
-                callback({**told, "denoised": denoised})
-            term = None
-            if plan.noisy and seeds is None:
-                terms = [row[f"d{k}"] * noise(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
-                term = sum(terms).to(dtype) if terms else torch.zeros_like(state)
-            state = plan.step(
-                state, denoised, counters[i : i + 1], history=history, seeds=seeds, noise=term, out=out
-            )  # fmt: skip
-            if i + 1 == len(plan) or i + 1 in plan.begins:
+            if callback is not None and i in starts:
+                k = starts.index(i)
+                info = {"x": given, "i": k, "sigma": sigmas[k], "sigma_hat": sigmas.new_tensor(sigma_of(point))}
+                callback({**info, "denoised": denoised})
+            added = None if noise is None else noise.of(i, state)
+            state = plan.step(state, denoised, counter, history=history, seeds=seeds, noise=added, out=out, stage=i)
+            if i + 1 == len(plan) or i + 1 in starts:
                 advance()
     return state.to(x.dtype)
 
@@ -327,7 +305,7 @@ def sample_dpm_fast(
         SCHEDULE, n, prediction="x0", eta=eta, noise_scale=s_noise, sigma_min=low, sigma_max=high
     )  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    levels = [plan.points[i].ratio for i in plan.begins] + [low]
+    levels = [plan.points[i].ratio for i in plan.step_starts] + [low]
     if noise_sampler is None and seeds is None:
         noise_sampler = lambda sigma, sigma_next: torch.randn_like(x)  # noqa: E731
 

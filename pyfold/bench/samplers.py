@@ -48,7 +48,7 @@ SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str | None, dict[str, An
     "PLMS": (lambda: diffusion.plms(VP, STEPS), "PNDMScheduler", {"skip_prk_steps": True}, {}, None),
     "iPNDM": (lambda: diffusion.ipndm(VP, STEPS), "IPNDMScheduler", {}, {}, None),
     "ER-SDE 3": (lambda: diffusion.er_sde(VP, STEPS), None, {}, {}, None),
-    "SEEDS 2": (lambda: diffusion.seeds(VP, STEPS), None, {}, {}, None),
+    "SEEDS 2": (lambda: diffusion.seeds_2(VP, STEPS), None, {}, {}, None),
     "EDM stochastic": (lambda: diffusion.edm_stochastic(diffusion.edm(), STEPS), None, {}, {}, None),
     "DPM++ 2M": (
         lambda: diffusion.dpmpp_multistep(VP, STEPS, order=2),

@@ -1,6 +1,10 @@
 """Schedules, spacings, predictions, samplers and the training loss, on the fused ops."""
 
-from pyfold.diffusion import spacings
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyfold.diffusion import formulas, spacings
 from pyfold.diffusion.brownian import BROWNIAN_STREAM, BrownianPath, brownian_noise
 from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.guidance import (
@@ -12,47 +16,10 @@ from pyfold.diffusion.guidance import (
     rescale,
     with_gradient,
 )
-from pyfold.diffusion.plan import Builder, Plan, Stage, inpaint, sample
+from pyfold.diffusion.loop import inpaint, sample
+from pyfold.diffusion.plan import Plan
 from pyfold.diffusion.predictions import PREDICTIONS, convert
-from pyfold.diffusion.samplers import (
-    SAMPLERS,
-    Attempt,
-    annealed_langevin,
-    consistency,
-    ddim,
-    ddim_inverse,
-    ddpm,
-    deis,
-    dpm2,
-    dpm2_ancestral,
-    dpm_adaptive,
-    dpm_fast,
-    dpm_multistep,
-    dpm_singlestep,
-    dpmpp_2s_ancestral,
-    dpmpp_multistep,
-    dpmpp_sde,
-    dpmpp_singlestep,
-    edm_stochastic,
-    er_sde,
-    euler,
-    euler_ancestral,
-    flow_ancestral,
-    flow_euler,
-    flow_heun,
-    flow_sde,
-    gradient_estimation,
-    heun,
-    ipndm,
-    lcm,
-    lms,
-    plms,
-    res_multistep,
-    sa_solver,
-    seeds,
-    tcd,
-    unipc,
-)
+from pyfold.diffusion.samplers import SAMPLERS, Attempt, ddim_inverse, dpm_adaptive, sampler
 from pyfold.diffusion.schedules import (
     SCHEDULES,
     Point,
@@ -78,6 +45,15 @@ from pyfold.diffusion.spacings import SPACINGS
 from pyfold.diffusion.training import TIME_STREAM, Noised, TrainingLoss, self_condition
 from pyfold.diffusion.weightings import WEIGHTINGS
 
+if TYPE_CHECKING:
+    from pyfold.diffusion.samplers import Sampler
+
+    def __getattr__(name: str) -> Sampler:
+        """Samplers, by their names in the table."""
+
+else:
+    globals().update(SAMPLERS)
+
 __all__ = [
     "BROWNIAN_STREAM",
     "DENSITIES",
@@ -89,67 +65,34 @@ __all__ = [
     "WEIGHTINGS",
     "Attempt",
     "BrownianPath",
-    "Builder",
     "Noised",
     "Plan",
     "Point",
     "Schedule",
-    "Stage",
     "TrainingLoss",
-    "annealed_langevin",
     "brownian_noise",
-    "consistency",
     "convert",
-    "ddim",
     "ddim_inverse",
-    "ddpm",
-    "deis",
-    "dpm2",
-    "dpm2_ancestral",
     "dpm_adaptive",
-    "dpm_fast",
-    "dpm_multistep",
-    "dpm_singlestep",
-    "dpmpp_2s_ancestral",
-    "dpmpp_multistep",
-    "dpmpp_sde",
-    "dpmpp_singlestep",
     "dynamic_threshold",
     "edm",
-    "edm_stochastic",
-    "er_sde",
-    "euler",
-    "euler_ancestral",
     "flow",
-    "flow_ancestral",
-    "flow_euler",
     "flow_for_length",
-    "flow_heun",
-    "flow_sde",
+    "formulas",
     "from_alpha_bar",
     "from_betas",
-    "gradient_estimation",
     "guided",
     "guided_by_energy",
     "guided_plus_plus",
-    "heun",
     "inpaint",
-    "ipndm",
-    "lcm",
-    "lms",
-    "plms",
     "renorm",
-    "res_multistep",
     "rescale",
-    "sa_solver",
     "sample",
-    "seeds",
+    "sampler",
     "self_condition",
     "spacings",
     "sub_vp",
-    "tcd",
     "trigflow",
-    "unipc",
     "ve",
     "vp",
     "vp_cosine",
@@ -160,4 +103,5 @@ __all__ = [
     "vp_sigmoid",
     "with_gradient",
     "zero_terminal_snr",
+    *SAMPLERS,
 ]

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from pyfold.diffusion.formulas import Form, M, X, clipped, formula
 from pyfold.diffusion.plan import Plan
-from pyfold.diffusion.predictions import PREDICTIONS
-from pyfold.diffusion.schedules import Schedule
+from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
+from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS
 
 _COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
@@ -33,7 +34,7 @@ def guided(plan: Plan, scale: float) -> Plan:
     """
     _finite("scale", scale)
     rows = tuple({**row, "g1": float(scale), "g2": 1.0 - scale} for row in plan.rows)
-    return replace(plan, name=f"{plan.name}, guidance {scale:g}", rows=rows, _on_device={})
+    return replace(plan, name=f"{plan.name}, guidance {scale:g}", rows=rows)
 
 
 def guided_plus_plus(plan: Plan, scale: float) -> Plan:
@@ -43,57 +44,89 @@ def guided_plus_plus(plan: Plan, scale: float) -> Plan:
     epsilon of ``k epsilon`` becomes the unconditional one; the differences that a multistep method extrapolates with, and its
     history, are of the guided output. That is one more term of the step, the unconditional output itself.
 
+    That "k epsilon" is how the next state depends on the present one, all x0 known so far held: nothing that depends on what
+    the plan keeps for later steps.
+
     Args:
         plan: of a sampler of one evaluation a step, without clip; its noise comes from seeds.
         scale: of the guidance.
+
+    Raises:
+        ValueError: a plan of several evaluations a step, with clip, learned variance or other guidance, one that starts at
+            pure noise, or one made by hand that does not say what its model predicts.
     """
     _finite("scale", scale)
-    if plan.learned or plan.base_output is not None or len(plan.begins) != len(plan):
+    if plan.learned or plan.base_output is not None or len(plan.step_starts) != len(plan):
         raise ValueError(f"plan must be of a sampler of one evaluation a step, without learned variance, got {plan.name}")
     rows = []
-    for row, here in zip(plan.rows, plan.points, strict=True):
-        if not (row.get("clip_min", -math.inf) == -math.inf and row.get("clip_max", math.inf) == math.inf):
-            raise ValueError(f"plan must be without clip, got {plan.name} with {row['clip_min']:g} to {row['clip_max']:g}")
-        if here.alpha == 0:
-            raise ValueError(f"plan must not start at pure noise (alpha 0), where nothing is known of x0, got {plan.name}")
-        of_u = sum(row.get(name, 0.0) for name in ("c_u", "b1", "b2", "b3", "b4"))
-        kept = row.get("a", 0.0) * here.sigma + (0.0 if plan.remembers == "x0" else of_u)
-        # epsilon = .. x + slope times what stands in this column, which is r x + s e.
-        if plan.remembers == "x0" or not row.get("s"):
-            column, slope, r, s = "c_x0", -here.alpha / here.sigma, row["p"], row["q"]
-        else:
-            slope = 1.0 if plan.remembers == "epsilon" else here.alpha / (here.alpha + here.sigma)
-            column, r, s = "c_u", row.get("r", 0.0), row["s"]
-        changed = {
-            "a": row.get("a", 0.0) + kept * slope * r,
-            column: row.get(column, 0.0) - kept * slope,
-            "a_base": kept * slope * s,
-        }
+    for row, here, kept in zip(plan.rows, plan.points, _of_present(plan), strict=True):
+        # epsilon = (x - alpha x0) / sigma, and x0 = .. + q e.
+        change = -kept * here.alpha * _x0_of(plan, here)["m"]
+        through_u = bool(row.get("s")) and not row.get("t")
+        column, of_x, of_e = ("c_u", row.get("r", 0.0), row["s"]) if through_u else ("c_x0", row["p"], row["q"])
+        part = change / of_e
+        changed = {"a": row.get("a", 0.0) + part * of_x, column: row.get(column, 0.0) - part, "a_base": change}
         rows.append({**row, **changed, "g1": float(scale), "g2": 1.0 - scale})
-    name = f"{plan.name}, CFG++ {scale:g}"
-    return replace(plan, name=name, rows=tuple(rows), base_output=1, _on_device={})
+    return replace(plan, name=f"{plan.name}, CFG++ {scale:g}", rows=tuple(rows), base_output=1)
 
 
-def guided_by_energy(plan: Plan, schedule: Schedule, prediction: str, weight: float = 1.0) -> Plan:
+def _x0_of(plan: Plan, here: Point) -> Form:
+    """x0 of the state and the model's output, whatever the plan's rows make of it."""
+    if here.alpha == 0:
+        raise ValueError(f"plan must not start at pure noise (alpha 0), where nothing is known of x0, got {plan.name}")
+    of_x, of_model = convert(plan.prediction, "x0", here.alpha, here.sigma, plan.data_std)
+    return X * of_x + M * of_model
+
+
+def _of_present(plan: Plan) -> list[float]:
+    """What of each next state is the present one, where it is written as that and all x0 so far."""
+    result, past = [], []
+    for i, (row, here) in enumerate(zip(plan.rows, plan.points, strict=True)):
+        if clipped(row):
+            raise ValueError(f"plan must be without clip, got {plan.name} with {row['clip_min']:g} to {row['clip_max']:g}")
+        if row.get("g2"):
+            raise ValueError(f"plan must be without other guidance, got {plan.name}")
+        x0 = _x0_of(plan, here)
+        # The model's output by x0 of this stage, and what was kept before by x and x0 of all stages.
+        known = {"m": (Form(**{f"x0 {i}": 1.0}) - X * x0["x"]) / x0["m"]}
+        known |= {f"h{j + 1}": form for j, form in enumerate(past)}
+        after, u = (form.over(**known) for form in formula(row))
+        result.append(float(after["x"]))
+        # x of before by x of after; a state that nothing is left of stays an unknown of its own.
+        before = (X - after.without("x")) / after["x"] if after["x"] else Form(**{f"x {i}": 1.0})
+        past = [form.over(x=before) for form in [u, *past][: plan.history]]
+    return result
+
+
+def guided_by_energy(plan: Plan, schedule: Schedule | None = None, prediction: str = "", weight: float = 1.0) -> Plan:
     """The plan for a model whose last output is grad U(x): the score becomes ``score - weight grad U`` (:func:`with_gradient`).
 
     That is ``epsilon + weight sigma grad U``, or the same change in the words of another prediction, as one more coefficient.
 
+    Args:
+        plan: from a sampler.
+        schedule, prediction: the plan's own may be left out.
+
     Raises:
-        ValueError: the plan has three model outputs already, or visits pure noise with another prediction than epsilon.
+        ValueError: the plan has three model outputs already, was made for another prediction, or visits pure noise with
+            another prediction than epsilon.
     """
     _finite("weight", weight)
-    rows = []
+    predicted = prediction or plan.prediction
+    check_prediction("prediction", predicted)
+    if plan.prediction not in ("", predicted):
+        raise ValueError(f"prediction must be the plan's, {plan.prediction!r}, got {prediction!r}")
+    data_std, rows = plan.data_std if schedule is None else schedule.data_std, []
     for row, point in zip(plan.rows, plan.points, strict=True):
         free = next((f"g{j}" for j in (2, 3) if not row.get(f"g{j}")), None)
         if free is None:
             raise ValueError(f"plan must have at most 2 model outputs, got {plan.name}")
-        of_x0, of_epsilon = PREDICTIONS[prediction](point.alpha, point.sigma, schedule.data_std)
+        of_x0, of_epsilon = PREDICTIONS[predicted](point.alpha, point.sigma, data_std)
         if of_x0 and point.alpha == 0:
-            raise ValueError(f"prediction must be 'epsilon' for a plan from pure noise, got {prediction!r}")
+            raise ValueError(f"prediction must be 'epsilon' for a plan from pure noise, got {predicted!r}")
         change = of_epsilon - (of_x0 * point.ratio if of_x0 else 0.0)
         rows.append({**row, free: weight * point.sigma * change})
-    return replace(plan, name=f"{plan.name}, energy {weight:g}", rows=tuple(rows), _on_device={})
+    return replace(plan, name=f"{plan.name}, energy {weight:g}", rows=tuple(rows))
 
 
 def with_gradient(model: Callable[..., Any], energy: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:

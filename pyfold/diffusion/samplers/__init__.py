@@ -1,77 +1,20 @@
-"""Samplers: each is a rule that fills a table of ``affine_step`` coefficients in float64, and fits on a screen.
+"""Samplers: each is a rule of formulas, declared once, that makes plans in float64.
 
-They write states in the schedule's own scale, ``x = alpha x0 + sigma eps``. Every rule keeps a state of constant x0 exact,
-so a coefficient of x0 is ``alpha' - a alpha`` where a is that of x; ``here`` and ``there`` are the step's two points.
+A rule writes states in the schedule's own scale, ``x = alpha x0 + sigma eps``, of the step's two points ``here`` and
+``there``, what the model's output means, and the points before. Every rule keeps a state of constant x0 exact, so a
+coefficient of x0 is ``alpha' - a alpha`` where a is that of x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from pyfold.diffusion.plan import Plan
+from pyfold.diffusion.samplers import correctors as correctors
+from pyfold.diffusion.samplers import exponential as exponential
+from pyfold.diffusion.samplers import langevin as langevin
+from pyfold.diffusion.samplers import linear as linear
+from pyfold.diffusion.samplers import runge_kutta as runge_kutta
+from pyfold.diffusion.samplers import stochastic as stochastic
+from pyfold.diffusion.samplers._declare import SAMPLERS, Sampler, sampler
 from pyfold.diffusion.samplers.adaptive import Attempt, dpm_adaptive
-from pyfold.diffusion.samplers.ancestral import (
-    consistency,
-    ddim,
-    ddim_inverse,
-    ddpm,
-    euler_ancestral,
-    flow_ancestral,
-    flow_sde,
-    lcm,
-    tcd,
-)
-from pyfold.diffusion.samplers.correctors import sa_solver, unipc
-from pyfold.diffusion.samplers.exponential import (
-    dpm_fast,
-    dpm_multistep,
-    dpm_singlestep,
-    dpmpp_multistep,
-    dpmpp_singlestep,
-    res_multistep,
-)
-from pyfold.diffusion.samplers.langevin import annealed_langevin
-from pyfold.diffusion.samplers.linear import deis, gradient_estimation, ipndm, lms, plms
-from pyfold.diffusion.samplers.runge_kutta import dpm2, dpm2_ancestral, edm_stochastic, euler, flow_euler, flow_heun, heun
-from pyfold.diffusion.samplers.stochastic import dpmpp_2s_ancestral, dpmpp_sde, er_sde, seeds
+from pyfold.diffusion.samplers.ancestral import ddim_inverse
 
-SAMPLERS: dict[str, Callable[..., Plan]] = {
-    sampler.__name__: sampler
-    for sampler in (
-        ddpm,
-        ddim,
-        flow_euler,
-        flow_heun,
-        flow_ancestral,
-        flow_sde,
-        euler,
-        euler_ancestral,
-        heun,
-        edm_stochastic,
-        dpm2,
-        dpm2_ancestral,
-        dpm_singlestep,
-        dpmpp_singlestep,
-        dpm_fast,
-        dpm_multistep,
-        dpmpp_multistep,
-        dpmpp_2s_ancestral,
-        dpmpp_sde,
-        res_multistep,
-        lms,
-        deis,
-        ipndm,
-        plms,
-        gradient_estimation,
-        unipc,
-        sa_solver,
-        er_sde,
-        seeds,
-        annealed_langevin,
-        lcm,
-        tcd,
-        consistency,
-    )
-}
-
-__all__ = ["SAMPLERS", "Attempt", "ddim_inverse", "dpm_adaptive", *SAMPLERS]
+__all__ = ["SAMPLERS", "Attempt", "Sampler", "ddim_inverse", "dpm_adaptive", "sampler"]

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyfold.diffusion.plan import Builder, Model, Stage, initial_noise
-from pyfold.diffusion.samplers.ancestral import check_eta, check_noise_scale
+from pyfold.diffusion.formulas import BASE, H, Step, U
+from pyfold.diffusion.loop import Model, initial_noise, stage
+from pyfold.diffusion.plan import Rows
+from pyfold.diffusion.samplers._declare import OPTIONS, check_option
 from pyfold.diffusion.samplers.exponential import ancestral_aim, between, growth, single_stages
-from pyfold.diffusion.samplers.orders import check_order
 from pyfold.diffusion.schedules import Point, Schedule
 from pyfold.diffusion.spacings import span
-from pyfold.ops import SAMPLER_STREAM, add_noise, affine_step, affine_table, mse_loss
+from pyfold.ops import SAMPLER_STREAM, add_noise, affine_table, mse_loss
 
 
 class Attempt(NamedTuple):
@@ -55,13 +56,13 @@ class _Controller:
         return True
 
 
-def _low_stages(schedule: Schedule, here: Point, there: Point, order: int) -> list[Stage]:
+def _low_stages(schedule: Schedule, here: Point, there: Point, order: int) -> list[Step]:
     """One order less, from the same evaluations but the last."""
     if order == 2:
-        return single_stages(schedule, here, there, 1)
-    (a, of_u), first = growth(here, there), between(schedule, here, there, 1 / 3)
-    a1, u1 = growth(here, first)
-    return [Stage(first, a1, [u1]), Stage(there, a, [of_u - 1.5 * of_u, 1.5 * of_u])]
+        return single_stages(schedule, here, there, 1, U)
+    first, second, _ = single_stages(schedule, here, there, 3, U)
+    a, of_u = growth(here, there)
+    return [first, Step(BASE * a + (U * 1.5 - H[0] * 0.5) * of_u, at=second.at)]
 
 
 @torch.no_grad()
@@ -122,28 +123,26 @@ def dpm_adaptive(
     Returns:
         float32 [B, *shape] at ``sigma_min``, or float64.
     """
-    if check_order(order, 3) < 2:
-        raise ValueError(f"order must be 2 or 3, got {order}")
-    check_eta(eta)
-    check_noise_scale(noise_scale)
+    check_option("order", order, (2, 3))
+    for name, value in (("eta", eta), ("noise_scale", noise_scale)):
+        check_option(name, value, OPTIONS[name][1])
     for name, value in (("rtol", rtol), ("atol", atol), ("h", h)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive, got {value}")
+        check_option(name, value, (0.0, math.inf, "above"))
     low, high = span(schedule, sigma_min, sigma_max)
     here, end = schedule.at_ratio(high), schedule.at_ratio(low)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x, seeds = initial_noise(shape, seeds, schedule.start_std(here), torch.device(device), state, x)
     control = _Controller(h, proportional, integral, derivative, 1.5 if eta else order, safety)
 
-    def run(value: torch.Tensor, at: Point) -> torch.Tensor:
+    def run(value: torch.Tensor, at: Point) -> Any:
         t = torch.full((len(seeds),), schedule.model_time(*at), dtype=state, device=x.device)
         scale = schedule.input_scale(at.alpha, at.sigma)
         return model((value if scale == 1 else value * scale).to(dtype), t)
 
-    def rows(stages: list[Stage]) -> list[dict[str, Any]]:
-        build = Builder(schedule, prediction, clip, "epsilon")
-        build.step(here, stages)
-        return build.rows
+    def rows(stages: list[Step]) -> list[dict[str, float]]:
+        made = Rows(schedule, prediction, clip, "epsilon")
+        made.add(here, stages)
+        return made.rows
 
     first, before, accepted, steps, evaluations, rejected = None, x, True, 0, 0, 0
     while here.lam < end.lam - 1e-5:
@@ -151,20 +150,18 @@ def dpm_adaptive(
             raise RuntimeError(f"no end after {steps} steps, {rejected} of them rejected, at sigma / alpha {here.ratio:g}")
         there = end if here.lam + control.h >= end.lam else between(schedule, here, end, control.h / (end.lam - here.lam))
         aim, up = ancestral_aim(here, there, eta, end)
-        stages, lower = single_stages(schedule, here, aim, order), _low_stages(schedule, here, aim, order)
+        stages, lower = single_stages(schedule, here, aim, order, U), _low_stages(schedule, here, aim, order)
         table = affine_table([*rows(stages), rows(lower)[-1]], x.device)
         history: list[torch.Tensor] = []
         value, x0 = x, torch.empty_like(x)
-        for i, at in enumerate([here, *(stage.point for stage in stages[:-1])]):
-            said = first if i == 0 and first is not None else run(value, at)
-            first = said if i == 0 else first
+        for i, part in enumerate(stages):
+            output = run(value, part.at or here) if i or first is None else first
+            first = output if i == 0 else first
             if i == len(lower) - 1:
-                x_low = affine_step(value, said, table[-1:], history=history)
-            u = torch.empty_like(x)
-            value = affine_step(value, said, table[i : i + 1], history=history, history_out=u)
+                x_low = stage(value, output, table[-1:], None, history, 0)
+            value = stage(value, output, table[i : i + 1], None, history, order)
             if i == 0:
-                torch.mul(u, -here.sigma, out=x0).add_(x).div_(here.alpha)
-            history.insert(0, u)
+                torch.mul(history[0], -here.sigma, out=x0).add_(x).div_(here.alpha)
         evaluations += order - (not accepted)
         scale = (torch.maximum(x_low.abs(), before.abs()) * rtol).clamp(min=atol)
         error = _root_mean_square((x_low - value) / scale)

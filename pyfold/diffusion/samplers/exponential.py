@@ -8,302 +8,246 @@ is faster, by ``exp(-eta h)``, and ``sigma' sqrt(1 - exp(-2 eta h))`` of noise m
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
-from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
+from pyfold.diffusion.formulas import BASE, Form, H, N, Step, X
+from pyfold.diffusion.samplers._declare import Output, Past, Steps, alias, check_option, regular, sampler
+from pyfold.diffusion.samplers.ancestral import ancestral_split
 from pyfold.diffusion.schedules import Point, Schedule
-from pyfold.diffusion.spacings import choose_points, span
+from pyfold.diffusion.spacings import span
+
+SOLVERS = ("midpoint", "heun", "exact")
+_SOLVER = (
+    '"midpoint" and "heun" weigh the derivative of order 2, both with the published order 3, which converges with order 2 '
+)
+_SOLVER += 'only; "exact" integrates the interpolating polynomial, and converges with order 3.'
 
 
-def decay(here: Point, there: Point, eta: float = 0.0) -> tuple[float, float, float]:
+def decay(here: Point, there: Point, eta: float = 0.0) -> tuple[Any, Any, Any]:
     """(of x, of x0, of noise) in one step of constant x0."""
     h = there.lam - here.lam
-    a = there.sigma / here.sigma * (math.exp(-eta * h) if eta else 1.0)
-    return a, there.alpha - a * here.alpha, there.sigma * math.sqrt(-math.expm1(-2 * eta * h)) if eta else 0.0
+    a = there.sigma / here.sigma * (np.exp(-eta * h) if eta else 1.0)
+    return a, there.alpha - a * here.alpha, there.sigma * np.sqrt(-np.expm1(-2 * eta * h)) if eta else 0.0
 
 
-def growth(here: Point, there: Point) -> tuple[float, float]:
+def growth(here: Point, there: Point) -> tuple[Any, Any]:
     """(of x, of epsilon) in one step of constant epsilon."""
     a = there.alpha / here.alpha
     return a, there.sigma - a * here.sigma
 
 
-def _differences(points: list[Point], i: int, order: int) -> list[list[float]]:
-    """h d/dlambda and h^2 d^2/dlambda^2 of the values at points i, i - 1, ..., as coefficients of them."""
-    h = points[i + 1].lam - points[i].lam
-    if order == 1:
-        return []
-    r0 = (points[i].lam - points[i - 1].lam) / h
-    newest = np.array([1 / r0, -1 / r0, 0.0])
-    if order == 2:
-        return [list(newest[:2])]
-    r1 = (points[i - 1].lam - points[i - 2].lam) / h
-    older = np.array([0.0, 1 / r1, -1 / r1])
-    return [list(newest + (newest - older) * r0 / (r0 + r1)), list((newest - older) / (r0 + r1))]
-
-
-def _combine(leading: float, factors: list[float], differences: list[list[float]]) -> list[float]:
-    total = np.zeros(max((len(d) for d in differences), default=1))
-    total[0] = leading
-    for factor, difference in zip(factors, differences, strict=True):
-        total[: len(difference)] += factor * np.array(difference)
-    return [float(c) for c in total]
-
-
-def _check_solver(solver: str) -> None:
-    if solver not in ("midpoint", "heun", "exact"):
-        raise ValueError(f"solver must be 'midpoint', 'heun' or 'exact', got {solver!r}")
-
-
-def bends(h: float, plus: bool) -> tuple[float, float]:
+def bends(h: Any, plus: bool) -> tuple[Any, Any]:
     """Of h times the first and h^2 times the second derivative in one step: times alpha' of x0 (plus), sigma' of epsilon."""
-    first = math.expm1(-h) / h + 1 if plus else 1 - math.expm1(h) / h
+    first = np.expm1(-h) / h + 1 if plus else 1 - np.expm1(h) / h
     return first, 0.5 - first / h if plus else 0.5 + first / h
 
 
-def _factors(of_u: float, second: float, third: float, order: int, solver: str) -> list[float]:
-    """Of the first and second differences; ``third`` is of h^2 times the second derivative."""
-    if order == 2 and solver == "midpoint":
-        return [of_u / 2]
-    # The published order 3 takes the second difference for the second derivative, of which it is half.
-    return [second, third * (2 if solver == "exact" else 1)][: order - 1]
+def differences(levels: Sequence[Point], values: Sequence[Form]) -> list[Form]:
+    """h d/dlambda and h^2 d^2/dlambda^2 of values here, before, ...; levels there, here, before, ..."""
+    there, here, *past = levels
+    if len(values) == 1:
+        return []
+    h = there.lam - here.lam
+    r0 = (here.lam - past[0].lam) / h
+    newest = (values[0] - values[1]) / r0
+    if len(values) == 2:
+        return [newest]
+    r1 = (past[0].lam - past[1].lam) / h
+    older = (values[1] - values[2]) / r1
+    bend = (newest - older) / (r0 + r1)
+    return [newest + bend * r0, bend]
 
 
+def multistep(
+    levels: Sequence[Point], linear: tuple[Any, Any, Any], size: Any, h: Any, u: Form, solver: str, plus: bool
+) -> Step:
+    """The linear part, and the differences of u weighed by the solver; ``size`` of the integrals over h."""
+    a, of_u, noise = linear
+    step = X * a + u * of_u + N * noise
+    slopes = differences(levels, [u, *H[: len(levels) - 2]])
+    if len(slopes) == 1 and solver == "midpoint":
+        step = step + slopes[0] * (of_u / 2)
+    elif slopes:
+        first, second = bends(h, plus)
+        # The published order 3 takes the second difference for the second derivative, of which it is half.
+        weights = [size * first, size * second * (2 if solver == "exact" else 1)]
+        step = step + sum((slope * w for slope, w in zip(slopes, weights, strict=False)), Form())
+    return Step(step)
+
+
+def levels_of(here: Point, there: Point, past: Past, order: int) -> list[Point]:
+    """there, here, before, ...: those that a method of that order looks at."""
+    return [there, here, *(past[j] for j in range(order - 1))]
+
+
+@sampler(
+    20,
+    source="Lu et al. 2022b, algorithm 2; k-diffusion",
+    order=(1, 3),
+    eta=(0.0, math.inf),
+    final_order=(1, 3),
+    solver=SOLVERS,
+    texts={"solver": _SOLVER, "eta": "strength of the noise: 1 is the reverse SDE's."},
+)
 def dpmpp_multistep(
-    schedule: Schedule,
-    steps: int = 20,
+    here: Point,
+    there: Point,
+    output: Output,
+    past: Past,
     *,
-    prediction: str = "epsilon",
     order: int = 2,
     eta: float = 0.0,
     noise_scale: float = 1.0,
     solver: str = "midpoint",
     final_order: int | None = None,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ multistep: 1, 2M, 3M and, with eta, their SDE forms (Lu et al. 2022b, algorithm 2; k-diffusion).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        order: from 1 to 3.
-        eta: noise: 0 none, 1 the reverse SDE's.
-        noise_scale: factor on the noise.
-        solver: "midpoint" or "heun" weigh the derivative of order 2, both with the published order 3, which converges with
-            order 2 only; "exact" integrates the interpolating polynomial, and converges with order 3.
-        final_order: highest order of the last step, one more of the one before, and so on (diffusers' lower_order_final is
-            1); a last step to zero noise is of order 1 anyway.
-    """
-    check_noise_scale(noise_scale)
-    check_order(order, 3)
-    check_order(order if final_order is None else final_order, 3, "final_order")
-    check_eta(eta, math.inf)
-    _check_solver(solver)
-    build = Builder(schedule, prediction, clip)
-    points = choose_points(schedule, steps, spacing)
-    for i, (here, there) in enumerate(pairwise(points)):
-        a, of_x0, noise = decay(here, there, eta)
-        now = usable_order(points, i, order, final_order)
-        factors = []
-        if now > 1:
-            h = (1 + eta) * (there.lam - here.lam)
-            factors = _factors(of_x0, *(there.alpha * bend for bend in bends(h, True)), now, solver)
-        c_u, *b = _combine(of_x0, factors, _differences(points, i, now))
-        build.stage(here, a=a, c_u=c_u, b=b, noise=noise * noise_scale)
-    return build.plan("dpmpp_multistep")
+) -> Step:
+    """DPM-Solver++ multistep: 1, 2M, 3M and, with eta, their SDE forms; a last step to zero noise is of order 1."""
+    a, of_x0, noise = decay(here, there, eta)
+    levels, h = levels_of(here, there, past, past.order(order, final_order)), (1 + eta) * (there.lam - here.lam)
+    return multistep(levels, (a, of_x0, noise * noise_scale), there.alpha, h, output.u, solver, True)
 
 
+def _check_stochastic(options: dict[str, Any]) -> None:
+    if options["stochastic"]:
+        check_option("order", options["order"], (1, 2))
+
+
+@sampler(
+    20,
+    source="Lu et al. 2022a, eq. 3.3; 2022b, appendix for the SDE",
+    keeps="epsilon",
+    order=(1, 3),
+    final_order=(1, 3),
+    solver=SOLVERS,
+    check=_check_stochastic,
+    texts={"solver": _SOLVER, "stochastic": "the reverse SDE, of order 1 or 2."},
+)
 def dpm_multistep(
-    schedule: Schedule,
-    steps: int = 20,
+    here: Point,
+    there: Point,
+    output: Output,
+    past: Past,
     *,
-    prediction: str = "epsilon",
     order: int = 2,
     stochastic: bool = False,
     solver: str = "midpoint",
     final_order: int | None = None,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver multistep, on epsilon (Lu et al. 2022a, eq. 3.3; 2022b, appendix for the SDE).
-
-    Args:
-        schedule, steps, prediction, order, solver, final_order, clip, spacing: as for :func:`dpmpp_multistep`.
-        stochastic: the reverse SDE, of order 1 or 2.
-    """
-    check_order(order, 2 if stochastic else 3)
-    check_order(order if final_order is None else final_order, 3, "final_order")
-    _check_solver(solver)
-    build = Builder(schedule, prediction, clip, "epsilon")
-    points = choose_points(schedule, steps, spacing)
-    for i, (here, there) in enumerate(pairwise(points)):
-        if not regular([here, there]):
-            # No noise left, or no signal yet: the limit, which is DDIM's step.
-            build.stage(here, c_x0=there.alpha, c_u=there.sigma)
-            continue
-        h = there.lam - here.lam
-        a, of_epsilon = growth(here, there)
-        now = usable_order(points, i, order, final_order)
-        factors = _factors(of_epsilon, *(there.sigma * bend for bend in bends(h, False)), now, solver)
-        twice = 2.0 if stochastic else 1.0
-        c_u, *b = _combine(twice * of_epsilon, [twice * f for f in factors], _differences(points, i, now))
-        noise = there.sigma * math.sqrt(math.expm1(2 * h)) if stochastic else 0.0
-        build.stage(here, a=a, c_u=c_u, b=b, noise=noise)
-    return build.plan("dpm_multistep")
+) -> Step:
+    """DPM-Solver multistep, on epsilon."""
+    if not regular([here, there]):
+        # No noise left, or no signal yet: the limit, which is DDIM's step.
+        return Step(output.x0 * there.alpha + output.u * there.sigma)
+    (a, of_epsilon), h, twice = growth(here, there), there.lam - here.lam, 2.0 if stochastic else 1.0
+    noise = there.sigma * np.sqrt(np.expm1(2 * h)) if stochastic else 0.0
+    levels = levels_of(here, there, past, past.order(order, final_order))
+    return multistep(levels, (a, twice * of_epsilon, noise), twice * there.sigma, h, output.u, solver, False)
 
 
-def res_multistep(
-    schedule: Schedule,
-    steps: int = 20,
-    *,
-    prediction: str = "epsilon",
-    eta: float = 0.0,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """Refined exponential solver, multistep of order 2 (Zhang et al. 2023, eq. 14), with ancestral noise of strength eta.
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-    """
-    check_noise_scale(noise_scale)
-    check_eta(eta)
-    build = Builder(schedule, prediction, clip)
-    points = choose_points(schedule, steps, spacing)
-    last: Point | None = None
-    for here, there in pairwise(points):
-        down, up = ancestral_split(here, there, eta)
-        # As far as `down`, in the scale of `there`.
-        aim = Point(there.t, there.alpha, there.alpha * down)
-        a, of_x0, _ = decay(here, aim)
-        c_u, b = of_x0, []
-        if last is not None and regular([last, here, aim]):
-            h = aim.lam - here.lam
-            slope = there.alpha * bends(h, True)[0] * h / (here.lam - last.lam)
-            c_u, b = of_x0 + slope, [-slope]
-        build.stage(here, a=a, c_u=c_u, b=b, noise=there.alpha * up * noise_scale)
-        last = here
-    return build.plan("res_multistep")
+@sampler(20, source="Zhang et al. 2023, eq. 14")
+def res_multistep(here: Point, there: Point, output: Output, past: Past, *, eta: float = 0.0, noise_scale: float = 1.0) -> Step:
+    """Refined exponential solver, multistep of order 2, with ancestral noise of strength eta."""
+    down, up = ancestral_split(here, there, eta)
+    # As far as `down`, in the scale of `there`.
+    aim = Point(there.t, there.alpha, there.alpha * down)
+    a, of_x0, _ = decay(here, aim)
+    step = X * a + output.u * of_x0 + N * (there.alpha * up * noise_scale)
+    if len(past) and regular([past[0], here, aim]):
+        h = aim.lam - here.lam
+        step = step + (output.u - H[0]) * (there.alpha * bends(h, True)[0] * h / (here.lam - past[0].lam))
+    return Step(step)
 
 
 # --- singlestep
 
 
 def between(schedule: Schedule, here: Point, there: Point, fraction: float) -> Point:
+    """The point at that part of the way in lambda."""
     return schedule.at_ratio(math.exp(-(here.lam + fraction * (there.lam - here.lam))))
 
 
-def single_stages(
-    schedule: Schedule, here: Point, there: Point, order: int, *, plus: bool = False, noise: float = 0.0
-) -> list[Stage]:
-    """One step of DPM-Solver (plus: ++) of order 1, 2 or 3 from x alone, between points of finite lambda; then noise."""
-    linear = (lambda p: decay(here, p)[:2]) if plus else (lambda p: growth(here, p))
-    h = there.lam - here.lam
-    end, of_end = linear(there)
-    last = [(noise, order - 1)] if noise else ()
+def single_stages(schedule: Schedule, here: Point, there: Point, order: int, u: Form, *, plus: bool = False) -> list[Step]:
+    """One step of DPM-Solver (plus: ++) of order 1, 2 or 3 from x alone, between points of finite lambda."""
 
-    def bend(p: Point, fraction: float) -> float:
-        """Of ``fraction h`` times the derivative: the second function of the exponential integrator."""
-        first, _ = bends(fraction * h, plus)
-        return first * (p.alpha if plus else p.sigma)
+    def along(start: Form, to: Point, slope: Form = u, first: Form = u, fraction: float = 0.0) -> Form:
+        """From the start with u of its first stage, and ``slope`` a part of the way on."""
+        a, of_u = decay(here, to)[:2] if plus else growth(here, to)
+        if not fraction:
+            return start * a + first * of_u
+        bend = bends((to.lam - here.lam), plus)[0] * (to.alpha if plus else to.sigma) / fraction
+        return start * a + first * of_u + (slope - first) * bend
 
     if order == 1:
-        return [Stage(there, end, [of_end], last)]
+        return [Step(along(X, there))]
     if order == 2:
         middle = between(schedule, here, there, 0.5)
-        a, of_u = linear(middle)
-        return [Stage(middle, a, [of_u]), Stage(there, end, [0.0, of_end], last)]
-    first, second = (between(schedule, here, there, f) for f in (1 / 3, 2 / 3))
-    (a1, u1), (a2, u2) = linear(first), linear(second)
-    tilt, slope = 2 * bend(second, 2 / 3), 1.5 * bend(there, 1.0)
+        return [Step(along(X, middle)), Step(along(BASE, there, first=u), at=middle)]
+    one, two = (between(schedule, here, there, f) for f in (1 / 3, 2 / 3))
     return [
-        Stage(first, a1, [u1]),
-        Stage(second, a2, [u2 - tilt, tilt]),
-        Stage(there, end, [of_end - slope, 0.0, slope], last),
+        Step(along(X, one)),
+        Step(along(BASE, two, u, H[0], 1 / 2), at=one),
+        Step(along(BASE, there, u, H[1], 2 / 3), at=two),
     ]
 
 
-def _singlestep(schedule, steps, prediction, order, clip, spacing, plus):
-    check_order(order, 3)
-    build = Builder(schedule, prediction, clip, "x0" if plus else "epsilon")
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        if regular([here, there]):
-            build.step(here, single_stages(schedule, here, there, order, plus=plus))
-        else:
-            a, of_x0, _ = decay(here, there)
-            build.stage(here, a=a, c_x0=of_x0)
-    return build.plan("dpmpp_singlestep" if plus else "dpm_singlestep")
+def _singlestep(here: Point, there: Point, output: Output, past: Past, order: int, plus: bool) -> Steps:
+    if regular([here, there]):
+        return single_stages(past.schedule, here, there, order, output.u, plus=plus)
+    a, of_x0, _ = decay(here, there)
+    return Step(X * a + output.x0 * of_x0)
 
 
-def dpm_singlestep(
-    schedule: Schedule,
-    steps: int = 10,
-    *,
-    prediction: str = "epsilon",
-    order: int = 2,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver-1, -2 and -3: ``order`` evaluations a step, no memory between steps (Lu et al. 2022a, algorithms 1, 2).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        order: from 1 to 3; a step to zero noise is of order 1.
-    """
-    return _singlestep(schedule, steps, prediction, order, clip, spacing, plus=False)
+@sampler(10, source="Lu et al. 2022a, algorithms 1 and 2", keeps="epsilon", order=(1, 3))
+def dpm_singlestep(here: Point, there: Point, output: Output, past: Past, *, order: int = 2) -> Steps:
+    """DPM-Solver-1, -2 and -3: ``order`` evaluations a step but one to zero noise, no memory between steps."""
+    return _singlestep(here, there, output, past, order, False)
 
 
-def dpmpp_singlestep(
-    schedule: Schedule,
-    steps: int = 10,
-    *,
-    prediction: str = "epsilon",
-    order: int = 2,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ 2S and 3S: as :func:`dpm_singlestep`, on x0 (Lu et al. 2022b, algorithm 1)."""
-    return _singlestep(schedule, steps, prediction, order, clip, spacing, plus=True)
+@sampler(10, source="Lu et al. 2022b, algorithm 1", order=(1, 3))
+def dpmpp_singlestep(here: Point, there: Point, output: Output, past: Past, *, order: int = 2) -> Steps:
+    """DPM-Solver++ 2S and 3S: as :func:`dpm_singlestep`, on x0."""
+    return _singlestep(here, there, output, past, order, True)
 
 
+def _orders(steps: int) -> list[int]:
+    """Steps of order 3 with what is left at the end."""
+    count = steps // 3 + 1
+    return [3] * (count - 2) + [2, 1] if steps % 3 == 0 else [3] * (count - 1) + [steps % 3]
+
+
+def _uniform(schedule: Schedule, points: list[Point], options: dict[str, Any]) -> list[Point]:
+    check_option("steps", options["steps"], (1, 10**6))
+    low, high = span(schedule, options["sigma_min"], options["sigma_max"])
+    levels = np.exp(np.linspace(math.log(high), math.log(low), len(_orders(options["steps"])) + 1))
+    return [schedule.at_ratio(float(r)) for r in levels]
+
+
+@sampler(
+    20,
+    source="Lu et al. 2022a, section 3.4",
+    keeps="epsilon",
+    spacing=None,
+    points=_uniform,
+    steps_are="evaluations of the model; the steps between are uniform in lambda.",
+)
 def dpm_fast(
-    schedule: Schedule,
-    steps: int = 20,
+    here: Point,
+    there: Point,
+    output: Output,
+    past: Past,
     *,
-    prediction: str = "epsilon",
+    steps: int = 20,
     eta: float = 0.0,
     noise_scale: float = 1.0,
-    clip: float | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Plan:
-    """DPM-Solver-fast: ``steps`` evaluations, in steps of order 3 with the rest at the end (Lu et al. 2022a, section 3.4).
-
-    Args:
-        schedule, prediction, clip: as for :func:`dpm_singlestep`.
-        steps: model evaluations; the steps between are uniform in lambda.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-        sigma_min, sigma_max: ends of sigma / alpha, by default the schedule's.
-    """
-    check_order(steps, 10**6, "steps")
-    check_eta(eta)
-    check_noise_scale(noise_scale)
-    count = steps // 3 + 1
-    orders = [3] * (count - 2) + [2, 1] if steps % 3 == 0 else [3] * (count - 1) + [steps % 3]
-    low, high = span(schedule, sigma_min, sigma_max)
-    levels = np.exp(np.linspace(math.log(high), math.log(low), len(orders) + 1))
-    points = [schedule.at_ratio(float(r)) for r in levels]
-    build = Builder(schedule, prediction, clip, "epsilon")
-    for (here, there), order in zip(pairwise(points), orders, strict=True):
-        aim, noise = ancestral_aim(here, there, eta, points[-1])
-        build.step(here, single_stages(schedule, here, aim, order, noise=noise * noise_scale))
-    return build.plan("dpm_fast")
+) -> Steps:
+    """DPM-Solver-fast: ``steps`` evaluations, in steps of order 3 with what is left at the end."""
+    aim, noise = ancestral_aim(here, there, eta, past.points[-1])
+    *stages, last = single_stages(past.schedule, here, aim, _orders(steps)[len(past)], output.u)
+    return [*stages, Step(last.prev + N * (noise * noise_scale), at=last.at)]
 
 
 def ancestral_aim(here: Point, there: Point, eta: float, end: Point) -> tuple[Point, float]:
@@ -313,3 +257,9 @@ def ancestral_aim(here: Point, there: Point, eta: float, end: Point) -> tuple[Po
     down = max(ancestral_split(here, there, eta)[0], end.ratio)
     aim = Point(there.t, there.alpha, there.alpha * down)
     return aim, there.alpha * math.sqrt(max(there.ratio**2 - down**2, 0.0))
+
+
+alias("dpmpp_2m", dpmpp_multistep, "k-diffusion and ComfyUI")
+alias("dpmpp_2m_sde", dpmpp_multistep, "k-diffusion and ComfyUI", eta=1.0)
+alias("dpmpp_3m_sde", dpmpp_multistep, "k-diffusion and ComfyUI", order=3, eta=1.0, solver="heun")
+alias("res_multistep_ancestral", res_multistep, "ComfyUI", eta=1.0)

@@ -3,55 +3,56 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from dataclasses import replace
+from typing import Any
 
-from pyfold.diffusion.plan import Builder, Plan
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split
-from pyfold.diffusion.schedules import Schedule
-from pyfold.diffusion.spacings import choose_points
+from pyfold.diffusion.formulas import N, Step, X
+from pyfold.diffusion.samplers._declare import Output, Past, Steps, sampler
+from pyfold.diffusion.samplers.ancestral import euler_ancestral
+from pyfold.diffusion.schedules import Point, Schedule
 
 
+def _with_signal(schedule: Schedule, points: list[Point], options: dict[str, Any]) -> list[Point]:
+    if points[0].alpha == 0:
+        raise ValueError("spacing must not start at pure noise (alpha 0), where there is nothing to correct")
+    return points
+
+
+@sampler(
+    50,
+    source="Song and Ermon 2019, algorithm 1; with predictor Song et al. 2021, algorithm 1",
+    keeps="epsilon",
+    spacing="exponential",
+    points=_with_signal,
+    on_sigmas=False,
+    steps_are="levels.",
+    correctors=(1, 10**6),
+    step_size=(0.0, 1.0, "above"),
+    texts={
+        "correctors": "Langevin steps at each level.",
+        "step_size": "relative to sigma^2; score_sde's signal-to-noise ratio r is ``step_size = r^2`` for scores of "
+        "their expected size.",
+        "predictor": "whether a step of ancestral sampling leads from level to level, and this corrects it; else x itself is "
+        "taken for a sample of the next level.",
+    },
+)
 def annealed_langevin(
-    schedule: Schedule,
-    steps: int = 50,
+    here: Point,
+    there: Point,
+    output: Output,
+    past: Past,
     *,
-    prediction: str = "epsilon",
     correctors: int = 5,
     step_size: float = 0.1,
     predictor: bool = False,
-    clip: float | None = None,
-    spacing: Spacing = "exponential",
-) -> Plan:
-    """``x' = x + step sigma^2 score + sigma sqrt(2 step) noise``, some times at each level (Song and Ermon 2019, algorithm 1).
+) -> Steps:
+    """``x' = x + step sigma^2 score + sigma sqrt(2 step) noise``, some times at each level.
 
-    With ``predictor`` a step of ancestral sampling leads from level to level, and this corrects it (Song et al. 2021,
-    algorithm 1); without, x itself is taken for a sample of the next level. The last evaluation takes the remaining noise off.
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`; ``steps`` levels.
-        correctors: Langevin steps at each level, at least 1.
-        step_size: relative to sigma^2, in (0, 1]; score_sde's signal-to-noise ratio r is ``step_size = r^2`` for scores of
-            their expected size.
-        predictor: whether to step between the levels.
+    The last evaluation takes the remaining noise off.
     """
-    if not isinstance(correctors, int) or isinstance(correctors, bool):
-        raise TypeError(f"correctors must be an int, got {type(correctors).__name__}")
-    if correctors < 1:
-        raise ValueError(f"correctors must be at least 1, got {correctors}")
-    if not 0 < step_size <= 1:
-        raise ValueError(f"step_size must be in (0, 1], got {step_size}")
-    build = Builder(schedule, prediction, clip, "epsilon")
-    points = choose_points(schedule, steps, spacing)
-    if points[0].alpha == 0:
-        raise ValueError("spacing must not start at pure noise (alpha 0), where there is nothing to correct")
-    for here, there in pairwise(points):
-        for _ in range(correctors):
-            build.stage(here, a=1.0, c_u=-step_size * here.sigma, noise=math.sqrt(2 * step_size) * here.sigma)
-        if there.sigma == 0:
-            build.stage(here, c_x0=there.alpha)
-        elif predictor:
-            down, up = ancestral_split(here, there, 1.0)
-            build.stage(here, c_x0=there.alpha, c_u=there.alpha * down, noise=there.alpha * up)
-        else:
-            build.rescale(there.alpha / here.alpha)
-    return build.plan("annealed_langevin")
+    corrector = Step(X - output.u * (step_size * here.sigma) + N * (math.sqrt(2 * step_size) * here.sigma), starts=True)
+    if there.sigma and not predictor:
+        scaled = replace(corrector, prev=corrector.prev * (there.alpha / here.alpha))
+        return [corrector] * (correctors - 1) + [scaled]
+    last = Step(output.x0 * there.alpha) if there.sigma == 0 else euler_ancestral.rule(here, there, output)
+    return [corrector] * correctors + [replace(last, starts=True)]  # type: ignore[type-var]

@@ -3,201 +3,133 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from pyfold.diffusion.formulas import BASE, NOISE, Form, H, N, Step, X
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.plan import Builder, Plan, Stage
-from pyfold.diffusion.samplers.ancestral import Spacing, ancestral_split, check_eta, check_noise_scale
+from pyfold.diffusion.samplers._declare import Output, Past, Steps, alias, regular, sampler
+from pyfold.diffusion.samplers.ancestral import ancestral_split
 from pyfold.diffusion.samplers.exponential import between, decay
-from pyfold.diffusion.samplers.orders import check_order, regular, usable_order
-from pyfold.diffusion.schedules import Point, Schedule
-from pyfold.diffusion.spacings import choose_points
+from pyfold.diffusion.schedules import Point
 
 
+@sampler(15, source="k-diffusion")
 def dpmpp_2s_ancestral(
-    schedule: Schedule,
-    steps: int = 15,
-    *,
-    prediction: str = "epsilon",
-    eta: float = 1.0,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ 2S to less noise than wanted, the rest put back as new noise (k-diffusion).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-    """
-    check_noise_scale(noise_scale)
-    check_eta(eta)
-    build = Builder(schedule, prediction, clip)
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        down, up = ancestral_split(here, there, eta)
-        aim = Point(there.t, there.alpha, there.alpha * down)
-        a, of_x0, _ = decay(here, aim)
-        if down == 0 or here.alpha == 0:
-            build.stage(here, a=a, c_x0=of_x0, noise=there.alpha * up * noise_scale)
-            continue
-        middle = between(schedule, here, aim, 0.5)
-        a_middle, of_middle, _ = decay(here, middle)
-        noise = [(there.alpha * up * noise_scale, 1)]
-        build.step(here, [Stage(middle, a_middle, [of_middle]), Stage(there, a, [0.0, of_x0], noise)])
-    return build.plan("dpmpp_2s_ancestral")
+    here: Point, there: Point, output: Output, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0
+) -> Steps:
+    """DPM-Solver++ 2S to less noise than wanted, the rest put back as new noise."""
+    down, up = ancestral_split(here, there, eta)
+    aim, noise = Point(there.t, there.alpha, there.alpha * down), N * (there.alpha * up * noise_scale)
+    a, of_x0, _ = decay(here, aim)
+    if down == 0 or here.alpha == 0:
+        return Step(X * a + output.x0 * of_x0 + noise)
+    middle = between(past.schedule, here, aim, 0.5)
+    a_middle, of_middle, _ = decay(here, middle)
+    return Step(X * a_middle + output.u * of_middle), Step(BASE * a + output.u * of_x0 + noise, at=middle)
 
 
+def ancestral_stage(start: Form, here: Point, to: Point, x0: Form, eta: float) -> tuple[Form, Any]:
+    """(x0 followed to less noise than wanted, the noise that is left)."""
+    down, up = ancestral_split(here, to, eta)
+    a, of_x0, _ = decay(here, Point(to.t, to.alpha, to.alpha * down))
+    return start * a + x0 * of_x0, to.alpha * up
+
+
+@sampler(
+    15,
+    source="k-diffusion",
+    texts={
+        "r": "where in lambda the inner step ends.",
+        "brownian": "both noises are increments of one Brownian motion in sigma / alpha, as k-diffusion's default has it; else "
+        "they are independent.",
+    },
+    r=(0.0, 1.0, "above"),
+)
 def dpmpp_sde(
-    schedule: Schedule,
-    steps: int = 15,
+    here: Point,
+    there: Point,
+    output: Output,
+    past: Past,
     *,
-    prediction: str = "epsilon",
     eta: float = 1.0,
     noise_scale: float = 1.0,
     r: float = 0.5,
     brownian: bool = True,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """DPM-Solver++ SDE: an inner ancestral step, then the whole one with both predictions (k-diffusion).
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        eta, noise_scale: as for :func:`pyfold.diffusion.euler_ancestral`.
-        r: where in lambda the inner step ends, in (0, 1].
-        brownian: both noises are increments of one Brownian motion in sigma / alpha, as k-diffusion's default has it; else
-            they are independent.
-    """
-    check_noise_scale(noise_scale)
-    check_eta(eta)
-    if not 0 < r <= 1:
-        raise ValueError(f"r must be in (0, 1], got {r}")
-    build = Builder(schedule, prediction, clip)
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        if not regular([here, there]):
-            down, up = (0.0, 0.0) if there.sigma == 0 else (0.0, there.ratio)
-            build.stage(here, c_x0=there.alpha, noise=there.alpha * up * noise_scale)
-            continue
-        stages = []
-        middle = between(schedule, here, there, r)
-        shared = (here.ratio - middle.ratio) / (here.ratio - there.ratio) if brownian else 0.0
-        for target, weights, split in (
-            (middle, [1.0], [(1.0, 0)]),
-            (there, [1 - 1 / (2 * r), 1 / (2 * r)], [(math.sqrt(shared), 0), (math.sqrt(1 - shared), 1)]),
-        ):
-            down, up = ancestral_split(here, target, eta)
-            a, of_x0, _ = decay(here, Point(target.t, target.alpha, target.alpha * down))
-            noise = [(target.alpha * up * noise_scale * part, n) for part, n in split]
-            stages.append(Stage(target, a, [of_x0 * w for w in weights], noise))
-        build.step(here, stages)
-    return build.plan("dpmpp_sde")
+) -> Steps:
+    """DPM-Solver++ SDE: an inner ancestral step, then the whole one with both predictions."""
+    if not regular([here, there]):
+        return Step(output.x0 * there.alpha + N * (there.alpha * (0.0 if there.sigma == 0 else there.ratio) * noise_scale))
+    middle = between(past.schedule, here, there, r)
+    shared = (here.ratio - middle.ratio) / (here.ratio - there.ratio) if brownian else 0.0
+    inner, of_inner = ancestral_stage(X, here, middle, output.u, eta)
+    both = H[0] * (1 - 1 / (2 * r)) + output.u * (1 / (2 * r))
+    whole, of_whole = ancestral_stage(BASE, here, there, both, eta)
+    noise = NOISE[0] * math.sqrt(shared) + N * math.sqrt(1 - shared)
+    return Step(inner + N * (of_inner * noise_scale)), Step(whole + noise * (of_whole * noise_scale), at=middle)
 
 
-def er_sde(
-    schedule: Schedule,
-    steps: int = 20,
-    *,
-    prediction: str = "epsilon",
-    order: int = 3,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """Extended reverse-time SDE solver, orders 1 to 3 (Cui et al. 2023, algorithms 1 to 3), noise function ER-SDE 5:
-
-    ``phi(s) = s (exp(s^0.3) + 10)`` of ``s = sigma / alpha``.
-
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        order: from 1 to 3.
-        noise_scale: factor on the noise.
-    """
-    check_noise_scale(noise_scale)
-
-    def phi(s):
-        return s * (np.exp(s**0.3) + 10)
-
-    check_order(order, 3)
-    build = Builder(schedule, prediction, clip)
-    points = choose_points(schedule, steps, spacing)
-    for i, (here, there) in enumerate(pairwise(points)):
-        if not regular([here, there]):
-            build.stage(here, c_x0=there.alpha, noise=there.sigma * noise_scale)
-            continue
-        s, s_next = here.ratio, there.ratio
-        r = float(phi(s_next) / phi(s))
-        terms = np.zeros(3)
-        terms[0] = there.alpha * (1 - r)
-        now = usable_order(points, i, order)
-        if now >= 2:
-            step = s_next - s
-            # The integrals of 1 / phi and (s' - s) / phi between the levels.
-            plain = lagrange_integrals([0.0], s_next, s, lambda v: 1 / phi(v))[0]
-            tilted = lagrange_integrals([0.0], s_next, s, lambda v: (v - s) / phi(v))[0]
-            slope = np.array([1.0, -1.0, 0.0]) / (s - points[i - 1].ratio)
-            terms += there.alpha * (step + plain * phi(s_next)) * slope
-            if now == 3:
-                before = np.array([0.0, 1.0, -1.0]) / (points[i - 1].ratio - points[i - 2].ratio)
-                curve = (slope - before) / ((s - points[i - 2].ratio) / 2)
-                terms += there.alpha * (step**2 / 2 + tilted * phi(s_next)) * curve
-        c_u, *b = (float(c) for c in terms[:now])
-        noise = there.alpha * math.sqrt(max(s_next**2 - (s * r) ** 2, 0.0)) * noise_scale
-        build.stage(here, a=there.alpha / here.alpha * r, c_u=c_u, b=b, noise=noise)
-    return build.plan("er_sde")
+def _phi(s: Any) -> Any:
+    """The noise function ER-SDE 5."""
+    return s * (np.exp(s**0.3) + 10)
 
 
-def seeds(
-    schedule: Schedule,
-    steps: int = 10,
-    *,
-    prediction: str = "epsilon",
-    order: int = 2,
-    eta: float = 1.0,
-    noise_scale: float = 1.0,
-    clip: float | None = None,
-    spacing: Spacing = "karras",
-) -> Plan:
-    """SEEDS-2 and -3: exponential Runge-Kutta on the reverse SDE, its noise exact between the stages (Gonzalez et al. 2023).
+@sampler(20, source="Cui et al. 2023, algorithms 1 to 3", order=(1, 3))
+def er_sde(here: Point, there: Point, output: Output, past: Past, *, order: int = 3, noise_scale: float = 1.0) -> Step:
+    """Extended reverse-time SDE solver, its noise function ``phi(s) = s (exp(s^0.3) + 10)`` of ``s = sigma / alpha``."""
+    if not regular([here, there]):
+        return Step(output.x0 * there.alpha + N * (there.sigma * noise_scale))
+    s, s_next = here.ratio, there.ratio
+    r = _phi(s_next) / _phi(s)
+    x0, now = output.u * (there.alpha * (1 - r)), past.order(order)
+    if now >= 2:
+        step, slope = s_next - s, (output.u - H[0]) / (s - past[0].ratio)
+        # The integrals of 1 / phi and (s' - s) / phi between the levels.
+        flat = lagrange_integrals([0.0], s_next, s, lambda v: 1 / _phi(v))[0]
+        x0 = x0 + slope * (there.alpha * (step + flat * _phi(s_next)))
+    if now == 3:
+        tilted = lagrange_integrals([0.0], s_next, s, lambda v: (v - s) / _phi(v))[0]
+        before = (H[0] - H[1]) / (past[0].ratio - past[1].ratio)
+        curve = (slope - before) / ((s - past[1].ratio) / 2)
+        x0 = x0 + curve * (there.alpha * (step**2 / 2 + tilted * _phi(s_next)))
+    noise = there.alpha * math.sqrt(max(s_next**2 - (s * r) ** 2, 0.0)) * noise_scale
+    return Step(X * (there.alpha / here.alpha * r) + x0 + N * noise)
 
-    Args:
-        schedule, steps, prediction, clip, spacing: as for :func:`pyfold.diffusion.euler`.
-        order: 2 or 3, the evaluations a step.
-        eta: noise: 0 none, 1 the reverse SDE's.
-        noise_scale: factor on the noise.
-    """
-    check_noise_scale(noise_scale)
-    check_order(order, 3)
-    check_eta(eta, math.inf)
-    if order < 2:
-        raise ValueError(f"order must be 2 or 3, got {order}")
-    fractions = [0.5, 1.0] if order == 2 else [1 / 3, 2 / 3, 1.0]
-    build = Builder(schedule, prediction, clip)
-    for here, there in pairwise(choose_points(schedule, steps, spacing)):
-        if not regular([here, there]):
-            a, of_x0, noise = decay(here, there, eta)
-            build.stage(here, a=a, c_x0=of_x0, noise=noise * noise_scale)
-            continue
-        h = there.lam - here.lam
-        stages: list[Stage] = []
-        for k, fraction in enumerate(fractions):
-            target = there if fraction == 1 else between(schedule, here, there, fraction)
-            a, of_x0, _ = decay(here, target, eta)
-            weights = [of_x0, 0.0, 0.0][: k + 1]
-            if k:
-                # Order 2 weighs the two predictions alike in the middle, order 3 integrates the slope between them.
-                z = (1 + eta) * fraction * h
-                slope = of_x0 if order == 2 else target.alpha * (math.expm1(-z) / z + 1) * fraction / fractions[k - 1]
-                weights[0] -= slope
-                weights[k] += slope
+
+@sampler(
+    10,
+    source="Gonzalez et al. 2023",
+    order=(2, 3),
+    eta=(0.0, math.inf),
+    texts={"order": "the evaluations a step.", "eta": "strength of the noise: 1 is the reverse SDE's."},
+)
+def seeds_2(
+    here: Point, there: Point, output: Output, past: Past, *, order: int = 2, eta: float = 1.0, noise_scale: float = 1.0
+) -> Steps:
+    """SEEDS-2 and -3: exponential Runge-Kutta on the reverse SDE, its noise exact between the stages."""
+    if not regular([here, there]):
+        a, of_x0, noise = decay(here, there, eta)
+        return Step(X * a + output.x0 * of_x0 + N * (noise * noise_scale))
+    ends = [0.0, 0.5, 1.0] if order == 2 else [0.0, 1 / 3, 2 / 3, 1.0]
+    h, stages, at = there.lam - here.lam, [], here
+    for k, end in enumerate(ends[1:]):
+        to = there if end == 1 else between(past.schedule, here, there, end)
+        a, of_x0, _ = decay(here, to, eta)
+        prev = (BASE if k else X) * a + (H[k - 1] if k else output.u) * of_x0
+        if k:
+            # Order 2 weighs the two predictions alike in the middle, order 3 integrates the slope between them.
+            z = (1 + eta) * end * h
+            slope = of_x0 if order == 2 else to.alpha * (math.expm1(-z) / z + 1) * end / ends[k]
+            prev = prev + (output.u - H[k - 1]) * slope
+        for j in range(k + 1 if eta else 0):
             # Each noise decays from the stage that brings it in to this one.
-            noise = []
-            for j in range(k + 1):
-                start = fractions[j - 1] if j else 0.0
-                fresh = -math.expm1(-2 * eta * (fractions[j] - start) * h)
-                kept = math.exp(-eta * (fraction - fractions[j]) * h)
-                noise.append((target.sigma * kept * math.sqrt(fresh) * noise_scale, j))
-            stages.append(Stage(target, a, weights, noise if eta else ()))
-        build.step(here, stages)
-    return build.plan("seeds")
+            fresh, kept = -math.expm1(-2 * eta * (ends[j + 1] - ends[j]) * h), math.exp(-eta * (end - ends[j + 1]) * h)
+            prev = prev + NOISE[j] * (to.sigma * kept * math.sqrt(fresh) * noise_scale)
+        stages.append(Step(prev, at=at))
+        at = to
+    return stages
+
+
+alias("dpmpp_2s_a", dpmpp_2s_ancestral, "A1111")
+alias("seeds_3", seeds_2, "ComfyUI", order=3)

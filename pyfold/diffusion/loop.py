@@ -1,0 +1,241 @@
+"""The loop over a plan's stages: one pass of ``pyfold.affine_step`` each, without a wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyfold.ops import INITIAL_STREAM, SAMPLER_STREAM, add_noise, affine_step, randn
+
+if TYPE_CHECKING:
+    from pyfold.diffusion.plan import Adaptations, Plan
+
+Output = torch.Tensor | tuple[torch.Tensor, ...]
+Model = Callable[[torch.Tensor, torch.Tensor], Output]
+
+
+def stage(
+    x: torch.Tensor,
+    models: torch.Tensor | Sequence[torch.Tensor],
+    table: torch.Tensor,
+    index: torch.Tensor | None,
+    history: list[torch.Tensor],
+    depth: int,
+    overwrites: bool = False,
+    **operands: Any,
+) -> torch.Tensor:
+    """One stage of any loop: the step, and its u into the history.
+
+    Args:
+        x, models, table, index, operands: of :func:`pyfold.affine_step`.
+        history: earlier u, the newest first; this stage's is put in front, at most ``depth`` are kept. A full history's oldest
+            tensor is read and overwritten in the same pass.
+        overwrites: u takes the place of the newest instead.
+    """
+    if not depth:
+        return affine_step(x, models, table, index, history=history, **operands)
+    if overwrites:
+        return affine_step(x, models, table, index, history=history, history_out=history[0], **operands)
+    newest = history[-1] if len(history) == depth else torch.empty_like(x)
+    result = affine_step(x, models, table, index, history=history, history_out=newest, **operands)
+    del history[depth - 1 :]
+    history.insert(0, newest)
+    return result
+
+
+class Drawn:
+    """The noise of a plan's counters from a function of them, which is asked once for each, in order."""
+
+    def __init__(self, plan: Plan, draw: Callable[[int], torch.Tensor]):
+        self.plan, self.draw = plan, draw
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, n: int) -> torch.Tensor:
+        if n not in self.kept:
+            self.kept[n] = self.draw(n)
+        return self.kept[n]
+
+    def of(self, i: int, like: torch.Tensor) -> torch.Tensor:
+        """What stage i adds, scaled."""
+        if i in self.plan.step_starts:
+            # A step uses no noise of the steps before.
+            self.kept = {n: value for n, value in self.kept.items() if n >= i}
+        row: Mapping[str, float] = self.plan.rows[i]
+        terms = [row[f"d{k}"] * self(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
+        return sum(terms[1:], terms[0]).to(like) if terms else torch.zeros_like(like)
+
+
+def inpaint(
+    plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor, *, noised: bool = True
+) -> Callable[[int, torch.Tensor], None]:
+    """A callback for :func:`sample`: where ``mask`` is true, the state is ``known``, noised to the level of each stage.
+
+    Its noise is the start's, so the known part lies on one straight path from there to itself.
+
+    Args:
+        plan: being run.
+        known: [B, ...], float32. mask: bool, broadcast against it. seeds: int64 [B].
+        noised: False for models that see the known part at no noise; then put it into the start, too. Where the known part is
+            frames or a rectangle, ``sample(region=...)`` does without this pass.
+    """
+
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+
+    def callback(i: int, x: torch.Tensor) -> None:
+        if known.shape != x.shape:
+            raise ValueError(f"known must have the shape of the state, {tuple(x.shape)}, got {tuple(known.shape)}")
+        if not noised:
+            x.copy_(torch.where(mask, known.to(x.dtype), x))
+            return
+        last = i + 1 == len(plan)
+        alpha, sigma = (1.0, 0.0) if last else (plan.points[i + 1].alpha, plan.points[i + 1].sigma)
+        x.copy_(torch.where(mask, add_noise(known.to(x.dtype), alpha, sigma, seeds, stream=INITIAL_STREAM), x))
+
+    return callback
+
+
+def _learned_noise(plan: Plan, i: int, levels: torch.Tensor, seeds: torch.Tensor, noise: Drawn | None) -> torch.Tensor:
+    """Noise of the variance that the second half of the model's channels gives."""
+    bounds = plan.learned[i]
+    if bounds is None:
+        return torch.zeros_like(levels)
+    low, high = bounds
+    log_variance = levels if plan.log_variance else low + (levels + 1) / 2 * (high - low)
+    z = randn(seeds, levels.shape[1:], stream=SAMPLER_STREAM, step=i, dtype=levels.dtype) if noise is None else noise(i)
+    return (log_variance / 2).exp() * z
+
+
+def initial_noise(
+    shape: Sequence[int],
+    seeds: torch.Tensor | Sequence[int],
+    std: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    x: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
+    if isinstance(seeds, str) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {type(seeds).__name__}")
+    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(list(seeds), dtype=torch.int64, device=device)
+    if x is None:
+        x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
+        return x if std == 1 else x.mul_(std), seeds
+    if tuple(x.shape) != (len(seeds), *shape):
+        raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
+    return (x.clone() if x.dtype == dtype and x.device == device else x.to(device, dtype, copy=True)), seeds
+
+
+def churned(
+    plan: Plan, x: torch.Tensor, seeds: torch.Tensor | None, noise: Callable[[int], torch.Tensor] | None, **window: Any
+) -> torch.Tensor:
+    """x with the noise that the plan wants before its first stage, in place."""
+    if plan.start_churn is None:
+        return x
+    keep, add = plan.start_churn
+    if noise is None and seeds is not None:
+        return add_noise(x, keep, add, seeds, stream=SAMPLER_STREAM, step=len(plan), out=x, **window)
+    assert noise is not None
+    return x.copy_(keep * x + add * noise(len(plan)).to(x))
+
+
+def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool) -> tuple[tuple[slice, ...], dict[str, Any]]:
+    """(index of a batch, the window of noise) of a region."""
+    if region is None:
+        return (slice(None),), {}
+    if not x_given:
+        raise ValueError("x must be given with region: it holds what is known, got None")
+    if len(region) > len(shape):
+        raise ValueError(f"region must have at most {len(shape)} slices, got {len(region)}")
+    whole = [*region, *[slice(None)] * (len(shape) - len(region))]
+    for part in whole:
+        if not isinstance(part, slice):
+            raise TypeError(f"region must be slices, got {type(part).__name__}")
+        if part.step not in (None, 1):
+            raise ValueError(f"region must be of slices of step 1, got {part}")
+    offset = [part.indices(size)[0] for part, size in zip(whole, shape, strict=True)]
+    return (slice(None), *whole), {"offset": offset, "global_shape": list(shape)}
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    plan: Plan,
+    shape: Sequence[int],
+    seeds: torch.Tensor | Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    x: torch.Tensor | None = None,
+    noise: Callable[[int], torch.Tensor] | None = None,
+    region: Sequence[slice] | None = None,
+    adapt: Adaptations = (),
+    callback: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Runs a plan from noise to samples; the same bits for every batch split, thread count and instruction set of the steps.
+
+    The state is float32 throughout (float64 for a float64 model); a model in bfloat16 or float16 gets its input from the same
+    pass. Nothing here waits for the device, so a captured loop is one CUDA graph.
+
+    Args:
+        model: ``model(x, t)`` with x [B, *shape] of ``dtype`` and t [B] returns the plan's prediction, or a tuple of up to
+            three for :func:`guided`.
+        plan: from a sampler.
+        shape: of one sample.
+        seeds: int64 [B]; sample b depends on ``seeds[b]`` alone.
+        device, dtype: where the model runs, and in what.
+        x: start from this state instead of noise; it belongs to the first point of the plan.
+        noise: ``noise(n)`` gives the n-th standard normal [B, *shape] in place of ``pyfold.randn(..., stream=1, step=n)``: a
+            ``torch.Generator``'s, say. It is asked once for each n.
+        region: slices of one sample, outside of which ``x`` (then required) is known and kept as it is, at no noise: the first
+            frames of a video, say, or what surrounds a rectangle. The model sees the whole; tell it there of each element's
+            own time, 0 where it is known. Elements inside have the noise that they have without a region.
+        adapt: changes of each sample's coefficients by the model's output, such as ``pyfold.diffusion.rescale(0.7)``.
+        callback: called after each stage with its number and the state, which it may change in place (a mask, say).
+
+    Returns:
+        float32 [B, *shape], or float64.
+    """
+    if not hasattr(plan, "step_starts"):
+        raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
+    device = torch.device(device)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x_given = x is not None
+    x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
+    inside, window = _region(region, shape, x_given)
+
+    def crop(whole: torch.Tensor) -> torch.Tensor:
+        return whole if region is None else whole[inside]
+
+    part, drawn = crop(x), None if noise is None else Drawn(plan, noise)
+    churned(plan, part, seeds, None if drawn is None else lambda n: crop(drawn(n)), **window)
+    separate = dtype != state or plan.scales_input
+    model_input = (x * plan.start_scale).to(dtype) if separate else x
+    history: list[torch.Tensor] = []
+    outputs: dict[str, Any] = {"out": part, **window}
+    if separate:
+        outputs["next_input"] = crop(model_input)
+    plain = region is None and drawn is None and not (adapt or plan.learned or plan.base_output is not None)
+    table, of_seeds, depth, overwrites = plan.on(device)[0], seeds if plan.noisy else None, plan.history, plan.overwrites
+    for i, (time, counter) in enumerate(plan.stages(device, len(seeds))):
+        models = model(model_input, time)
+        if plain:
+            # What plan.step does, without what it asks again at each stage.
+            stage(x, models, table, counter, history, depth, i in overwrites, seeds=of_seeds, **outputs)
+        else:
+            given = None
+            if plan.learned:
+                models, levels = models.chunk(2, dim=1)  # type: ignore[union-attr]
+                given = _learned_noise(plan, i, levels, seeds, drawn)
+            elif drawn is not None:
+                given = drawn.of(i, x)
+            given = None if given is None else crop(given).to(part.dtype)
+            inner = [crop(m) for m in ((models,) if isinstance(models, torch.Tensor) else models)]
+            plan.step(part, inner, counter, history=history, seeds=seeds, noise=given, adapt=adapt, stage=i, **outputs)
+        if callback is not None:
+            callback(i, x)
+            if separate:
+                model_input.copy_(x * plan.rows[i].get("c_in", 1.0))
+    return x

@@ -1,0 +1,307 @@
+"""A sampler is declared once: a rule of formulas, and with it the plan's function, its checks, its documentation."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+
+from pyfold.diffusion.formulas import EPSILON, FLOW, X0, Form, Step, U
+from pyfold.diffusion.plan import Plan, Rows
+from pyfold.diffusion.schedules import Point, Schedule, check_schedule
+from pyfold.diffusion.spacings import Points, choose_points
+
+Spacing = str | Callable[..., list[Point]] | Points
+Steps = Step | Sequence[Step]
+
+
+class Output(NamedTuple):
+    """What the model's output means: formulas; ``u`` is the one that the sampler keeps for later steps."""
+
+    x0: Form = X0
+    epsilon: Form = EPSILON
+    flow: Form = FLOW
+    u: Form = U
+
+
+def regular(points: Sequence[Point]) -> bool:
+    """Whether lambda is finite at all of them."""
+    return all(p.alpha and p.sigma for p in points)
+
+
+class Past:
+    """The way to a step: ``past[0]`` is the point before ``here``, ``past[1]`` the one before that.
+
+    Args:
+        points: of the whole way. i: the step's number.
+        schedule: of the points.
+    """
+
+    def __init__(self, points: Sequence[Point], i: int, schedule: Schedule):
+        self.points, self.i, self.schedule = points, i, schedule
+
+    def __len__(self) -> int:
+        return self.i
+
+    def __getitem__(self, j: int) -> Point:
+        if not 0 <= j < self.i:
+            raise IndexError(f"past[{j}] of a step with {self.i} before it")
+        return self.points[self.i - 1 - j]
+
+    @property
+    def here(self) -> Point:
+        return self.points[self.i]
+
+    @property
+    def there(self) -> Point:
+        return self.points[self.i + 1]
+
+    def back(self) -> Past:
+        """The past of the step before."""
+        return type(self)(self.points, self.i - 1, self.schedule)
+
+    def order(self, most: int, final: int | None = None) -> int:
+        """What a multistep method has history for, 1 where lambda is infinite, down to ``final`` in the last step."""
+        if not regular([self.here, self.there]):
+            return 1
+        past = 0
+        while past < self.i and regular([self[past]]):
+            past += 1
+        left = len(self.points) - 2 - self.i
+        return min(most, past + 1, most if final is None else left + final)
+
+
+class Frame(NamedTuple):
+    """Where the flow's curves are straightest: what x is divided by, the variable, and the derivative."""
+
+    scale: Callable[[Point], Any]
+    s: Callable[[Point], Any]
+    u: str
+
+
+#: As EDM and k-diffusion have it; and as flow matching has it, which is finite at pure noise too.
+FRAMES = {
+    "noise": Frame(lambda p: p.alpha, lambda p: p.ratio, "epsilon"),
+    "flow": Frame(lambda p: p.alpha + p.sigma, lambda p: p.sigma / (p.alpha + p.sigma), "flow"),
+}
+
+
+class Sampler(Protocol):
+    """A function that makes a plan, and what its declaration says of it."""
+
+    __name__: str
+    rule: Callable[..., Steps]
+    #: "any", "discrete" or "flow"; whether it takes k-diffusion's or ComfyUI's sigmas as they are; the sampler it is short for.
+    schedules: str
+    on_sigmas: bool
+    alias_of: str
+
+    def __call__(self, schedule: Schedule, steps: int = ..., **options: Any) -> Plan: ...
+
+
+#: Every sampler by its name, and by the names that people type elsewhere.
+SAMPLERS: dict[str, Sampler] = {}
+
+#: What options mean and what they may be, where a declaration does not say it: (text, allowed).
+OPTIONS: dict[str, tuple[str, Any]] = {
+    "prediction": ("what the model predicts, a name in ``pyfold.diffusion.PREDICTIONS``.", None),
+    "clip": ("bound on the predicted x0, or None.", None),
+    "spacing": ("which points are visited: a name in ``pyfold.diffusion.SPACINGS``, a function, or points.", None),
+    "frame": ('"noise" or "flow", the coordinates in which steps are straight; by default the schedule\'s own.', None),
+    "eta": ("strength of the noise that is put back.", (0.0, 1.0)),
+    "noise_scale": ("factor on the noise.", (0.0, math.inf)),
+    "order": ("of the method.", None),
+    "final_order": ("highest order of the last step, one more of the one before, and so on; None for no limit.", None),
+    "sigma_min": ("least sigma / alpha, by default the schedule's.", None),
+    "sigma_max": ("greatest sigma / alpha, by default the schedule's.", None),
+}
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _range(low: float, high: float, above: str = "") -> str:
+    """A closed range in words; infinite ends are open, ``above`` the least is, too."""
+    if high == math.inf:
+        return "finite" if low == -math.inf else f"finite and from {_number(low)}"
+    return f"in {'(' if above else '['}{_number(low)}, {_number(high)}]"
+
+
+def check_option(name: str, value: Any, allowed: Any) -> None:
+    """A choice of words, or an int or a float in a range: (least, greatest) and, where the least is left out, "above"."""
+    if isinstance(allowed[0], str):
+        if value not in allowed:
+            words = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+            raise ValueError(f"{name} must be {words}, got {value!r}")
+        return
+    low, high, *above = allowed
+    if isinstance(high, int) and (not isinstance(value, int) or isinstance(value, bool)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
+        raise ValueError(f"{name} must be {_range(*allowed)}, got {value}")
+
+
+def _documented(rule: Callable[..., Any], source: str, texts: dict[str, tuple[str, Any]], steps: str, flow: str) -> str:
+    """The rule's words, and the arguments, results and errors that all samplers share."""
+    lines = [
+        inspect.cleandoc(rule.__doc__ or ""),
+        "",
+        f"Source: {source}.",
+        "",
+        "Args:",
+        f"    schedule: {flow}",
+        f"    steps: {steps}",
+    ]
+    for name, (text, allowed) in texts.items():
+        if allowed is not None:
+            words = ", ".join(f'"{a}"' for a in allowed) if isinstance(allowed[0], str) else _range(*allowed)
+            text = f"{text.rstrip('.')}; {words}."
+        lines.append(f"    {name}: {text}")
+    lines += [
+        "",
+        "Returns:",
+        "    a :class:`pyfold.diffusion.Plan`, which :func:`pyfold.diffusion.sample` runs.",
+        "",
+        "Raises:",
+    ]
+    lines += ["    TypeError, ValueError: an option out of its range, points that do not decrease in noise, or a step whose"]
+    lines += ["        coefficients would not be finite, such as x0 of a predicted epsilon at pure noise."]
+    return "\n".join(lines)
+
+
+def sampler(
+    steps: int,
+    *,
+    source: str,
+    keeps: str = "x0",
+    spacing: str | None = "karras",
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    schedules: str = "any",
+    steps_are: str = "steps between points.",
+    on_sigmas: bool = True,
+    raw: Callable[[dict[str, Any]], bool] = lambda options: False,
+    points: Callable[..., list[Point]] | None = None,
+    churns: Callable[..., tuple[float, float] | None] | None = None,
+    check: Callable[..., None] | None = None,
+    finish: Callable[..., Plan] | None = None,
+    listed: bool = True,
+    texts: dict[str, str] | None = None,
+    **allowed: Any,
+) -> Callable[[Callable[..., Steps]], Sampler]:
+    """Declares ``rule(here, there, output, past, *, options) -> Step`` or the stages of one, for the points of a step.
+
+    States are in the schedule's own scale, ``x = alpha x0 + sigma eps``.
+
+    Args:
+        steps, spacing, prediction, clip: defaults of the plan's function; ``spacing`` None for points of its own.
+        source: where the formula is published.
+        keeps: what U is: "x0", "epsilon", "flow", the option that says it, "frame" for the frame's derivative; "" for nothing.
+        schedules: "any", "discrete" or "flow". steps_are: what ``steps`` counts.
+        on_sigmas: whether it visits sigmas that it is given once each, as k-diffusion's and ComfyUI's samplers do.
+        raw: whether U is made from the model's output even where x0 is clipped.
+        points: ``(schedule, points, options) -> points``, a change of them.
+        churns: ``(schedule, points, options) -> (alpha, sigma)`` of noise before the first step, or None.
+        check: of the options together. finish: ``(plan, points, options) -> plan``. listed: whether it is in SAMPLERS.
+        texts: what its own options mean. allowed: their words, or (least, greatest) of a number.
+    """
+
+    def declare(rule: Callable[..., Steps]) -> Sampler:
+        signature = inspect.signature(rule).parameters
+        own = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY and name != "steps"}
+        described = {"prediction": OPTIONS["prediction"]}
+        for name in own:
+            text, default = OPTIONS.get(name, ("", None))
+            described[name] = (texts or {}).get(name, text), allowed.get(name, default)
+        described |= {name: OPTIONS[name] for name in ("clip", "spacing")[: 2 if spacing else 1]}
+
+        def make(schedule: Schedule, steps: int = steps, **given: Any) -> Plan:
+            unknown = [name for name in given if name not in described]
+            if unknown:
+                raise TypeError(f"{rule.__name__}() got an unexpected keyword argument {unknown[0]!r}")
+            check_schedule(schedule)
+            if schedules == "discrete" and not schedule.steps:
+                raise ValueError(f"schedule must be a schedule with discrete times, got {schedule.name}")
+            if schedules == "flow" and not schedule.is_flow:
+                raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
+            options = {name: given.get(name, p.default) for name, p in own.items()}
+            for name, value in options.items():
+                if described[name][1] is not None and not (value is None and "None" in str(own[name].annotation)):
+                    check_option(name, value, described[name][1])
+            if check is not None:
+                check(options)
+            predicts = given.get("prediction", prediction)
+            way = choose_points(schedule, steps, given.get("spacing", spacing)) if spacing else []
+            if points is not None:
+                way = points(schedule, way, {**options, "steps": steps, "prediction": predicts})
+            if "frame" in own:
+                options["frame"] = choose_frame(schedule, options["frame"])
+            u = options["frame"].u if keeps == "frame" else options.get(keeps, keeps)
+            rows = Rows(schedule, predicts, given.get("clip", clip), u, raw=raw(options))
+            if "steps" in signature:
+                options["steps"] = steps
+            with np.errstate(all="ignore"):
+                for i, (here, there) in enumerate(pairwise(way)):
+                    rows.add(here, rule(here, there, Output(), Past(way, i, schedule), **options))
+            churn = None if churns is None else churns(schedule, way, options)
+            plan = rows.plan(rule.__name__, start=way[0] if churn else rows.points[0], churn=churn)
+            return plan if finish is None else finish(plan, way, options)
+
+        made = cast(Any, make)
+        defaults = {"prediction": prediction, "clip": clip, "spacing": spacing}
+        parameters = [inspect.Parameter("schedule", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Schedule)]
+        parameters.append(inspect.Parameter("steps", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=steps, annotation=int))
+        for name in described:
+            default = own[name].default if name in own else defaults[name]
+            annotation = own[name].annotation if name in own else Any
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        made.__signature__ = inspect.Signature(parameters, return_annotation=Plan)
+        made.__name__ = made.__qualname__ = rule.__name__
+        made.__module__ = "pyfold.diffusion"
+        need = {"any": "any.", "discrete": "with discrete times.", "flow": "a flow."}[schedules]
+        made.__doc__ = _documented(rule, source, described, steps_are, need)
+        made.rule, made.schedules, made.alias_of = rule, schedules, ""
+        made.on_sigmas = on_sigmas and schedules != "discrete" and spacing is not None
+        if listed:
+            SAMPLERS[rule.__name__] = made
+        return cast(Sampler, made)
+
+    return declare
+
+
+def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sampler:
+    """Another name for a sampler with some options, by which it is known elsewhere."""
+
+    def make(schedule: Schedule, steps: int | None = None, **given: Any) -> Plan:
+        return sampler(schedule, *(() if steps is None else (steps,)), **{**options, **given})
+
+    made, signature = cast(Any, make), inspect.signature(sampler)
+    made.__signature__ = signature.replace(
+        parameters=[p.replace(default=options.get(p.name, p.default)) for p in signature.parameters.values()]
+    )
+    words = ", ".join(f"{k}={v!r}" for k, v in options.items())
+    made.__name__ = made.__qualname__ = name
+    made.__module__ = "pyfold.diffusion"
+    made.__doc__ = f"{elsewhere}'s name for :func:`pyfold.diffusion.{sampler.__name__}`{f' with {words}' if words else ''}.\n\n"
+    made.__doc__ += sampler.__doc__ or ""
+    made.rule, made.schedules, made.on_sigmas, made.alias_of = (
+        sampler.rule,
+        sampler.schedules,
+        sampler.on_sigmas,
+        sampler.__name__,
+    )
+    SAMPLERS[name] = made
+    return cast(Sampler, made)
+
+
+def choose_frame(schedule: Schedule, frame: str | None) -> Frame:
+    """The frame of that name; the schedule's own for None."""
+    if frame is None:
+        frame = "flow" if schedule.is_flow else "noise"
+    check_option("frame", frame, tuple(FRAMES))
+    return FRAMES[frame]
