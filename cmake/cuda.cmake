@@ -98,7 +98,7 @@ if(PYFOLD_CUDA_BUILT)
       VERBATIM)
     list(APPEND objects "${object}")
   endforeach()
-  add_library(pyfold_cuda SHARED csrc/torch/diffusion_cuda.cpp csrc/torch/folds_cuda.cpp csrc/torch/sequence_cuda.cpp
+  add_library(pyfold_cuda SHARED csrc/torch/cuda.cpp
               ${objects})
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   target_compile_definitions(pyfold_cuda PRIVATE ${PYFOLD_STABLE_ABI})

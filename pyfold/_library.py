@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyfold import _torch_private
 from pyfold._version import __version__
 
 _FOLDER = Path(__file__).resolve().parent / "_lib"
@@ -29,25 +30,6 @@ def _torch_too_old() -> bool:
     return (int(release[0]), int(release[1])) < (2, 10)
 
 
-def _use_torch(module: Any) -> None:
-    """Lets plain calls go past the dispatcher, where this torch answers all that has to be asked before."""
-    try:
-        watchers = (
-            torch._C._len_torch_dispatch_stack,
-            torch._C._len_torch_function_stack,
-            torch._C._are_functorch_transforms_active,
-            torch._C._get_tracing_state,
-            torch._C._autograd._profiler_enabled,
-        )
-    except AttributeError:
-        return
-    with torch.inference_mode(False):
-        nothing = torch.empty((1, 0), dtype=torch.uint8)
-    made = torch.empty, torch.empty_like, torch.uint8, nothing
-    forward_mode = vars(torch.autograd.forward_ad)
-    module.use_torch(torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, *made, forward_mode, *watchers)
-
-
 def load() -> None:
     """Loads the ops, and the CUDA kernels where they can be used; called once, by ``import pyfold``."""
     global _cuda_reason
@@ -64,7 +46,6 @@ def load() -> None:
     except ValueError as error:
         raise ImportError(f"pyfold: {error}") from error
     _load("libpyfold_ops.so")
-    _use_torch(_C)
 
     if not _C.build_info()["cuda_built"]:
         _cuda_reason = _C.build_info()["cuda_reason"]
@@ -115,6 +96,7 @@ def config() -> dict[str, Any]:
     return {
         "pyfold": __version__,
         "torch": torch.__version__,
+        "torch_lacks": list(_torch_private.MISSING),
         "python": platform.python_version(),
         "compiler": info["compiler"],
         "libraries": dict(_loaded),
@@ -149,5 +131,6 @@ def show_config() -> None:
         lines.append(f"CUDA: built by nvcc {cuda['nvcc']} for {', '.join(cuda['code'])}; {state}")
     else:
         lines.append(f"CUDA: not built: {cuda['reason']}")
+    lines += [f"this torch lacks {name}" for name in facts["torch_lacks"]]
     lines += [f"loaded: {path}" for path in facts["libraries"].values()]
     print("\n".join(lines))

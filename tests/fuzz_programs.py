@@ -114,16 +114,16 @@ def make(rng: random.Random) -> Case:
         spoil(pool, given, x)
 
     def run() -> None:
-        form = given["program"], given["constants"], given["width"], given["dim"], given["pairing"], given["groups"]
+        form = given["program"], given["constants"], given["width"]
+        units = given["dim"], given["pairing"], given["groups"]
         forward = torch.ops.pyfold.fold_sequence.default
         apply = torch.ops.pyfold.fold_sequence_apply.default
         try:
-            forward(x, given["bias"], parameters, *form, y, given["bits"])
+            forward(x, given["bias"], parameters, *units, *form, given["bits"] is not None)
         finally:
-            backwards = given["direction"] != "tangent"
-            value, out = (y, torch.empty_like(x)) if backwards else (x, torch.empty_like(y))
+            value = x if given["direction"] == "tangent" else y
             if given["bits"] is not None:
-                apply(value, given["bits"], parameters, *form, given["direction"], out)
+                apply(value, given["bits"], parameters, *units, given["direction"], *form)
 
     return Case(run, set(), raw=True, guards=guards)
 

@@ -382,12 +382,10 @@ def test_raw_programs_stay_inside_their_tensors(generator):
     swap, tri = [6, 0, 1, 0, 0], [4, 0, 0, 0, 0]
     bits = torch.zeros(1, 64 * 32 // 8, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="two by two"):
-        torch.ops.pyfold.fold_sequence(x, None, None, swap, [], 8, 1, "halves", 1, torch.empty_like(x), None)
+        torch.ops.pyfold.fold_sequence(x, None, None, 1, "halves", 1, swap, [], 8, False)
     for instruction in (tri, [2, 0, 0, 0, 0]):
         with pytest.raises(RuntimeError, match="too little"):
-            torch.ops.pyfold.fold_sequence_apply(
-                x, bits, None, instruction, [1.0, 0.0], 1, 1, "adjacent", 1, "inverse", torch.empty_like(x)
-            )
+            torch.ops.pyfold.fold_sequence_apply(x, bits, None, 1, "adjacent", 1, "inverse", instruction, [1.0, 0.0], 1)
 
 
 def test_against_torchlip(generator):
@@ -582,13 +580,11 @@ def test_folds_of_single_values_are_what_the_interpreter_makes_of_them(code, con
         x[: min(count, 8)] = special[: min(count, 8)].to(dtype)
         size = (count + 7) // 8
         results = []
-        for program, constants, planes in ((one, [constant], 1), (two, [constant, math.inf], 2)):
-            bits = torch.zeros(1, planes * size, dtype=torch.uint8, device=backend)
-            y, forgetful, back = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
-            call = program, constants, 1, 0, "adjacent", 1
-            torch.ops.pyfold.fold_sequence(x, None, None, *call, y, bits)
-            torch.ops.pyfold.fold_sequence(x, None, None, *call, forgetful, None)
-            torch.ops.pyfold.fold_sequence_apply(x, bits, None, *call, "adjoint", back)
+        for program, constants in ((one, [constant]), (two, [constant, math.inf])):
+            units, call = (0, "adjacent", 1), (program, constants, 1)
+            y, bits = torch.ops.pyfold.fold_sequence(x, None, None, *units, *call, True)
+            forgetful, _ = torch.ops.pyfold.fold_sequence(x, None, None, *units, *call, False)
+            back = torch.ops.pyfold.fold_sequence_apply(x, bits, None, *units, "adjoint", *call)
             results.append([y.view(words), forgetful.view(words), back.view(words), bits[:, :size]])
         assert all(torch.equal(quick, slow) for quick, slow in zip(*results, strict=True))
         assert torch.equal(results[0][0], results[0][1])

@@ -6,7 +6,8 @@
 #include <string>
 
 #include "cpu/diffusion.h"
-#include "cpu/launch.h"
+#include "cpu/folds.h"
+#include "cpu/sequence.h"
 
 namespace pyfold::cpu {
 
@@ -144,11 +145,6 @@ const FoldKernels& fold_kernels() {
 const SequenceKernels& sequence_kernels() {
   static constexpr const SequenceKernels* tables[kTierCount] = PYFOLD_TABLES(sequence_kernels);
   return *tables[static_cast<int>(current_tier())];
-}
-
-Launchers& launchers() {
-  static Launchers shared;
-  return shared;
 }
 
 }  // namespace pyfold::cpu

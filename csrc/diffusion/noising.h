@@ -78,7 +78,7 @@ PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRow<ty
     tile.load(operand, args.x0);
     target.add(tile, c.target_x0, operand);
   }
-  if (c.target_epsilon != 0) {
+  if (c.target_epsilon != 0 && args.noise.seeds != nullptr) {
     tile.noise(operand, args.noise);
     target.add(tile, c.target_epsilon, operand);
   }

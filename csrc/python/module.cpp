@@ -10,7 +10,7 @@
 #include "cpu/diffusion.h"
 #include "cpu/folds.h"
 #include "folds/program.h"
-#include "python/direct.h"
+#include "python/torch.h"
 
 // pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
 namespace py = pybind11;
@@ -115,7 +115,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("normals", &normals, py::arg("seed"), py::arg("stream"), py::arg("step"), py::arg("count"),
         py::arg("first") = 0, "Elements [first, first + count) of one sample's noise, float32.");
   m.def("half_angles", &half_angles, py::arg("angle"), "Sines and cosines of half angles, as the kernels make them.");
-  add_direct_calls(m.ptr());
+  add_calls(m.ptr());
   m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
   m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
   m.attr("FOLD_OPS") = fold_ops();

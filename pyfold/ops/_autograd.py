@@ -1,112 +1,150 @@
-"""One gradient rule, three ways to run it."""
+"""One gradient rule for each op, and the one decision how a call runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack
-from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from pyfold import _C
+from pyfold._torch_private import differentiates_forwards, eager_apply, has_tangent, transform_depth, transforms_active
+from pyfold.ops._call import RAW, RawOp, dispatch, refuse_outputs
+
+
+class Way(Enum):
+    """How a call that is not on the fast path runs."""
+
+    NO_GRADIENT = "the op"
+    GRADIENT = "an autograd.Function"
+    COMPOSED = "torch's own operations"
+
+
+def needs_gradient(tensors: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
+
+
+def way(tensors: Sequence[Any], writes: bool = False) -> Way:
+    """Whether and how a call with these tensors is differentiated. (On the fast path ``_C.<op>`` asks, of the same tensors.)
+
+    Args:
+        writes: into tensors of the caller's, which a Function under the compiler could not.
+    """
+    if is_compiling():
+        # The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
+        if transform_depth() > 0:
+            return Way.COMPOSED
+        return Way.GRADIENT if not writes or needs_gradient(tensors) else Way.NO_GRADIENT
+    if transforms_active():
+        return Way.COMPOSED if differentiates_forwards() else Way.GRADIENT
+    if has_tangent(tensors):
+        return Way.COMPOSED
+    return Way.GRADIENT if needs_gradient(tensors) else Way.NO_GRADIENT
 
 
 def functorch_active() -> bool:
     """Whether a torch.func transform runs, in eager mode; under the compiler it is part of what is traced."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def compiling_a_transform() -> bool:
-    """Whether a torch.func transform is being compiled.
-
-    The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
-    """
-    return torch.compiler.is_compiling() and torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-
-
-def forward_mode(tensors: Iterable[Any]) -> bool:
-    """Whether one of them carries a tangent, or torch.func differentiates forwards: torch's own operations know how to."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return any(level.key() == TransformType.Jvp for level in get_interpreter_stack())
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply`` outside of torch.func, without what it does there for tensors that left a transform."""
-    return super(torch.autograd.Function, function).apply
+    return not is_compiling() and transforms_active()
 
 
 class Differentiable:
-    """An op with its gradient, run by the cheapest of three ways that serves the call.
+    """A raw op with its gradient. A call takes the operands of the op, in order.
 
-    forward(*args) computes, save(ctx, args, output) keeps what backward needs, backward(ctx, *grads) returns one gradient
-    for each argument, and vmap(info, in_dims, *args) batches. They are written once; each call takes
+    save(ctx, args, output) keeps what backward needs, backward(ctx, *grads) returns one gradient for each operand, and
+    vmap(info, in_dims, *args) batches. They are written once, for two forms of ``autograd.Function``: a plain one for eager
+    calls, the least overhead, whose forward is on the fast path; and one with ``setup_context`` and ``vmap`` for torch.compile,
+    torch.func and calls that torch must see. composed(*args) is the same in torch's own operations; it runs all gradients
+    where there is no backward.
 
-    - the bare forward, where no gradient is asked for;
-    - a plain ``autograd.Function`` in eager mode: the least overhead;
-    - a ``Function`` with ``setup_context`` and ``vmap`` under ``torch.compile`` and ``torch.func``, which need that form;
-    - composed(*args), the same in torch's own operations, in forward mode and where the compiler meets a torch.func transform.
-
-    Where only the first ``tensors`` arguments may be tensors, the others pass the plain ``Function`` as one tuple, since
-    autograd looks at every argument.
+    The first ``tensors`` operands alone may need a gradient; a plain Function gets the others as one tuple, since autograd
+    looks at every argument. prepare(*args) makes of operands that only the fast path takes what torch takes. Where an
+    op can save bits, its results after the first are for backward alone.
     """
 
     def __init__(
         self,
-        name: str,
-        forward: Callable[..., Any],
-        save: Callable[..., None],
-        backward: Callable[..., Any],
-        vmap: Callable[..., Any],
+        op: str,
+        save: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        vmap: Callable[..., Any] | None = None,
+        tensors: int = 0,
         composed: Callable[..., Any] | None = None,
-        tensors: int | None = None,
+        prepare: Callable[..., tuple[Any, ...]] | None = None,
     ):
-        def eager_forward(ctx: Any, *args: Any) -> Any:
-            args = args[:-1] + args[-1]
-            output = forward(*args)
-            save(ctx, args, output)
-            return output
+        self.raw, self.entry = RAW[op], getattr(_C, op)
+        self.composed, self.prepare = composed, prepare
+        self.gradient = composed
+        if save is None or backward is None:
+            _C.differentiate(op, composed)
+            return
+        self.gradient = _transformable(self.raw, save, backward, vmap).apply
+        apply = eager_apply(_eager(self.raw, save, backward, tensors))
+        saves_bits = self.raw.saves_bits
 
-        def eager_backward(ctx: Any, *grads: Any) -> Any:
-            return *backward(ctx, *grads)[:tensors], None
+        def with_gradient(*args: Any) -> Any:
+            if prepare is not None:
+                args = prepare(*args)
+            elif saves_bits:
+                return apply(*args[:tensors], (*args[tensors:-1], True))
+            return apply(*args[:tensors], args[tensors:])
 
-        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-            save(ctx, inputs, output)
-
-        self.forward = forward
-        self.composed = composed
-        self.tensors = tensors
-        self.eager = type(
-            f"{name}Eager",
-            (torch.autograd.Function,),
-            {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
-        )
-        self.transformable = type(
-            name,
-            (torch.autograd.Function,),
-            {
-                "forward": staticmethod(forward),
-                "setup_context": staticmethod(setup_context),
-                "backward": staticmethod(backward),
-                "vmap": staticmethod(vmap),
-            },
-        )
+        _C.differentiate(op, with_gradient)
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            if self.composed is not None and compiling_a_transform():
-                return self.composed(*args)
-            return self.transformable.apply(*args)
-        if forward_mode(args):
-            if self.composed is None:
-                raise NotImplementedError(f"{self.transformable.__name__} has no derivative in forward mode")
-            return self.composed(*args)
-        if torch._C._are_functorch_transforms_active():
-            return self.transformable.apply(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            rest = () if self.tensors is None else args[self.tensors :]
-            return self.eager.apply(*args[: self.tensors], rest)
-        return self.forward(*args)
+        if not is_compiling():
+            done = self.entry(*args)
+            if done is not None:
+                return done
+        return self.dispatched(*args)
+
+    def dispatched(self, *args: Any) -> Any:
+        """A call that is not on the fast path."""
+        if self.prepare is not None:
+            args = self.prepare(*args)
+        tensors = self.raw.differentiable(args)
+        chosen = way(tensors, bool(self.raw.outputs(args)))
+        if chosen is Way.NO_GRADIENT:
+            return dispatch(self.raw, *args)
+        refuse_outputs(self.raw, args)
+        run = self.gradient if chosen is Way.GRADIENT else self.composed
+        if self.raw.saves_bits and (functorch_active() or needs_gradient(tensors)):
+            args = *args[:-1], True
+        if run is None:
+            raise NotImplementedError(f"{self.raw.name} has no derivative in forward mode")
+        return run(*args)
+
+
+def _transformable(op: RawOp, save: Any, backward: Any, vmap: Any) -> Any:
+    # The compiler counts a forward's parameters, so they are spelled out.
+    names = ", ".join(operand.name for operand in op.operands)
+    forward = eval(f"lambda {names}: dispatch(RAW[{op.name!r}], {names})", globals())
+    saves_bits = op.saves_bits
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if saves_bits:
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.set_materialize_grads(False)
+        save(ctx, inputs, output)
+
+    return _function(op.name, forward=forward, setup_context=setup_context, backward=backward, vmap=vmap)
+
+
+def _eager(op: RawOp, save: Any, backward: Any, tensors: int) -> Any:
+    def forward(ctx: Any, *args: Any) -> Any:
+        args = args[:-1] + args[-1]
+        output = op.run(*args)
+        if output is None:
+            output = dispatch(op, *args)
+        save(ctx, args, output)
+        return output[0] if op.saves_bits else output
+
+    def of_tensors(ctx: Any, *grads: Any) -> Any:
+        return *backward(ctx, *grads)[:tensors], None
+
+    return _function(f"{op.name}_eager", forward=forward, backward=of_tensors)
+
+
+def _function(name: str, **methods: Callable[..., Any]) -> Any:
+    return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})

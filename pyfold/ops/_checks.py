@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,6 +48,18 @@ def check_device(name: str, value: torch.Tensor, like_name: str, like: torch.Ten
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
 
 
+def check_sizes(name: str, sizes: Sequence[Any]) -> None:
+    """At most 8 sizes, ints from 0."""
+    for size in sizes:
+        if (type(size) is not int and not isinstance(size, torch.SymInt)) or size < 0:
+            if isinstance(size, bool) or not hasattr(size, "__index__"):
+                raise TypeError(f"{name} must be ints, got {tuple(sizes)}")
+            if size < 0:
+                raise ValueError(f"{name} must not have negative sizes, got {tuple(sizes)}")
+    if len(sizes) > 8:
+        raise ValueError(f"{name} may have at most 8 dimensions, got {tuple(sizes)}")
+
+
 def check_batched(name: str, value: torch.Tensor) -> None:
     if value.dim() == 0:
         raise ValueError(f"{name} needs a batch dimension, got a 0-d tensor")
@@ -54,12 +67,33 @@ def check_batched(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name} may have at most 8 dimensions after the batch, got shape {tuple(value.shape)}")
 
 
+def as_seeds(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
+    """int64 seeds [samples] on the device, of a tensor, ints of 64 bits, signed or not, or one int for all samples."""
+    if isinstance(seeds, torch.Tensor):
+        if seeds.dim() == 0 and seeds.dtype == torch.int64:
+            return seeds.expand(samples).contiguous()
+        return seeds
+    if not isinstance(seeds, str) and hasattr(seeds, "__index__") and not isinstance(seeds, bool):
+        seeds = [seeds] * samples
+    try:
+        return torch.tensor([_word("seeds", seed) for seed in seeds], dtype=torch.int64, device=device)
+    except TypeError:
+        raise TypeError(f"seeds must be an int64 tensor, an int, or a sequence of ints, got {_kind(seeds)}") from None
+
+
+def _word(name: str, value: Any) -> int:
+    """A number of 64 bits, signed or not, as int64 holds its bits."""
+    if isinstance(value, (bool, str)):
+        raise TypeError
+    word = operator.index(value)
+    if not -(2**63) <= word < 2**64:
+        raise ValueError(f"{name} must be 64-bit numbers, in [-2**63, 2**64), got {word}")
+    return word - 2**64 if word >= 2**63 else word
+
+
 def check_seeds(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
-    """int64 seeds [samples] on the device; a sequence of ints is taken too."""
-    if not isinstance(seeds, torch.Tensor):
-        if not isinstance(seeds, Sequence) or not all(isinstance(s, int) for s in seeds):
-            raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {_kind(seeds)}")
-        seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+    """The same, checked."""
+    seeds = as_seeds(seeds, samples, device)
     if seeds.dtype != torch.int64:
         raise TypeError(f"seeds must have dtype int64, got {str(seeds.dtype).removeprefix('torch.')}")
     if seeds.dim() != 1 or seeds.shape[0] != samples:
@@ -67,6 +101,11 @@ def check_seeds(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
     if seeds.device != device:
         raise ValueError(f"seeds must be on device {device}, got {seeds.device}")
     return seeds.contiguous()
+
+
+def counter(name: str, value: Any) -> tuple[torch.Tensor | None, int]:
+    """A counter word as an op takes it: (int64 tensor on the device, or None; number)."""
+    return (value, 0) if isinstance(value, torch.Tensor) else (None, check_counter(name, value))
 
 
 def check_counter(name: str, value: Any) -> int:
@@ -96,6 +135,13 @@ def check_window(
         if start < 0 or start + size > whole:
             raise ValueError(f"the window at offset {offset} of shape {list(shape)} leaves global_shape {global_shape}")
     return offset, global_shape
+
+
+def check_lower_dtype(name: str, dtype: torch.dtype, state: torch.Tensor) -> None:
+    """The dtype of a state, or a half type beside float32."""
+    allowed = (state.dtype, torch.bfloat16, torch.float16) if state.dtype == torch.float32 else (state.dtype,)
+    if dtype not in allowed:
+        raise TypeError(f"{name} must be {' or '.join(map(str, allowed))} for {state.dtype} input, got {dtype}")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -1,34 +1,29 @@
-"""Memory order, batches under vmap, and recorded calls, of folds and their bits."""
+"""Memory order, and batches under vmap, of folds and their bits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
-from pyfold import _C
-from pyfold.ops._autograd import plain_apply
-from pyfold.ops._tensors import _accumulation
+from pyfold.ops._tensors import accumulation
 
 
-def in_accumulation(values: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """Parameters as the kernels for a tensor take them."""
-    return None if values is None else values.to(_accumulation(like.dtype)).contiguous()
+def first(result: Any) -> torch.Tensor:
+    """The fold, of what an op returns that may have saved bits too."""
+    y: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return y
 
 
-def channel_sum(value: torch.Tensor, dim: int) -> torch.Tensor:
-    """The sum over all dimensions but dim, in the accumulation type."""
+def channel_sum(value: torch.Tensor, dim: int, like: tuple[torch.dtype, torch.Size]) -> torch.Tensor:
+    """The gradient of a bias: the sum over all dimensions but dim, in the accumulation type."""
     others = [d for d in range(value.dim()) if d != dim]
-    value = value.to(_accumulation(value.dtype))
-    return value.sum(others) if others else value
+    value = value.to(accumulation(value.dtype))
+    return (value.sum(others) if others else value).to(like[0]).reshape(like[1])
 
 
-def in_order_of(value: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
-    """value with the memory order that the bits were packed in; None: that of a contiguous tensor."""
-    if strides is None:
-        return value.contiguous()
+def in_order_of(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """value with the memory order that the bits were packed in."""
     if value.stride() == strides:
         return value
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
@@ -42,7 +37,9 @@ def batch_first(value: torch.Tensor, dim: int | None, size: int) -> torch.Tensor
     return value.contiguous()
 
 
-def bits_first(bits: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
+def bits_first(bits: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor | None:
+    if bits is None:
+        return None
     bits = batch_first(bits, dim, size)
     return bits.reshape(bits.shape[0] * bits.shape[1], bits.shape[2])
 
@@ -51,29 +48,16 @@ def split_batch(value: torch.Tensor, size: int) -> torch.Tensor:
     return value.reshape(size, value.shape[0] // size, *value.shape[1:])
 
 
-def unbatched(in_dims: tuple, names: tuple[str, ...]) -> None:
+def one_of_batch(value: torch.Tensor, dim: int | None, i: int) -> torch.Tensor:
+    return value if dim is None else value.select(dim, i).contiguous()
+
+
+def unbatched(in_dims: tuple[int | None, ...], names: tuple[str, ...]) -> None:
     for name, dim in zip(names, in_dims, strict=True):
         if dim is not None:
             raise ValueError(f"under vmap the {name} of a fold must not be batched")
 
 
-# --- calls that were checked before, with a gradient
-
-
-def recorded(name: str, whole_backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Such calls of one reflection, or of a program: (x, bias, angle or parameters, plan) -> y.
-
-    C++ runs forward and, where it is plain, the gradient of x; ``whole_backward`` is that of the op.
-    """
-
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        to_x = None if is_compiling() else _C.recorded_gradient(ctx, grad)
-        if to_x is not None:
-            return to_x, None, None, None
-        plan, ctx.strides, bias_dtype = ctx.call
-        *ctx.rest, _remember = plan[2]
-        ctx.bias_like = bias_dtype, (-1,)
-        return *whole_backward(ctx, grad)[:3], None
-
-    methods = {"forward": staticmethod(_C.record_fold), "backward": staticmethod(backward)}
-    return plain_apply(type(name, (torch.autograd.Function,), methods))
+def bit_bytes(numel: Any, width: int, planes: int, groups: int = 1) -> Any:
+    """Bytes of the bits of each group of a tensor of numel values, units of so many."""
+    return planes * ((numel // width // groups + 7) // 8)

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 
-def _accumulation(dtype: torch.dtype) -> torch.dtype:
+def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """[B] against [B, ...]."""
     return value.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _rows(table, index, samples):
+def sample_rows(table: torch.Tensor, index: torch.Tensor | None, samples: int) -> torch.Tensor:
+    """Each sample's row of a table; NaN where the table has no such row, as in the kernels."""
     if index is not None:
-        table = table[index.reshape(-1)]
+        index = index.reshape(-1)
+        inside = (index >= 0) & (index < table.shape[0])
+        table = torch.where(inside.unsqueeze(1), table[index.clamp(0, table.shape[0] - 1)], float("nan"))
     return table.expand(samples, -1)
 
 
-def _output_dtype(name, dtype, out, x0):
-    if dtype is None:
-        dtype = out.dtype if out is not None else x0.dtype
-    allowed = (x0.dtype, torch.bfloat16, torch.float16) if x0.dtype == torch.float32 else (x0.dtype,)
-    if dtype not in allowed:
-        raise TypeError(f"{name} must be {' or '.join(map(str, allowed))} for {x0.dtype} input, got {dtype}")
-    return dtype
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether x fills a stretch of memory without gaps or overlap, in any order of its dimensions."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    expected = 1
+    for stride, size in sorted((x.stride(d), x.shape[d]) for d in range(x.dim()) if x.shape[d] != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
-def _normal(shape, dtype, device, generator):
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
 
 
 def wrote(*outputs: torch.Tensor | None) -> None:

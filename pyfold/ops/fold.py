@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 
-from pyfold import _C
+from pyfold._torch_private import transform_depth
 from pyfold.folds import FOLDS, REQUIRED, FoldKind, Program
-from pyfold.folds.kind import join_units, split_units
-from pyfold.ops import _fold_reflect, _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
+from pyfold.folds.kind import a_pair, join_units, one_value, split_units
+from pyfold.ops._autograd import Differentiable, Way, functorch_active, needs_gradient, way
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
-from pyfold.ops._tensors import _accumulation, _normal
+from pyfold.ops._fold_memory import bit_bytes, first
+from pyfold.ops._fold_reflect import reflect, reflect_backward
+from pyfold.ops._fold_sequence import apply, sequence
+from pyfold.ops._tensors import accumulation, is_dense, normal
 
 PAIRINGS = ("adjacent", "halves")
 
 
 # --- checks
-
-
-def _is_dense(x: torch.Tensor) -> bool:
-    """Whether x fills a stretch of memory without gaps or overlap, in any order of its dimensions."""
-    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return True
-    expected = 1
-    for stride, size in sorted((x.stride(d), x.shape[d]) for d in range(x.dim()) if x.shape[d] != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _check_bias(value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
@@ -71,30 +62,44 @@ class Call:
 
     def program(self, gain: float = 1.0, clamp: float | None = None, unfoldable: bool = False) -> Program | None:
         """The call for the kernels of programs, or None where they do not serve it."""
-        if self.fold.emit is None or (self.has_tensors and not self.fold.program_of_tensors) or self.learns:
+        if (self.has_tensors and not self.fold.program_of_tensors) or self.learns:
             return None
-        program = Program(self.rows, unfoldable)
-        if program.fits:
-            self.fold.emit(program, range(self.rows), **self.parameters)
-        if gain != 1:
-            program.affine(gain)
-        if clamp is not None:
-            program.clamp(clamp)
-        return program if program.fits else None
+        return _program(self.fold, self.rows, self.parameters, gain, clamp, unfoldable)
 
 
-def _check_parameters(fold: FoldKind, kind: str, given: dict[str, Any], channels: int, units: int, x) -> dict[str, Any]:
+def _program(
+    fold: FoldKind, width: int, parameters: dict[str, Any], gain: float, clamp: float | None, unfoldable: bool = False
+) -> Program | None:
+    """The program of a fold, or None where the kernels of programs do not serve it."""
+    if fold.emit is None:
+        return None
+    program = Program(width, unfoldable)
+    if program.fits:
+        fold.emit(program, range(width), **parameters)
+    if gain != 1:
+        program.affine(gain)
+    if clamp is not None:
+        program.clamp(clamp)
+    return program if program.fits else None
+
+
+def _check_name(fold: FoldKind, kind: str, name: str) -> None:
+    if name not in fold.parameters:
+        raise ValueError(f"{name} is not a parameter of {kind}, whose parameters are: {', '.join(fold.parameters) or 'none'}")
+
+
+def _check_parameters(
+    fold: FoldKind, kind: str, given: dict[str, Any], channels: int, units: int, x: torch.Tensor | None = None
+) -> dict[str, Any]:
     for name in given:
-        if name not in fold.parameters:
-            allowed = ", ".join(fold.parameters) or "none"
-            raise ValueError(f"{name} is not a parameter of {kind}, whose parameters are: {allowed}")
+        _check_name(fold, kind, name)
     parameters = {}
     for name, parameter in fold.parameters.items():
         value = given.get(name, parameter.default)
         if value is REQUIRED or (value is None and parameter.default is not None):
             raise ValueError(f"{name} is needed by {kind}: {parameter.allowed}")
         value = parameter.check(name, value, channels, units)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and x is not None:
             check_device(name, value, "x", x)
         parameters[name] = value
     fold.check(parameters)
@@ -130,7 +135,7 @@ def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Cal
     if bias is not None:
         _check_bias(bias, channels, x)
     pairing = pairing if fold.paired else "adjacent"
-    return Call(x if _is_dense(x) else x.contiguous(), kind, fold, dim, pairing, parameters, max(rows, 1))
+    return Call(x if is_dense(x) else x.contiguous(), kind, fold, dim, pairing, parameters, max(rows, 1))
 
 
 # --- the public ops
@@ -190,58 +195,124 @@ def fold(
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
     if not is_compiling():
-        done = _C.fold(x, bias, kind, gain, clamp, dim, pairing, parameters)
+        done = _fast(x, kind, bias, gain, clamp, dim, pairing, parameters)
         if done is not None:
             return done
-    given = (x, bias, kind, gain, clamp, dim, pairing, parameters)
-    call = check_call(x, kind, bias, dim, pairing, parameters)
+    return _checked_fold(x, kind, bias, gain, clamp, dim, pairing, parameters)
+
+
+# --- the fast path: what does not depend on tensors is prepared, once for each set of numbers
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A fold but for its tensors and its dim: the op that runs it, and that op's operands after dim."""
+
+    op: Differentiable
+    fixed: tuple[Any, ...]
+    differentiable: bool  # by this op
+
+
+@lru_cache(maxsize=1024, typed=True)
+def prepare_fold(
+    kind: str, gain: float, clamp: float | None, pairing: str, channels: int, tensors: tuple[str, ...], **numbers: Any
+) -> Prepared | None:
+    """The fold of units among so many channels, with numbers for parameters but for the tensors named; None: not by kernels."""
+    check_choice("kind", kind, FOLDS)
+    check_choice("pairing", pairing, PAIRINGS)
+    gain, clamp = _check_output(gain, clamp)
+    fold = FOLDS[kind]
+    for name in tensors:
+        _check_name(fold, kind, name)
+    if tensors:
+        placeholders = {name: torch.empty(0) for name in tensors}
+        if not fold.reflects(**{**fold.defaults(), **numbers, **placeholders}) or tensors != ("angle",):
+            return None
+    else:
+        numbers = _check_parameters(fold, kind, numbers, channels, channels)
+    pairing = pairing if fold.paired else "adjacent"
+    if tensors or fold.reflects(**numbers):
+        return Prepared(reflect, (pairing, 1, kind, gain, clamp or 0.0, False), True)
+    width = fold.width(channels=channels, **numbers)
+    program = None if width < 1 else _program(fold, width, numbers, gain, clamp)
+    if program is None:
+        return None
+    return Prepared(sequence, (pairing, 1, *program_operands(program), False), program.differentiable)
+
+
+def program_operands(program: Program) -> tuple[Any, ...]:
+    """program, constants, width."""
+    return tuple(program.instructions), tuple(program.constants), program.input_width
+
+
+def _check_output(gain: Any, clamp: Any) -> tuple[float, float | None]:
     gain = check_finite("gain", gain)
     if clamp is not None and check_finite("clamp", clamp) <= 0:
         raise ValueError(f"clamp must be positive, got {clamp}")
-    clamp = None if clamp is None else float(clamp)
-    if compiling_a_transform() or forward_mode((x, bias, *call.parameters.values())):
+    return gain, None if clamp is None else float(clamp)
+
+
+#: The kinds whose units may be all channels.
+_OF_CHANNELS = frozenset(name for name, kind in FOLDS.items() if kind.width not in (one_value, a_pair))
+
+
+def _fast(
+    x: Any, kind: Any, bias: Any, gain: Any, clamp: Any, dim: Any, pairing: Any, parameters: dict[str, Any]
+) -> torch.Tensor | None:
+    """A fold past the dispatcher; None where torch must see it, or no kernel serves it."""
+    names: tuple[str, ...] = ()
+    third = None
+    numbers = parameters
+    for name, value in parameters.items():
+        if isinstance(value, torch.Tensor):
+            names, third = (*names, name), value
+    try:
+        if names:
+            numbers = {name: value for name, value in parameters.items() if name not in names}
+        if dim < 0:
+            dim += x.dim()
+        channels = x.shape[dim] if kind in _OF_CHANNELS else 1
+        prepared = prepare_fold(kind, gain, clamp, pairing, channels, names, **numbers)
+        if prepared is None or not (prepared.differentiable or not needs_gradient((x, bias))):
+            return None
+        if third is not None and clamp is not None and third.requires_grad:
+            return None
+        done = prepared.op.entry(x, bias, third, dim, *prepared.fixed)
+    except (TypeError, ValueError, AttributeError, IndexError):
+        check_call(x, kind, bias, dim, pairing, parameters)
+        raise
+    return done  # type: ignore[no-any-return]
+
+
+# --- every other call
+
+
+def _checked_fold(
+    x: Any, kind: Any, bias: Any, gain: Any, clamp: Any, dim: Any, pairing: Any, parameters: dict[str, Any]
+) -> torch.Tensor:
+    call = check_call(x, kind, bias, dim, pairing, parameters)
+    gain, clamp = _check_output(gain, clamp)
+    chosen = way((x, bias, *call.parameters.values()))
+    if chosen is Way.COMPOSED:
         return _composed(call, bias, gain, clamp)
     angle = call.parameters.get("angle")
-    learns_angle = call.reflects and angle is not None and angle.requires_grad
-    if clamp is not None and learns_angle:
-        # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
-        return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
-    tensors = (x, bias, angle if call.reflects else None)
-    needed = functorch_active() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     if call.reflects:
-        rest = (kind, call.dim, call.pairing, gain, clamp or 0.0, 1)
-        if clamp is None or angle is None:
-            _remember(given, True, None, (*rest, True))
-        return _fold_reflect.reflect(call.x, bias, angle, *rest, needed)[0]
+        if clamp is not None and angle is not None and angle.requires_grad:
+            # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
+            return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
+        return first(reflect(call.x, bias, angle, call.dim, call.pairing, 1, kind, gain, clamp or 0.0, False))
     program = call.program(gain, clamp)
-    if program is None or (needed and not program.differentiable):
+    if program is None or (not program.differentiable and (functorch_active() or needs_gradient((x, bias)))):
         return _composed(call, bias, gain, clamp)
-    arguments = sequence_arguments(call.x, program, call.dim, call.pairing, bias)
-    if program.differentiable:
-        _remember(given, False, arguments[2], (*arguments[3:], 1, True))
-    return _fold_sequence.sequence(*arguments, 1, needed)[0]
+    return first(
+        sequence(call.x, bias, packed_parameters(program), call.dim, call.pairing, 1, *program_operands(program), False)
+    )
 
 
-# --- calls that were checked before, known again by all that the checks look at (csrc/python/known_folds.cpp)
-
-
-def _remember(given: tuple[Any, ...], reflects: bool, parameters: torch.Tensor | None, rest: tuple[Any, ...]) -> None:
-    """Later calls like this one come to the op of one reflection, or of a program with parameters, with the same rest."""
-    # What was made in inference mode can never be saved for a gradient.
-    if not is_compiling() and not (parameters is not None and parameters.is_inference()):
-        family = _fold_reflect if reflects else _fold_sequence
-        _C.remember_fold(*given, (reflects, parameters, rest, *family.WAYS))
-
-
-def sequence_arguments(
-    x: torch.Tensor, program: Program, dim: int, pairing: str = "adjacent", bias: torch.Tensor | None = None
-) -> tuple[Any, ...]:
-    """What ``_fold_sequence.sequence`` takes, but for groups and whether to remember."""
+def packed_parameters(program: Program) -> torch.Tensor | None:
+    """A program's tensors, which do not learn."""
     parameters = program.packed_parameters()
-    if parameters is not None:
-        parameters = parameters.detach().to(_accumulation(x.dtype))
-    numbers = tuple(program.instructions), tuple(program.constants)
-    return x, bias, parameters, *numbers, program.input_width, program.planes, dim, pairing
+    return None if parameters is None else parameters.detach()
 
 
 def fold_with_bits(
@@ -260,11 +331,15 @@ def fold_with_bits(
             in place of numbers (but for householder and hyperplane), and for more channels than the kernels take.
     """
     call = check_call(x, kind, None, dim, pairing, parameters)
+    units = call.dim, call.pairing, 1
     with torch.no_grad():
         if call.reflects:
             angle = call.parameters.get("angle")
-            return _fold_reflect.reflect(call.x, None, angle, kind, call.dim, call.pairing, 1.0, 0.0, 1)[:2]
-        return _fold_sequence.sequence(*sequence_arguments(call.x, _unfoldable(call), call.dim, call.pairing), 1, True)
+            y, bits, _ = reflect(call.x, None, angle, *units, kind, 1.0, 0.0, True)
+        else:
+            program = _unfoldable(call)
+            y, bits = sequence(call.x, None, packed_parameters(program), *units, *program_operands(program), True)
+    return y, bits
 
 
 def unfold(
@@ -285,17 +360,17 @@ def unfold(
     check_device("bits", bits, "y", y)
     program = None if call.reflects else _unfoldable(call)
     values = y.numel() // 2 if call.fold.widens else y.numel()
-    expected = _fold_sequence.bit_bytes(values, call.rows, 1 if program is None else program.planes)
+    expected = bit_bytes(values, call.rows, 1 if program is None else program.planes)
     if bits.numel() != expected:
         raise ValueError(f"bits must hold {expected} bytes for y of shape {tuple(y.shape)}, got {bits.numel()}")
     bits = bits.reshape(1, -1).contiguous()
+    units = call.dim, call.pairing, 1
     with torch.no_grad():
         if program is None:
-            none, angle = torch.empty(1, 0, dtype=torch.uint8, device=y.device), call.parameters.get("angle")
-            rest = (kind, call.dim, call.pairing, 1.0, 1, False)
-            return _fold_reflect.reflect_backward(call.x, bits, none, angle, *rest)
-        x, _, *rest = sequence_arguments(call.x, program, call.dim, call.pairing)
-        return _fold_sequence.apply(x, bits, *rest, 1, "inverse")
+            x = reflect_backward(call.x, bits, None, call.parameters.get("angle"), *units, kind, 1.0, False)
+        else:
+            x = apply(call.x, bits, packed_parameters(program), *units, "inverse", *program_operands(program))
+    return x  # type: ignore[no-any-return]
 
 
 def _unfoldable(call: Call) -> Program:
@@ -327,11 +402,11 @@ def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="
 
 
 def _composed(call: Call, bias, gain, clamp):
-    acc = _accumulation(call.x.dtype)
+    acc = accumulation(call.x.dtype)
     widened = call.x.to(acc), None if bias is None else bias.to(acc)
     options = {"gain": gain, "clamp": clamp, "dim": call.dim, "pairing": call.pairing}
     y = fold_reference(widened[0], call.kind, bias=widened[1], **options, **call.parameters).to(call.x.dtype)
-    if functorch_active() or compiling_a_transform():
+    if transform_depth() > 0:
         return y
     if call.x.is_contiguous():
         return y.contiguous()
@@ -354,10 +429,10 @@ def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False,
     size = variant.get("size")
     if (fold.paired and channels % 2) or (size is not None and channels % size):
         return None
-    sample = {"x": _normal(shape, dtype, device, generator), "kind": kind, **variant}
+    sample = {"x": normal(shape, dtype, device, generator), "kind": kind, **variant}
     if bias:
-        sample["bias"] = _normal([channels], dtype, device, generator)
-    drawn = fold.sample(channels, lambda shape: _normal(shape, dtype, device, generator), learned)
+        sample["bias"] = normal([channels], dtype, device, generator)
+    drawn = fold.sample(channels, lambda shape: normal(shape, dtype, device, generator), learned)
     return None if drawn is None else {**sample, **drawn}
 
 
@@ -379,11 +454,11 @@ def _saved_bytes(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="ad
             return None
         packed = program.packed_parameters()
         extra = 0 if packed is None else packed.numel() * (8 if x.dtype == torch.float64 else 4)
-        return _fold_sequence.bit_bytes(x.numel(), call.rows, program.planes) + extra
+        return bit_bytes(x.numel(), call.rows, program.planes) + extra
     angle = call.parameters.get("angle")
     if clamp is not None and angle is not None and angle.requires_grad:
         return None
-    total = _fold_sequence.bit_bytes(x.numel(), call.rows, 1 if clamp is None else 1 + call.rows)
+    total = bit_bytes(x.numel(), call.rows, 1 if clamp is None else 1 + call.rows)
     if angle is not None:
         total += angle.numel() * angle.element_size()
         if angle.requires_grad:

@@ -9,12 +9,13 @@ import torch
 
 from pyfold.folds import FOLDS, Program
 from pyfold.folds.program import MAX_MATRIX_WIDTH
-from pyfold.ops import _fold_sequence
-from pyfold.ops._autograd import compiling_a_transform, forward_mode, functorch_active
+from pyfold.ops._autograd import Way, functorch_active, needs_gradient, way
 from pyfold.ops._checks import check_choice, check_finite, check_tensor
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import _normal
-from pyfold.ops.fold import Call, check_call, fold, fold_reference, sequence_arguments, tie_distance
+from pyfold.ops._fold_memory import first
+from pyfold.ops._fold_sequence import sequence
+from pyfold.ops._tensors import normal
+from pyfold.ops.fold import Call, check_call, fold, fold_reference, program_operands, tie_distance
 
 #: More rounds than this never end in practice.
 MAX_ITERATIONS = 2**20
@@ -148,10 +149,9 @@ def kaleidoscope(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range.
     """
     calls, turn, dim = _checked(x, folds, scale, centre, rotation, iterations, dim)
-    needed = functorch_active() or (torch.is_grad_enabled() and x.requires_grad)
-    program = None if compiling_a_transform() or forward_mode((x,)) else _program(calls, turn, iterations, x.shape[dim])
-    if program is not None and (program.differentiable or not needed) and calls:
-        return _fold_sequence.sequence(*sequence_arguments(calls[0].x, program, dim), 1, needed)[0]
+    program = None if way((x,)) is Way.COMPOSED else _program(calls, turn, iterations, x.shape[dim])
+    if program is not None and calls and (program.differentiable or not (functorch_active() or needs_gradient((x,)))):
+        return first(sequence(calls[0].x, None, None, dim, "adjacent", 1, *program_operands(program), False))
     z = x
     for _ in range(iterations):
         for call in calls:
@@ -193,7 +193,7 @@ def _tie_distance(x, folds, **options):
 def _sample(shape, dtype, device, generator, *, channels=(), **variant):
     if len(shape) < 2 or shape[1] == 0 or (channels and shape[1] not in channels):
         return None
-    x = _normal(shape, dtype, device, generator)
+    x = normal(shape, dtype, device, generator)
     if variant.get("rotation") is not None:
         random = torch.randn(shape[1], shape[1], generator=generator, dtype=torch.float64)
         variant["rotation"] = torch.linalg.qr(random)[0].tolist()

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops import _noise_reference
-from pyfold.ops._checks import check_counter, check_device, check_seeds, check_tensor, check_window
+from pyfold.ops._call import RAW, dispatch
+from pyfold.ops._checks import as_seeds, check_device, check_seeds, check_sizes, check_tensor, check_window, counter
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
-from pyfold.ops._tensors import wrote
 
 #: Streams that pyfold itself draws from; a seed gives independent noise in each.
 INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM = 0, 1, 2
-_CPU = torch.device("cpu")
 
 
 def randn(
-    seeds: torch.Tensor | Sequence[int],
+    seeds: torch.Tensor | Sequence[int] | int,
     shape: Sequence[int],
     *,
-    stream: int = INITIAL_STREAM,
-    step: int = 0,
+    stream: int | torch.Tensor = INITIAL_STREAM,
+    step: int | torch.Tensor = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     out: torch.Tensor | None = None,
@@ -37,11 +37,13 @@ def randn(
     row-major index inside the sample. Values reach 6.76 standard deviations.
 
     Args:
-        seeds: int64 [B]; any value, negative ones included. A sequence of ints is taken too.
+        seeds: int64 [B]; any value, negative ones included. A sequence of ints of 64 bits, signed or not, is taken too, and
+            one int, for one sample.
         shape: the shape of one sample.
         stream: which of 2**32 independent noises of a seed. pyfold uses 0 for initial noise, 1 for sampler steps and 2 for
             training; the trainer draws from 3 and 16, and yours can start at 32.
-        step: which of 2**32 independent draws of a stream.
+        step: which of 2**32 independent draws of a stream. stream and step may be int64 tensors on the device, () or [B],
+            modulo 2**32: a recorded graph reads them anew.
         dtype: float32, float64, bfloat16 or float16. All hold the float32 value: widened, or rounded to nearest even.
         device: where to make them; the device of ``seeds`` by default.
         out: written and returned instead of a new tensor: [B, *shape], any strides.
@@ -54,52 +56,67 @@ def randn(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    if offset is None and global_shape is None and (device is None or device == _CPU) and not is_compiling():
-        done = _C.randn(seeds, shape, stream, step, dtype, out)
+    if type(shape) is not tuple:
+        shape = tuple(shape)
+    check_sizes("shape", shape)
+    if type(seeds) is not torch.Tensor or device is not None:
+        seeds, device = _seeds_on(seeds, device, out)
+    streams = positions = None
+    if type(stream) is not int or type(step) is not int:
+        (streams, stream), (positions, step) = counter("stream", stream), counter("step", step)
+    if offset is not None or global_shape is not None:
+        offset, global_shape = check_window(offset, global_shape, shape)
+    if out is None:
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+        if seeds.dim() != 1:
+            check_seeds(seeds, seeds.numel(), seeds.device)
+        out = seeds.new_empty((seeds.shape[0], *shape), dtype=dtype)
+    else:
+        check_tensor("out", out)
+        if tuple(out.shape) != (seeds.numel(), *shape):
+            raise ValueError(f"out must have shape {(seeds.numel(), *shape)}, got {tuple(out.shape)}")
+        check_device("out", out, "seeds", seeds)
+    noise = seeds, streams, positions, stream, step, offset or (), global_shape or ()
+    if not is_compiling():
+        done = _C.randn(out, *noise)
         if done is not None:
-            wrote(out)
             return done
-    shape = [int(size) if not isinstance(size, torch.SymInt) else size for size in shape]
-    if any(size < 0 for size in shape):
-        raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
-    if len(shape) > 8:
-        raise ValueError(f"shape may have at most 8 dimensions, got {tuple(shape)}")
+    return dispatch(RAW["randn"], out, *noise)
+
+
+def _seeds_on(seeds: Any, device: Any, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.device]:
+    """Seeds as a tensor where the noise is to be made."""
     if device is None:
         device = out.device if out is not None else seeds.device if isinstance(seeds, torch.Tensor) else "cpu"
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    if isinstance(seeds, torch.Tensor) and seeds.device != device:
-        seeds = seeds.to(device)
-    seeds = check_seeds(seeds, seeds.shape[0] if isinstance(seeds, torch.Tensor) and seeds.dim() else len(seeds), device)
-    offset, global_shape = check_window(offset, global_shape, shape)
-    given = out
-    if out is None:
-        if dtype not in FLOAT_DTYPES:
-            raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-        out = torch.empty([seeds.shape[0], *shape], dtype=dtype, device=device)
-        check_tensor("the result", out)
-    else:
-        check_tensor("out", out)
-        if list(out.shape) != [seeds.shape[0], *shape]:
-            raise ValueError(f"out must have shape {(seeds.shape[0], *shape)}, got {tuple(out.shape)}")
-        check_device("out", out, "seeds", seeds)
-    torch.ops.pyfold.randn(seeds, check_counter("stream", stream), check_counter("step", step), offset, global_shape, out)
-    wrote(given)
-    return out
+    seeds = as_seeds(seeds, 1, device)
+    return (seeds if seeds.device == device else seeds.to(device)), device
 
 
-@torch.library.register_fake("pyfold::randn")
-def _(seeds, stream, step, offset, global_shape, out):
-    return None
+def _reference(
+    seeds: torch.Tensor, shape: Sequence[int], *, stream: Any = 0, step: Any = 0, offset: Any = None, global_shape: Any = None,
+    **_: Any,
+) -> torch.Tensor:  # fmt: skip
+    each = [
+        _noise_reference.randn([seed], tuple(shape), _at(stream, b), _at(step, b), offset, global_shape)
+        for b, seed in enumerate(seeds.tolist())
+    ]
+    values = torch.from_numpy(_noise_reference.np.concatenate(each)) if each else torch.zeros(0, *shape)
+    return values.to(seeds.device)
 
 
-def _reference(seeds, shape, *, stream=0, step=0, offset=None, global_shape=None, **_):
-    values = _noise_reference.randn(seeds.cpu().numpy(), tuple(shape), stream, step, offset, global_shape)
-    return torch.from_numpy(values).to(seeds.device)
+def _at(counter: Any, sample: int) -> int:
+    if not isinstance(counter, torch.Tensor):
+        return int(counter)
+    return int(counter.expand(sample + 1)[sample] if counter.numel() == 1 else counter[sample]) % 2**32
 
 
-def _sample(shape, dtype, device, generator, **variant):
+def _sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, **variant: Any
+) -> dict[str, Any] | None:
     if len(shape) == 0:
         return None
     seeds = torch.randint(-(2**62), 2**62, (shape[0],), generator=generator).to(device)
@@ -107,6 +124,9 @@ def _sample(shape, dtype, device, generator, **variant):
     if variant.pop("window", False):
         variant["offset"] = [3] * len(sample_shape)
         variant["global_shape"] = [size + 5 for size in sample_shape]
+    if variant.pop("on device", False):
+        variant["stream"] = torch.arange(shape[0], device=device) + 5
+        variant["step"] = torch.tensor(9, device=device)
     return {"seeds": seeds, "shape": sample_shape, "dtype": dtype, "device": device, **variant}
 
 
@@ -123,6 +143,7 @@ declare(
             "default": {},
             "stream and step": {"stream": 7, "step": 2**32 - 1},
             "window": {"window": True},
+            "stream and step on the device": {"on device": True},
         },
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,24 +12,26 @@ from torch.compiler import is_compiling
 from pyfold import _C
 from pyfold.ops._autograd import Differentiable, functorch_active
 from pyfold.ops._checks import (
+    as_seeds,
     check_batched,
     check_choice,
-    check_counter,
-    check_same,
-    check_seeds,
+    check_lower_dtype,
     check_tensor,
     check_window,
+    counter,
     is_finite,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows, wrote
+from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows
 from pyfold.ops.noise import TRAINING_STREAM, randn
+from pyfold.ops.noise import _reference as _noise
 
 #: Columns of a noising table; the kernels' own list.
 NOISING_COLUMNS: tuple[str, ...] = tuple(_C.NOISING_COLUMNS)
+_COLUMN = {name: i for i, name in enumerate(NOISING_COLUMNS)}
 
 #: What a network can be trained to predict: (coefficient of x0, coefficient of epsilon) from alpha and sigma.
-TARGETS = {
+TARGETS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "epsilon": lambda alpha, sigma: (0.0, 1.0),
     "x0": lambda alpha, sigma: (1.0, 0.0),
     "v": lambda alpha, sigma: (-sigma, alpha),
@@ -39,6 +41,8 @@ TARGETS = {
 
 #: One of them, or its coefficients, each a number or a tensor [B].
 Target = str | tuple[float | torch.Tensor, float | torch.Tensor]
+#: Of a sample: a number, or a tensor of one or of each sample's.
+Coefficient = float | torch.Tensor
 
 
 def _factors(target: str) -> tuple[float, ...]:
@@ -47,10 +51,26 @@ def _factors(target: str) -> tuple[float, ...]:
     return tuple(v for z, a, s in zip(at_zero, at_alpha, at_sigma, strict=True) for v in (z, a - z, s - z))
 
 
-_FACTORS = {None: _factors("epsilon"), **{target: _factors(target) for target in TARGETS}}
+_FACTORS = {target: _factors(target) for target in TARGETS}
+_NAMED = {factors: target for target, factors in _FACTORS.items()}
 
 
 # --- noising tables
+
+
+#: What a table is made from: alpha, sigma, weight, and a target's factors or its two coefficients.
+Coefficients = tuple[Coefficient, Coefficient, Coefficient, tuple[Any, ...]]
+
+
+def _coefficients(alpha: Any, sigma: Any, weight: Any, target: Any) -> Coefficients:
+    if type(target) is str:
+        factors = _FACTORS.get(target)
+        if factors is not None:
+            return alpha, sigma, weight, factors
+        check_choice("target", target, TARGETS)
+    if not isinstance(target, tuple) or len(target) != 2:
+        raise TypeError(f"target must be a name or a pair (of x0, of epsilon), got {type(target).__name__}")
+    return alpha, sigma, weight, target
 
 
 def _check_coefficient(name: str, value: Any, samples: int, device: torch.device) -> None:
@@ -62,46 +82,34 @@ def _check_coefficient(name: str, value: Any, samples: int, device: torch.device
             raise ValueError(f"{name} must be on device {device}, got {value.device}")
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    elif not is_finite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
-def noising_table(
-    alpha: float | torch.Tensor,
-    sigma: float | torch.Tensor,
-    *,
-    target: Target | None = "epsilon",
-    weight: float | torch.Tensor = 1.0,
-    samples: int,
-    device: torch.device,
-) -> torch.Tensor:
-    """The float64 table [samples, 5] that ``add_noise`` and ``denoising_loss`` read; see ``NOISING_COLUMNS``."""
-    given = {"alpha": alpha, "sigma": sigma, "weight": weight}
-    named = target is None or isinstance(target, str)
-    if not named:
-        if not isinstance(target, tuple) or len(target) != 2:
-            raise TypeError(f"target must be a name or a pair (of x0, of epsilon), got {type(target).__name__}")
-        given |= {"target[0]": target[0], "target[1]": target[1]}
-    elif target is not None:
-        check_choice("target", target, TARGETS)
-    if named and device.type == "cpu" and not is_compiling():
-        table = torch.empty(samples, len(NOISING_COLUMNS), dtype=torch.float64, device=device)
-        if _C.noising_table(table, alpha, sigma, weight, _FACTORS[target]) is not None:
+def _noising_table(coefficients: Any, x0: torch.Tensor) -> torch.Tensor:
+    """The float64 table [samples, 5] of coefficients; see ``NOISING_COLUMNS``. A table is given back as it is."""
+    if isinstance(coefficients, torch.Tensor):
+        return coefficients
+    samples, device = x0.shape[0], x0.device
+    if device.type == "cpu" and not is_compiling():
+        table = torch.empty(samples, len(NOISING_COLUMNS), dtype=torch.float64)
+        if _C.noising_table(table, coefficients):
             return table
+    alpha, sigma, weight, target = coefficients
+    given = {"alpha": alpha, "sigma": sigma, "weight": weight}
+    if len(target) == 2:
+        given |= {"target[0]": target[0], "target[1]": target[1]}
     for name, value in given.items():
         _check_coefficient(name, value, samples, device)
-    given = {name: v.detach().double().reshape(-1) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
-    alpha, sigma, weight, *pair = given.values()
-    columns = (alpha, sigma, *(TARGETS[target or "epsilon"](alpha, sigma) if named else pair), weight)
-    table = torch.stack([_column(c, samples, device) for c in columns], 1)
     # Reading values of a CUDA tensor would wait for the device, so only a CPU's are looked into.
-    looked_into = device.type == "cpu" and not is_compiling() and not functorch_active()
-    for name, value in given.items():
-        if not isinstance(value, torch.Tensor) and not is_finite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-    if looked_into and not math.isfinite(float(table.sum())):
+    if device.type == "cpu" and not is_compiling() and not functorch_active():
         for name, value in given.items():
             if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} must be finite, got {value}")
-    return table
+    values = [v.detach().double().reshape(-1) if isinstance(v, torch.Tensor) else v for v in given.values()]
+    alpha, sigma, weight, *pair = values
+    columns = (alpha, sigma, *(pair or TARGETS[_NAMED[target]](alpha, sigma)), weight)
+    return torch.stack([_column(c, samples, device) for c in columns], 1)
 
 
 def _column(value: Any, samples: int, device: torch.device) -> torch.Tensor:
@@ -110,99 +118,126 @@ def _column(value: Any, samples: int, device: torch.device) -> torch.Tensor:
     return torch.full((samples,), value, dtype=torch.float64, device=device)
 
 
+def _column_of(rows: torch.Tensor, name: str, like: torch.Tensor) -> torch.Tensor:
+    """A column of the samples' rows against [B, ...], in the accumulation type."""
+    return per_sample(rows[:, _COLUMN[name]], like).to(accumulation(like.dtype))
+
+
 # --- add_noise
 
-
-def _add_noise_forward(x0, table, index, seeds, stream, step, offset, global_shape, dtype, want_target, out):
-    if index is None and not global_shape and not is_compiling():
-        done = _C.add_noise(x0, table, None, seeds, None, stream, step, dtype, out, want_target)
-        if done is not None:
-            return done
-    if out is None:
-        out = torch.empty_like(x0, dtype=dtype)
-    target = torch.empty_like(out) if want_target else None
-    torch.ops.pyfold.add_noise(x0, table, index, seeds, stream, step, offset, global_shape, out, target)
-    return (out, target) if want_target else out
+# Operands: x0, table, index, seeds, streams, positions, stream, step, offset, global_shape, out, target.
 
 
-def _add_noise_save(ctx, args, output):
+def _prepare_add_noise(x0: torch.Tensor, table: Any, *rest: Any) -> tuple[Any, ...]:
+    return x0, _noising_table(table, x0), *rest
+
+
+def _add_noise_save(ctx: Any, args: Any, output: Any) -> None:
     x0, table, index = args[:3]
     ctx.save_for_backward(table, index)
     ctx.dtype = x0.dtype
-    if args[-1] is not None:
-        raise ValueError("out= cannot be used where x0 needs a gradient")
 
 
-def _add_noise_backward(ctx, *grads):
+def _add_noise_backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
     table, index = ctx.saved_tensors
-    rows = _rows(table, index, grads[0].shape[0])
-    gradient = 0
-    for column, grad in zip((0, 2), grads, strict=False):
-        gradient = gradient + _per_sample(rows[:, column], grad).to(_accumulation(grad.dtype)) * grad
-    return gradient.to(ctx.dtype), *[None] * 10
+    rows = sample_rows(table, index, grads[0].shape[0])
+    gradient: Any = 0
+    for column, grad in zip(("alpha", "target_x0"), grads, strict=False):
+        gradient = gradient + _column_of(rows, column, grad) * grad
+    return gradient.to(ctx.dtype), *[None] * 11
 
 
-def _stack_batches(info, in_dims, tensors, per_sample):
-    """Under vmap: (B, ...) tensors with a batch of their own become (V * B, ...), shared per-sample ones are repeated."""
+def _stack_batches(info: Any, in_dims: Any, tensors: Any, shared: Any) -> tuple[list[Any], list[Any]]:
+    """Under vmap: (B, ...) tensors with a batch of their own become (V * B, ...), shared ones of each sample are repeated."""
     size = info.batch_size
 
-    def merge(tensor, dim):
+    def merge(tensor: Any, dim: Any) -> Any:
         if tensor is None:
             return None
         tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         return tensor.reshape(-1, *tensor.shape[2:])
 
-    return [merge(t, d) for t, d in zip(tensors, in_dims, strict=True)], [merge(t, None) for t in per_sample]
+    return [merge(t, d) for t, d in zip(tensors, in_dims, strict=True)], [merge(t, None) for t in shared]
 
 
-def _expanded_rows(table, index, samples):
-    return _rows(table, index, samples).contiguous()
+def _each_sample(counters: Any, samples: int) -> Any:
+    return None if counters is None else counters.expand(samples)
 
 
-def _add_noise_vmap(info, in_dims, x0, table, index, seeds, *rest):
-    if any(dim is not None for dim in in_dims[1:4]):
+def _shared(table: Any, index: Any, seeds: Any, streams: Any, positions: Any, samples: int) -> list[Any]:
+    """What the samples of a batch share under vmap, one entry a sample."""
+    rows = sample_rows(table, index, samples).contiguous()
+    return [rows, seeds, _each_sample(streams, samples), _each_sample(positions, samples)]
+
+
+def _add_noise_vmap(info: Any, in_dims: Any, x0: Any, table: Any, index: Any, *rest: Any) -> Any:
+    if any(dim is not None for dim in in_dims[1:6]):
         raise ValueError("under vmap only x0 of add_noise may be batched")
-    samples = seeds.shape[0]
-    (x0,), (rows, seeds) = _stack_batches(info, in_dims[:1], [x0], [_expanded_rows(table, index, samples), seeds])
-    result = _add_noise(x0, rows, None, seeds, *rest)
+    samples = x0.shape[0] if in_dims[0] is None else x0.movedim(in_dims[0], 0).shape[1]
+    shared = _shared(table, index, *rest[:3], samples)
+    (x0,), (rows, *noise) = _stack_batches(info, in_dims[:1], [x0], shared)
+    result = _add_noise(x0, rows, None, *noise, *rest[3:])
     split = lambda t: t.reshape(info.batch_size, samples, *t.shape[1:])  # noqa: E731
     return (tuple(map(split, result)), (0, 0)) if isinstance(result, tuple) else (split(result), 0)
 
 
-def _combination(rows, columns, x0, seeds, noise):
+def _combination(rows: torch.Tensor, columns: tuple[str, str], x0: torch.Tensor, noise: Any) -> torch.Tensor:
     """Two columns of a noising table times x0 and eps, in torch operations."""
-    of_x0, of_epsilon = (_per_sample(rows[:, c], x0).to(_accumulation(x0.dtype)) for c in columns)
-    stream, step, offset, global_shape = noise
-    window = {"offset": offset or None, "global_shape": global_shape or None}
-    eps = randn(seeds, x0.shape[1:], stream=stream, step=step, dtype=of_x0.dtype, **window)
-    return of_x0 * x0.to(of_x0.dtype) + of_epsilon * eps
+    of_x0, of_epsilon = (_column_of(rows, column, x0) for column in columns)
+    seeds, streams, positions, stream, step, offset, global_shape = noise
+    result = of_x0 * x0.to(of_x0.dtype)
+    if seeds is None:
+        return result
+    eps = randn(
+        seeds, x0.shape[1:], stream=stream if streams is None else streams, step=step if positions is None else positions,
+        dtype=of_x0.dtype, offset=offset or None, global_shape=global_shape or None,
+    )  # fmt: skip
+    return result + of_epsilon * eps
 
 
-def _add_noise_composed(x0, table, index, seeds, stream, step, offset, global_shape, dtype, want_target, out):
-    rows, noise = _rows(table, index, x0.shape[0]), (stream, step, offset, global_shape)
-    x_t = _combination(rows, (0, 1), x0, seeds, noise).to(dtype)
-    return (x_t, _combination(rows, (2, 3), x0, seeds, noise).to(dtype)) if want_target else x_t
+def _add_noise_composed(x0: Any, table: Any, index: Any, *rest: Any) -> Any:
+    *noise, out, target = rest
+    rows, dtype = sample_rows(table, index, x0.shape[0]), out if isinstance(out, torch.dtype) else x0.dtype
+    x_t = _combination(rows, ("alpha", "sigma"), x0, noise).to(dtype)
+    if target is None:
+        return x_t
+    return x_t, _combination(rows, ("target_x0", "target_epsilon"), x0, noise).to(dtype)
 
 
 _add_noise = Differentiable(
-    "AddNoise", _add_noise_forward, _add_noise_save, _add_noise_backward, _add_noise_vmap, _add_noise_composed
+    "add_noise", _add_noise_save, _add_noise_backward, _add_noise_vmap, 1, _add_noise_composed, _prepare_add_noise
 )
+
+
+def _noise_operands(x0: torch.Tensor, seeds: Any, stream: Any, step: Any, offset: Any, global_shape: Any) -> tuple[Any, ...]:
+    """seeds, streams, positions, stream, step, offset, global_shape, as ops take them."""
+    if type(seeds) is not torch.Tensor or seeds.dim() == 0:
+        seeds = as_seeds(seeds, x0.shape[0], x0.device)
+    if type(stream) is int and type(step) is int and offset is None and global_shape is None:
+        return seeds, None, None, stream, step, (), ()
+    (streams, stream), (positions, step) = counter("stream", stream), counter("step", step)
+    return seeds, streams, positions, stream, step, *check_window(offset, global_shape, x0.shape[1:])
+
+
+def _check_state(name: str, value: Any) -> None:
+    """What the rest of a call looks at, before an op checks all."""
+    check_batched(name, check_tensor(name, value))
 
 
 def add_noise(
     x0: torch.Tensor,
-    alpha: float | torch.Tensor,
-    sigma: float | torch.Tensor,
-    seeds: torch.Tensor | Sequence[int],
+    alpha: Coefficient,
+    sigma: Coefficient,
+    seeds: torch.Tensor | Sequence[int] | int,
     *,
     target: Target | None = None,
-    stream: int = TRAINING_STREAM,
-    step: int = 0,
+    stream: int | torch.Tensor = TRAINING_STREAM,
+    step: int | torch.Tensor = 0,
     dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
     offset: Sequence[int] | None = None,
     global_shape: Sequence[int] | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Any:
     """The forward process ``x_t = alpha[b] x0 + sigma[b] eps`` (Kingma et al. 2021, eq. 1), and its training target.
 
     ``eps = pyfold.randn(seeds, x0.shape[1:], stream=stream, step=step)`` is made on the way and never stored.
@@ -210,13 +245,13 @@ def add_noise(
     Args:
         x0: [B, ...], float32, float64, bfloat16 or float16, any strides.
         alpha, sigma: a number, or a float tensor [B].
-        seeds: int64 [B].
+        seeds: int64 [B], or ints of 64 bits as in :func:`pyfold.randn`; one int gives all samples the same noise.
         target: also return what a network is trained on, for :func:`pyfold.mse_loss`: "epsilon" (eps), "x0", "v"
             (``alpha eps - sigma x0``, Salimans and Ho 2022), "flow" (``eps - x0``, Liu et al. 2022), or a pair of
             coefficients, ``target[0] x0 + target[1] eps``, each a number or a float tensor [B].
         stream, step, offset, global_shape: as in :func:`pyfold.randn`.
         dtype: of the results, by default that of ``x0``; a float32 ``x0`` may give a bfloat16 or float16 model input.
-        out: written and returned as x_t; may be ``x0``.
+        out: written and returned as x_t; may be ``x0``, and else must not overlap it. No gradient flows then.
 
     Returns:
         x_t, or (x_t, target) where ``target`` is given. Differentiable in ``x0``, any number of times.
@@ -224,44 +259,35 @@ def add_noise(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    if offset is None and global_shape is None and not is_compiling():
-        factors = _FACTORS.get(target) if target is None or isinstance(target, str) else None
-        if factors is not None:
-            done = _C.add_noise(x0, alpha, sigma, seeds, factors, stream, step, dtype, out, target is not None)
-            if done is not None:
-                wrote(out)
-                return done
-    check_tensor("x0", x0)
-    check_batched("x0", x0)
-    seeds = check_seeds(seeds, x0.shape[0], x0.device)
-    table = noising_table(alpha, sigma, target=target, samples=x0.shape[0], device=x0.device)
-    dtype = _output_dtype("dtype", dtype, out, x0)
-    if out is not None:
-        check_same("out", check_tensor("out", out), "x0", x0)
-    offset, global_shape = check_window(offset, global_shape, x0.shape[1:])
-    counters = check_counter("stream", stream), check_counter("step", step)
-    result = _add_noise(x0, table, None, seeds, *counters, offset, global_shape, dtype, target is not None, out)
-    wrote(out)
-    return result
+    if type(x0) is not torch.Tensor or x0.dim() == 0:
+        _check_state("x0", x0)
+    coefficients = _coefficients(alpha, sigma, 1.0, "epsilon" if target is None else target)
+    noise = _noise_operands(x0, seeds, stream, step, offset, global_shape)
+    made: Any = out
+    if dtype is not None:
+        check_lower_dtype("dtype", dtype, x0)
+        if out is None:
+            made = dtype
+        elif out.dtype != dtype:
+            raise TypeError(f"dtype must be that of out, {out.dtype}, got {dtype}")
+    return _add_noise(x0, coefficients, None, *noise, made, None if target is None else True)
 
 
-def _eps(like, seeds, stream, step, offset, global_shape):
-    from pyfold.ops import noise
-
-    window = {"offset": offset, "global_shape": global_shape}
-    return noise._reference(seeds, like.shape[1:], stream=stream, step=step, **window).to(like.dtype)
+def _noise_like(like: torch.Tensor, seeds: torch.Tensor, **noise: Any) -> torch.Tensor:
+    return _noise(seeds, like.shape[1:], **noise).to(like.dtype)
 
 
 def _add_noise_reference(
-    x0, alpha, sigma, seeds, *, target=None, stream=TRAINING_STREAM, step=0, offset=None, global_shape=None, **_
-):
-    eps = _eps(x0, seeds, stream, step, offset, global_shape)
-    alpha, sigma = (_per_sample(torch.as_tensor(c, dtype=x0.dtype), x0) for c in (alpha, sigma))
+    x0: Any, alpha: Any, sigma: Any, seeds: Any, *, target: Any = None, stream: Any = TRAINING_STREAM, step: Any = 0,
+    offset: Any = None, global_shape: Any = None, **_: Any,
+) -> Any:  # fmt: skip
+    eps = _noise_like(x0, seeds, stream=stream, step=step, offset=offset, global_shape=global_shape)
+    alpha, sigma = (per_sample(torch.as_tensor(c, dtype=x0.dtype), x0) for c in (alpha, sigma))
     x_t = alpha * x0 + sigma * eps
     if target is None:
         return x_t
     if isinstance(target, tuple):
-        of_x0, of_epsilon = (_per_sample(torch.as_tensor(c, dtype=x0.dtype), x0) for c in target)
+        of_x0, of_epsilon = (per_sample(torch.as_tensor(c, dtype=x0.dtype), x0) for c in target)
         return x_t, of_x0 * x0 + of_epsilon * eps
     return x_t, {"epsilon": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0}[target]
 
@@ -271,138 +297,110 @@ def _add_noise_reference(
 # Three linear maps of the residual r = prediction - target are closed under differentiation:
 #   loss_b = weight_b mean_i r_i^2,  scale(s)_bi = s_b weight_b r_bi,  dot(u)_b = sum_i weight_b u_bi r_bi.
 # Each makes the noise again from the seeds; none of them stores it.
+# Operands: x0, prediction, (scale or cotangent,) table, index, seeds, streams, positions, stream, step, offset, global_shape.
 
 
-def _residual_gradients(rows, weight, cotangent, prediction, x0, needs):
-    """Gradients in prediction and x0 of sum_bi weight_b cotangent_bi r_bi, for a weight without the row's own."""
-    scaled = cotangent.to(_accumulation(x0.dtype)) * _per_sample(weight * rows[:, 4].to(weight.dtype), cotangent)
-    to_x0 = None
-    if needs[1]:
-        to_x0 = (scaled * _per_sample(-rows[:, 2].to(weight.dtype), scaled)).to(x0.dtype)
-    return scaled.to(prediction.dtype) if needs[0] else None, to_x0
+def _residual_gradients(rows: Any, weight: Any, cotangent: Any, x0: Any, prediction: Any, needs: Any) -> tuple[Any, Any]:
+    """Gradients in x0 and prediction of sum_bi weight_b cotangent_bi r_bi, for a weight without the row's own."""
+    of_sample = weight * rows[:, _COLUMN["weight"]].to(weight.dtype)
+    scaled = cotangent.to(accumulation(x0.dtype)) * per_sample(of_sample, x0)
+    to_x0 = (scaled * -_column_of(rows, "target_x0", x0)).to(x0.dtype) if needs[0] else None
+    return to_x0, scaled.to(prediction.dtype) if needs[1] else None
 
 
-def _save_residual(count):
-    def save(ctx, args, output):
+def _save_residual(count: int) -> Callable[..., None]:
+    def save(ctx: Any, args: Any, output: Any) -> None:
         # The tensors a call was given, the noise not among them; tables and seeds are one row and one word a sample.
-        ctx.save_for_backward(*args[: count + 3])
-        ctx.rest = args[count + 3 :]
+        ctx.save_for_backward(*args[: count + 5])
+        ctx.counters = args[count + 5 :]
 
     return save
 
 
-def _vmap_residual(count, run):
-    def vmap(info, in_dims, *args):
-        tensors, (table, index, seeds), rest = args[:count], args[count : count + 3], args[count + 3 :]
-        if any(dim is not None for dim in in_dims[count : count + 3]):
+def _vmap_residual(count: int, run: Callable[..., Any]) -> Callable[..., Any]:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        tensors, (table, index, *noise), rest = args[:count], args[count : count + 5], args[count + 5 :]
+        if any(dim is not None for dim in in_dims[count : count + 5]):
             raise ValueError("under vmap only the tensors of denoising_loss may be batched, not its coefficients or seeds")
-        samples = seeds.shape[0]
-        shared = [_expanded_rows(table, index, samples), seeds]
-        tensors, (rows, seeds) = _stack_batches(info, in_dims[:count], tensors, shared)
-        result = run(*tensors, rows, None, seeds, *rest)
+        samples = tensors[0].shape[0] if in_dims[0] is None else tensors[0].movedim(in_dims[0], 0).shape[1]
+        tensors, (rows, *noise) = _stack_batches(info, in_dims[:count], tensors, _shared(table, index, *noise, samples))
+        result = run(*tensors, rows, None, *noise, *rest)
         return result.reshape(info.batch_size, samples, *result.shape[1:]), 0
 
     return vmap
 
 
-# The parameters are spelled out because the compiler counts them.
+def _prepare_loss(x0: torch.Tensor, prediction: torch.Tensor, table: Any, *rest: Any) -> tuple[Any, ...]:
+    return x0, prediction, _noising_table(table, x0), *rest
 
 
-def _loss_forward(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    if index is None and not global_shape and not is_compiling():
-        done = _C.denoising_loss(prediction, x0, table, seeds, stream, step, _accumulation(x0.dtype))
-        if done is not None:
-            return done
-    return torch.ops.pyfold.denoising_loss(prediction, x0, table, index, seeds, stream, step, offset, global_shape)
-
-
-def _loss_backward(ctx, grad):
-    prediction, x0, table, index, seeds = ctx.saved_tensors
+def _loss_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    x0, prediction, table, index, *noise = ctx.saved_tensors
+    rest = table, index, *noise, *ctx.counters
     count = max(prediction.numel() // max(prediction.shape[0], 1), 1)
-    gradient = _residual_scale(grad * (2 / count), prediction, x0, table, index, seeds, *ctx.rest)
+    gradient = _residual_scale(x0, prediction, _as_scale(grad * (2 / count), x0), *rest)
     to_x0 = None
-    if ctx.needs_input_grad[1]:
-        rows = _rows(table, index, x0.shape[0])
-        to_x0 = (gradient * _per_sample(-rows[:, 2].to(_accumulation(x0.dtype)), x0)).to(x0.dtype)
-    return gradient, to_x0, *[None] * (3 + len(ctx.rest))
-
-
-def _scale_forward(scale, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    scale = scale.to(_accumulation(x0.dtype)).contiguous()
-    if index is None and not global_shape and not is_compiling():
-        done = _C.denoising_residual_scale(prediction, x0, table, seeds, stream, step, scale)
-        if done is not None:
-            return done
-    noise = stream, step, offset, global_shape
-    return torch.ops.pyfold.denoising_residual_scale(scale, prediction, x0, table, index, seeds, *noise)
-
-
-def _scale_backward(ctx, cotangent):
-    scale, prediction, x0, table, index, seeds = ctx.saved_tensors
-    rows = _rows(table, index, x0.shape[0])
-    to_scale = None
     if ctx.needs_input_grad[0]:
-        to_scale = _residual_dot(cotangent, prediction, x0, table, index, seeds, *ctx.rest).to(scale.dtype)
-    needs = ctx.needs_input_grad[1:3]
-    gradients = _residual_gradients(rows, scale, cotangent, prediction, x0, needs)
-    return to_scale, *gradients, *[None] * (3 + len(ctx.rest))
+        rows = sample_rows(table, index, x0.shape[0])
+        to_x0 = (gradient * -_column_of(rows, "target_x0", x0)).to(x0.dtype)
+    return to_x0, gradient, *[None] * len(rest)
 
 
-def _dot_forward(cotangent, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    noise = stream, step, offset, global_shape
-    return torch.ops.pyfold.denoising_residual_dot(cotangent, prediction, x0, table, index, seeds, *noise)
+def _as_scale(scale: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    return scale.to(accumulation(x0.dtype)).contiguous()
 
 
-def _dot_backward(ctx, grad):
-    cotangent, prediction, x0, table, index, seeds = ctx.saved_tensors
-    rows = _rows(table, index, x0.shape[0])
+def _scale_backward(ctx: Any, cotangent: torch.Tensor) -> tuple[Any, ...]:
+    x0, prediction, scale, table, index, *noise = ctx.saved_tensors
+    rest = table, index, *noise, *ctx.counters
+    needs = ctx.needs_input_grad
+    rows = sample_rows(table, index, x0.shape[0])
+    to_scale = _residual_dot(x0, prediction, cotangent, *rest).to(scale.dtype) if needs[2] else None
+    return *_residual_gradients(rows, scale, cotangent, x0, prediction, needs), to_scale, *[None] * len(rest)
+
+
+def _dot_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    x0, prediction, cotangent, table, index, *noise = ctx.saved_tensors
+    rest = table, index, *noise, *ctx.counters
+    needs = ctx.needs_input_grad
+    rows = sample_rows(table, index, x0.shape[0])
     to_cotangent = None
-    if ctx.needs_input_grad[0]:
-        to_cotangent = _residual_scale(grad, prediction, x0, table, index, seeds, *ctx.rest).to(cotangent.dtype)
-    needs = ctx.needs_input_grad[1:3]
-    gradients = _residual_gradients(rows, grad, cotangent, prediction, x0, needs)
-    return to_cotangent, *gradients, *[None] * (3 + len(ctx.rest))
+    if needs[2]:
+        to_cotangent = _residual_scale(x0, prediction, _as_scale(grad, x0), *rest).to(cotangent.dtype)
+    return *_residual_gradients(rows, grad, cotangent, x0, prediction, needs), to_cotangent, *[None] * len(rest)
 
 
-def _loss_composed(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    rows = _rows(table, index, x0.shape[0])
-    target = _combination(rows, (2, 3), x0, seeds, (stream, step, offset, global_shape))
+def _loss_composed(x0: Any, prediction: Any, table: Any, index: Any, *noise: Any) -> torch.Tensor:
+    rows = sample_rows(table, index, x0.shape[0])
+    target = _combination(rows, ("target_x0", "target_epsilon"), x0, noise)
     square = (prediction.to(target.dtype) - target).square()
-    return rows[:, 4].to(square.dtype) * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
+    return rows[:, _COLUMN["weight"]].to(square.dtype) * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
 
 
 _denoising_loss = Differentiable(
-    "DenoisingLoss", _loss_forward, _save_residual(2), _loss_backward,
-    _vmap_residual(2, lambda *args: _denoising_loss(*args)), _loss_composed,
+    "denoising_loss", _save_residual(2), _loss_backward, _vmap_residual(2, lambda *args: _denoising_loss(*args)), 2,
+    _loss_composed, _prepare_loss,
 )  # fmt: skip
 _residual_scale = Differentiable(
-    "DenoisingResidualScale", _scale_forward, _save_residual(3), _scale_backward,
-    _vmap_residual(3, lambda *args: _residual_scale(*args)),
+    "denoising_residual_scale", _save_residual(3), _scale_backward,
+    _vmap_residual(3, lambda *args: _residual_scale(*args)), 3,
 )  # fmt: skip
 _residual_dot = Differentiable(
-    "DenoisingResidualDot", _dot_forward, _save_residual(3), _dot_backward,
-    _vmap_residual(3, lambda *args: _residual_dot(*args)),
-)  # fmt: skip
-
-
-def _check_pair(prediction: Any, name: str, value: Any) -> None:
-    check_tensor(name, value)
-    check_batched(name, value)
-    check_same("prediction", check_tensor("prediction", prediction), name, value)
-    _output_dtype("prediction", prediction.dtype, None, value)
+    "denoising_residual_dot", _save_residual(3), _dot_backward, _vmap_residual(3, lambda *args: _residual_dot(*args)), 3
+)
 
 
 def denoising_loss(
     prediction: torch.Tensor,
     x0: torch.Tensor,
-    alpha: float | torch.Tensor,
-    sigma: float | torch.Tensor,
-    seeds: torch.Tensor | Sequence[int],
+    alpha: Coefficient,
+    sigma: Coefficient,
+    seeds: torch.Tensor | Sequence[int] | int,
     *,
     target: Target = "epsilon",
-    weight: float | torch.Tensor | None = None,
-    stream: int = TRAINING_STREAM,
-    step: int = 0,
+    weight: Coefficient | None = None,
+    stream: int | torch.Tensor = TRAINING_STREAM,
+    step: int | torch.Tensor = 0,
     offset: Sequence[int] | None = None,
     global_shape: Sequence[int] | None = None,
 ) -> torch.Tensor:
@@ -426,18 +424,14 @@ def denoising_loss(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    _check_pair(prediction, "x0", x0)
-    if target is None:
-        raise TypeError("target must be a name or a pair (of x0, of epsilon), got None")
-    seeds = check_seeds(seeds, x0.shape[0], x0.device)
-    weight = 1.0 if weight is None else weight
-    table = noising_table(alpha, sigma, target=target, weight=weight, samples=x0.shape[0], device=x0.device)
-    offset, global_shape = check_window(offset, global_shape, x0.shape[1:])
-    counters = check_counter("stream", stream), check_counter("step", step)
-    return _denoising_loss(prediction, x0, table, None, seeds, *counters, offset, global_shape)
+    if type(x0) is not torch.Tensor or x0.dim() == 0:
+        _check_state("x0", x0)
+    coefficients = _coefficients(alpha, sigma, 1.0 if weight is None else weight, target)
+    noise = _noise_operands(x0, seeds, stream, step, offset, global_shape)
+    return _denoising_loss(x0, prediction, coefficients, None, *noise)  # type: ignore[no-any-return]
 
 
-def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: float | torch.Tensor | None = None) -> torch.Tensor:
+def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: Coefficient | None = None) -> torch.Tensor:
     """Each sample's weighted mean square error: ``loss[b] = weight[b] mean_i (prediction[b, i] - target[b, i])**2``.
 
     Like ``torch.nn.functional.mse_loss`` for each sample, in one pass, and remembering its two arguments alone.
@@ -454,46 +448,26 @@ def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: float | 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    _check_pair(prediction, "target", target)
-    weight = 1.0 if weight is None else weight
+    if type(target) is not torch.Tensor or target.dim() == 0:
+        _check_state("target", target)
     # The denoising loss of x0, which asks for no noise.
-    table = noising_table(0.0, 0.0, target="x0", weight=weight, samples=target.shape[0], device=target.device)
-    seeds = torch.zeros(target.shape[0], dtype=torch.int64, device=target.device)
-    return _denoising_loss(prediction, target, table, None, seeds, 0, 0, [], [])
+    coefficients = (0.0, 0.0, 1.0 if weight is None else weight, _FACTORS["x0"])
+    noise = None, None, None, 0, 0, (), ()
+    return _denoising_loss(target, prediction, coefficients, None, *noise)  # type: ignore[no-any-return]
 
 
-def _mse_loss_reference(prediction, target, *, weight=None):
+def _mse_loss_reference(prediction: Any, target: Any, *, weight: Any = None) -> torch.Tensor:
     square = (prediction.to(target.dtype) - target) ** 2
     weight = 1.0 if weight is None else weight
-    return weight * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
+    loss: torch.Tensor = weight * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
+    return loss
 
 
-def _denoising_loss_reference(prediction, x0, alpha, sigma, seeds, *, target="epsilon", weight=None, **noise):
+def _denoising_loss_reference(
+    prediction: Any, x0: Any, alpha: Any, sigma: Any, seeds: Any, *, target: Any = "epsilon", weight: Any = None, **noise: Any
+) -> torch.Tensor:
     _, aim = _add_noise_reference(x0, alpha, sigma, seeds, target=target, **noise)
     return _mse_loss_reference(prediction, aim, weight=weight)
-
-
-# --- shape rules: add_noise writes what it is given
-
-
-@torch.library.register_fake("pyfold::add_noise")
-def _(x0, table, index, seeds, stream, step, offset, global_shape, out, target):
-    return None
-
-
-@torch.library.register_fake("pyfold::denoising_loss")
-def _(prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    return x0.new_empty((x0.shape[0],), dtype=_accumulation(x0.dtype))
-
-
-@torch.library.register_fake("pyfold::denoising_residual_dot")
-def _(cotangent, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    return x0.new_empty((x0.shape[0],), dtype=_accumulation(x0.dtype))
-
-
-@torch.library.register_fake("pyfold::denoising_residual_scale")
-def _(scale, prediction, x0, table, index, seeds, stream, step, offset, global_shape):
-    return torch.empty_like(prediction)
 
 
 # --- declarations
@@ -509,7 +483,7 @@ def _noising_sample(shape, dtype, device, generator, **variant):
     if len(shape) == 0:
         return None
     seeds, alpha, sigma = _batch(shape, device, generator)
-    x0 = _normal(shape, dtype, device, generator)
+    x0 = normal(shape, dtype, device, generator)
     return {"x0": x0, "alpha": alpha, "sigma": sigma, "seeds": seeds, **variant}
 
 
@@ -517,13 +491,13 @@ def _loss_sample(shape, dtype, device, generator, **variant):
     if len(shape) == 0 or math.prod(shape[1:]) == 0:
         return None
     sample = _noising_sample(shape, dtype, device, generator, **variant)
-    return {"prediction": _normal(shape, dtype, device, generator), **sample}
+    return {"prediction": normal(shape, dtype, device, generator), **sample}
 
 
 def _mse_sample(shape, dtype, device, generator, *, weight=None):
     if len(shape) == 0 or math.prod(shape[1:]) == 0:
         return None
-    prediction, target = (_normal(shape, dtype, device, generator) for _ in range(2))
+    prediction, target = (normal(shape, dtype, device, generator) for _ in range(2))
     if weight is None:
         return {"prediction": prediction, "target": target}
     of_sample = torch.rand(shape[0], generator=generator, dtype=torch.float64).to(device)

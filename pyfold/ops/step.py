@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold.ops._autograd import forward_mode, functorch_active
-from pyfold.ops._checks import (
-    DEVICES,
-    check_batched,
-    check_choice,
-    check_counter,
-    check_device,
-    check_index,
-    check_same,
-    check_seeds,
-    check_tensor,
-    check_window,
-)
+from pyfold.ops._autograd import Differentiable
+from pyfold.ops._checks import as_seeds, check_batched, check_choice, check_tensor, check_window, counter
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import _accumulation, _normal, _output_dtype, _per_sample, _rows, wrote
+from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows
 from pyfold.ops.noise import SAMPLER_STREAM, randn
+from pyfold.ops.noise import _reference as _noise
 
 #: Columns of a sampler's table; the kernels' own list.
 AFFINE_STEP_COLUMNS: tuple[str, ...] = tuple(_C.AFFINE_STEP_COLUMNS)
@@ -56,66 +46,6 @@ def affine_table(rows: Sequence[Mapping[str, float]], device: torch.device | str
     return torch.tensor(table, dtype=torch.float64, device=device).reshape(-1, len(AFFINE_STEP_COLUMNS))
 
 
-def _plainly_valid(x, models, history, others, next_input, table, index, seeds) -> bool:
-    """The quick look that most calls pass; what fails it goes through ``_check_affine_step``, which knows why."""
-    if type(x) is not torch.Tensor or x.dtype != torch.float32 or x.layout != torch.strided or not 1 <= x.dim() <= 9:
-        return False
-    shape, device = x.shape, x.device
-    if device.type not in DEVICES or not 1 <= len(models) <= 3 or len(history) > 4:
-        return False
-    for t in (*models, *history, *others):
-        if t is not None and (
-            type(t) is not torch.Tensor or t.shape != shape or t.dtype != torch.float32 or t.device != device
-        ):
-            return False
-    return (
-        next_input is None
-        and type(table) is torch.Tensor
-        and table.dtype == torch.float64
-        and table.device == device
-        and table.dim() == 2
-        and table.shape[1] == len(AFFINE_STEP_COLUMNS)
-        and (table.shape[0] in (1, shape[0]) if index is None else _is_row(index, shape[0], device))
-        and (seeds is None or (type(seeds) is torch.Tensor and seeds.dim() == 1 and _is_row(seeds, shape[0], device, False)))
-    )
-
-
-def _is_row(value, samples, device, one=True) -> bool:
-    """A contiguous int64 tensor of one entry for each sample, or one in all."""
-    count = value.numel() if type(value) is torch.Tensor and value.dim() <= 1 and value.is_contiguous() else -1
-    return (count == samples or (one and count == 1)) and value.dtype == torch.int64 and value.device == device
-
-
-def _check_affine_step(x, models, history, others, next_input, table, index, seeds):
-    base, out, history_out, x0_out = others
-    check_tensor("x", x)
-    check_batched("x", x)
-    if not 1 <= len(models) <= 3:
-        raise ValueError(f"models must be 1 to 3 tensors, got {len(models)}")
-    if len(history) > 4:
-        raise ValueError(f"history must be at most 4 tensors, got {len(history)}")
-    for i, model in enumerate(models):
-        check_same(f"models[{i}]", check_tensor(f"models[{i}]", model), "x", x)
-        _output_dtype(f"models[{i}]", model.dtype, None, x)
-    state = [("base", base), ("out", out), ("history_out", history_out), ("x0_out", x0_out)]
-    for name, value in [*state, *((f"history[{i}]", h) for i, h in enumerate(history))]:
-        if value is not None:
-            check_same(name, check_tensor(name, value, (x.dtype,)), "x", x)
-    if next_input is not None:
-        check_same("next_input", check_tensor("next_input", next_input), "x", x)
-        _output_dtype("next_input", next_input.dtype, None, x)
-    check_tensor("table", table, (torch.float64,))
-    if table.dim() != 2 or table.shape[1] != len(AFFINE_STEP_COLUMNS):
-        raise ValueError(f"table must have shape (rows, {len(AFFINE_STEP_COLUMNS)}), got {tuple(table.shape)}")
-    check_device("table", table, "x", x)
-    check_index(index, x.shape[0], "x", x)
-    if index is None and table.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"table must have 1 or {x.shape[0]} rows where index is not given, got {table.shape[0]}")
-    if seeds is not None:
-        seeds = check_seeds(seeds, x.shape[0], x.device)
-    return seeds
-
-
 def affine_step(
     x: torch.Tensor,
     models: torch.Tensor | Sequence[torch.Tensor],
@@ -124,8 +54,9 @@ def affine_step(
     *,
     base: torch.Tensor | None = None,
     history: Sequence[torch.Tensor] = (),
-    seeds: torch.Tensor | Sequence[int] | None = None,
-    stream: int = SAMPLER_STREAM,
+    seeds: torch.Tensor | Sequence[int] | int | None = None,
+    stream: int | torch.Tensor = SAMPLER_STREAM,
+    step: int | torch.Tensor = 0,
     out: torch.Tensor | None = None,
     history_out: torch.Tensor | None = None,
     next_input: torch.Tensor | None = None,
@@ -143,7 +74,7 @@ def affine_step(
         x' = a x + a_base base + b1 h1 + ... + b4 h4 + c_x0 x0 + c_u u
            + d1 noise(n1) + d2 noise(n2) + d3 noise(n3)
 
-    where ``noise(n) = pyfold.randn(seeds, ..., stream=stream, step=n)``. A coefficient of zero drops its term, whatever
+    where ``noise(n) = pyfold.randn(seeds, ..., stream=stream, step=step + n)``. A coefficient of zero drops its term, whatever
     the operand holds.
 
     Args:
@@ -153,8 +84,9 @@ def affine_step(
         index: int64 rows, one or one for each sample, on the device: the step counter. It is never read by the host; a
             sample whose row is not in the table becomes NaN. None takes row b for sample b, or the only row.
         base, history: the base state of a multi-stage step, up to 4 earlier ``u``; shaped like ``x``.
-        seeds: int64 [B]; without them there is no noise.
-        out: x'; may be ``x``. history_out: u. x0_out: x0. Shaped like ``x``.
+        seeds: int64 [B], or ints as in :func:`pyfold.randn`; without them there is no noise.
+        stream, step: numbers, or int64 tensors on the device, one or one for each sample.
+        out: x'; may be ``x``. history_out: u. x0_out: x0. Shaped like ``x``; none may overlap another operand, unless it is it.
         next_input: c_in x', in the model's dtype.
 
     Returns:
@@ -164,52 +96,83 @@ def affine_step(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
     """
-    outputs = out, history_out, next_input, x0_out
-    if offset is None and global_shape is None and not is_compiling():
-        done = _C.affine_step(x, models, table, index, base, history, seeds, stream, *outputs)
-        if done is not None:
-            wrote(*outputs)
-            return done
-    models = [models] if isinstance(models, torch.Tensor) else list(models)
-    history = list(history)
-    others = (base, out, history_out, x0_out)
-    if not _plainly_valid(x, models, history, others, next_input, table, index, seeds):
-        seeds = _check_affine_step(x, models, history, others, next_input, table, index, seeds)
-        index = None if index is None else index.contiguous()
-    stream = check_counter("stream", stream)
-    offset, global_shape = check_window(offset, global_shape, x.shape[1:])
-
-    operands = [x, *models, *history, *([] if base is None else [base])]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in operands)
-    if recorded or functorch_active() or forward_mode(operands):
-        if any(t is not None for t in outputs):
-            raise ValueError("out=, history_out=, next_input= and x0_out= cannot be used where a gradient is needed")
-        noise = None
-        if seeds is not None:
-            noise = _step_noise(x, table, index, seeds, stream, offset or None, global_shape or None)
-        return _affine_composed(x, models, table, index, base, history, noise)["out"]
-    if out is None:
-        out = torch.empty_like(x)
-    torch.ops.pyfold.affine_step(
-        x, models, base, history, table.contiguous(), index, seeds, stream, offset, global_shape, out, history_out,
-        next_input, x0_out,
+    if type(x) is not torch.Tensor or x.dim() == 0:
+        check_batched("x", check_tensor("x", x))
+    if seeds is not None and (type(seeds) is not torch.Tensor or seeds.dim() == 0):
+        seeds = as_seeds(seeds, x.shape[0], x.device)
+    streams = positions = None
+    if type(stream) is not int or type(step) is not int:
+        (streams, stream), (positions, step) = counter("stream", stream), counter("step", step)
+    if offset is not None or global_shape is not None:
+        offset, global_shape = check_window(offset, global_shape, x.shape[1:])
+    return _affine_step(  # type: ignore[no-any-return]
+        x, models, base, history, table, index, seeds, streams, positions, stream, step, offset or (), global_shape or (),
+        out, history_out, next_input, x0_out,
     )  # fmt: skip
-    wrote(*outputs)
-    return out
 
 
-def _affine_composed(x, models, table, index, base, history, noise):
-    """The step in torch operations, every output by name; noise(k) gives the k-th noise of each sample."""
-    acc = _accumulation(x.dtype)
-    rows = _rows(table, index, x.shape[0])
+class PreparedStep:
+    """:func:`affine_step` for a loop: what stays through it is given once, what changes in each call.
 
-    def c(name):
-        return _per_sample(rows[:, _STEP[name]], x).to(acc)
+    Args:
+        table, seeds, stream, offset, global_shape: as in :func:`affine_step`.
 
-    def term(name, value):
+    A call takes the other arguments of :func:`affine_step`, by name but for ``x``, ``models`` and ``index``, and returns the
+    same.
+    """
+
+    def __init__(
+        self,
+        table: torch.Tensor,
+        *,
+        seeds: torch.Tensor | None = None,
+        stream: int | torch.Tensor = SAMPLER_STREAM,
+        offset: Sequence[int] | None = None,
+        global_shape: Sequence[int] | None = None,
+    ):
+        streams, number = counter("stream", stream)
+        shape = () if global_shape is None else global_shape
+        window = ((), ()) if offset is None else (list(offset), list(shape))
+        self._fixed = table, seeds, streams, number, *window
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        models: torch.Tensor | Sequence[torch.Tensor],
+        index: torch.Tensor | None = None,
+        *,
+        base: torch.Tensor | None = None,
+        history: Sequence[torch.Tensor] = (),
+        positions: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        history_out: torch.Tensor | None = None,
+        next_input: torch.Tensor | None = None,
+        x0_out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        table, seeds, streams, stream, offset, global_shape = self._fixed
+        return _affine_step(  # type: ignore[no-any-return]
+            x, models, base, history, table, index, seeds, streams, positions, stream, 0, offset, global_shape, out,
+            history_out, next_input, x0_out,
+        )  # fmt: skip
+
+
+# --- the same in torch's operations
+
+
+def _composed_outputs(
+    x: torch.Tensor, models: Sequence[torch.Tensor], rows: torch.Tensor, base: torch.Tensor | None,
+    history: Sequence[torch.Tensor], noise: Callable[[int], torch.Tensor] | None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Every output by name, of samples with these rows; noise(k) gives the k-th noise of each."""
+    acc = accumulation(x.dtype)
+
+    def c(name: str) -> torch.Tensor:
+        return per_sample(rows[:, _STEP[name]], x).to(acc)
+
+    def term(name: str, value: torch.Tensor) -> torch.Tensor:
         return torch.where(c(name) == 0, 0, c(name) * value.to(acc))
 
-    e = sum(term(f"g{j + 1}", m) for j, m in enumerate(models))
+    e: Any = sum(term(f"g{j + 1}", m) for j, m in enumerate(models))
     x0 = term("p", x) + term("q", e)
     x0 = torch.where(x0 < c("clip_min"), c("clip_min"), x0)
     x0 = torch.where(x0 > c("clip_max"), c("clip_max"), x0)
@@ -227,44 +190,52 @@ def _affine_composed(x, models, table, index, base, history, noise):
     return {name: value.to(x.dtype) for name, value in results.items()}
 
 
-def _step_noise(x, table, index, seeds, stream, offset, global_shape, draw=randn):
-    """The k-th noise of each sample. The noise steps are read on the host: this is the slow, differentiable path."""
-    steps = _rows(table, index, x.shape[0])[:, [_STEP["n1"], _STEP["n2"], _STEP["n3"]]].to(torch.int64)
-
-    def noise(k):
-        window = {"offset": offset, "global_shape": global_shape}
-        rows = [
-            draw(seeds[b : b + 1], x.shape[1:], stream=stream, step=int(steps[b, k - 1]), **window) for b in range(x.shape[0])
-        ]
-        return torch.cat(rows).to(_accumulation(x.dtype)) if rows else torch.zeros_like(x)
-
-    return noise
+def _step_noise(rows: torch.Tensor, draw: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    """The k-th noise of each sample; draw(steps) makes noise."""
+    return lambda k: draw(rows[:, _STEP[f"n{k}"]].nan_to_num().to(torch.int64))
 
 
-def _affine_reference(x, models, table, index=None, *, base=None, history=(), seeds=None, stream=SAMPLER_STREAM,
-                      offset=None, global_shape=None, **_):  # fmt: skip
-    from pyfold.ops import noise as noise_ops
-
-    models = [models] if isinstance(models, torch.Tensor) else models
+def _affine_composed(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *rest: Any) -> torch.Tensor:
+    seeds, streams, positions, stream, step, offset, global_shape = rest[:7]
+    rows = sample_rows(table, index, x.shape[0])
     noise = None
     if seeds is not None:
-        noise = _step_noise(x, table, index, seeds, stream, offset, global_shape, draw=noise_ops._reference)
-    return _affine_composed(x, models, table, index, base, history, noise)["out"]
+
+        def draw(steps: torch.Tensor) -> torch.Tensor:
+            return randn(
+                seeds, x.shape[1:], stream=stream if streams is None else streams,
+                step=steps + (step if positions is None else positions), dtype=accumulation(x.dtype),
+                offset=offset or None, global_shape=global_shape or None,
+            )  # fmt: skip
+
+        noise = _step_noise(rows, draw)
+    models = [models] if isinstance(models, torch.Tensor) else models
+    return _composed_outputs(x, models, rows, base, history, noise)["out"]
 
 
-# --- shape rule: the op writes what it is given
+_affine_step = Differentiable("affine_step", composed=_affine_composed)
 
 
-@torch.library.register_fake("pyfold::affine_step")
-def _(x, models, base, history, table, index, seeds, stream, offset, global_shape, out, history_out, next_input,
-      x0_out):  # fmt: skip
-    return None
+def _affine_reference(
+    x: Any, models: Any, table: Any, index: Any = None, *, base: Any = None, history: Any = (), seeds: Any = None,
+    stream: Any = SAMPLER_STREAM, step: Any = 0, offset: Any = None, global_shape: Any = None, **_: Any,
+) -> torch.Tensor:  # fmt: skip
+    rows = sample_rows(table, index, x.shape[0])
+    noise = None
+    if seeds is not None:
+        window = {"offset": offset, "global_shape": global_shape}
+        noise = _step_noise(rows, lambda steps: _noise(seeds, x.shape[1:], stream=stream, step=steps + step, **window))
+    models = [models] if isinstance(models, torch.Tensor) else models
+    return _composed_outputs(x, models, rows, base, history, noise)["out"]
 
 
 # --- declaration
 
 
-def _step_sample(shape, dtype, device, generator, *, models=1, base=False, history=0, noises=0, clip=False, index=False):
+def _step_sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *, models: int = 1,
+    base: bool = False, history: int = 0, noises: int = 0, clip: bool = False, index: bool = False,
+) -> dict[str, Any] | None:  # fmt: skip
     if len(shape) == 0:
         return None
     rows = []
@@ -279,15 +250,15 @@ def _step_sample(shape, dtype, device, generator, *, models=1, base=False, histo
         rows.append(row)
     table = affine_table(rows, device)
     sample = {
-        "x": _normal(shape, dtype, device, generator),
-        "models": [_normal(shape, dtype, device, generator) for _ in range(models)],
+        "x": normal(shape, dtype, device, generator),
+        "models": [normal(shape, dtype, device, generator) for _ in range(models)],
         "table": table if index else table[: shape[0]].contiguous(),
-        "history": [_normal(shape, dtype, device, generator) for _ in range(history)],
+        "history": [normal(shape, dtype, device, generator) for _ in range(history)],
     }
     if index:
         sample["index"] = torch.randperm(shape[0] + 2, generator=generator)[: shape[0]].to(device)
     if base:
-        sample["base"] = _normal(shape, dtype, device, generator)
+        sample["base"] = normal(shape, dtype, device, generator)
     if noises:
         sample["seeds"] = torch.randint(-(2**62), 2**62, (shape[0],), generator=generator).to(device)
     return sample

@@ -1,0 +1,163 @@
+#pragma once
+
+#include <stdint.h>
+
+#include <new>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/tensor_ref.h"
+#include "cpu/tier.h"
+#include "folds/sequence.h"
+
+// Every op is declared once, by the function that reads its operands in order (diffusion.cpp, folds.cpp): run to
+// describe, it gives the schema and the list that Python words errors, makes shapes and raises versions by; run to
+// parse, the kernel's arguments or what is wrong. The front ends, csrc/torch and csrc/python, say through a Source what
+// each operand is, make the results, and launch. Nothing here knows torch or Python, or whose memory it is.
+namespace pyfold::ops {
+
+enum class Kind : uint8_t {
+  kState,         // the floating dtype of the first such operand, and its shape where samples are meant
+  kLower,         // the same, or bfloat16 or float16 beside float32
+  kAccumulation,  // float64 beside float64, else float32, to which front ends convert
+  kTable,         // float64
+  kIntegers,      // int64
+  kBits,          // uint8
+  kInt,
+  kFloat,
+  kBool,
+  kInts,
+  kFloats,
+  kText,
+};
+constexpr unsigned kOptional = 1, kWritten = 2, kList = 4;
+
+struct Operand {
+  const char* name;
+  Kind kind;
+  unsigned flags;
+};
+
+enum class Wrong : int {
+  kNothing,
+  kType,        // no tensor, number, ...
+  kUnreadable,  // a tensor that is not plain memory
+  kDtype,
+  kShape,
+  kDevice,
+  kBatch,  // no batch dimension, or too many others
+  kCount,  // too few or too many in a list
+  kRange,  // a number, or a choice
+  kWindow,
+  kLayout,       // not in order, or not dense
+  kUnits,        // units or groups do not divide the channels
+  kSelfOverlap,  // an output's elements share memory
+  kOverlap,      // an output shares memory with another operand, element by other element
+  kProgram,
+  kGradient,  // an output that requires a gradient
+};
+PYFOLD_EXPORT const char* name_of(Wrong code);
+
+struct Error {
+  Wrong code = Wrong::kNothing;
+  const char* operand = "";
+  int item = -1;          // in a list
+  const char* text = "";  // of a program
+};
+
+// What a front end makes before the launch: a tensor of its own with these strides, whose address goes to *slot.
+struct Result {
+  Element type;
+  int ndim;
+  int like;     // an operand that has the same dtype, sizes and strides, or -1
+  int operand;  // the written operand that it stands for, or -1
+  int64_t sizes[kMostDims], strides[kMostDims];
+  void** slot;  // null: it stays empty
+
+  void in_order_of(const TensorRef& like);  // strides for its sizes, without gaps
+};
+
+// Says what the operands of one call are, by number.
+class Source {
+ public:
+  enum class Found {
+    kAbsent,
+    kGiven,
+    kMake,
+    kNoTensor,
+    kUnreadable
+  };  // kMake: an output that the caller leaves to us, of out.type unless kOther
+  virtual Found tensor(int operand, int item, TensorRef& out) = 0;
+  virtual int count(int operand) = 0;  // of a list; negative: no list
+  virtual bool integer(int operand, int64_t& out) = 0;
+  virtual bool number(int operand, double& out) = 0;
+  virtual bool text(int operand, std::string_view& out) = 0;
+  virtual int64_t integers(int operand, int64_t* out, int64_t limit) = 0;  // the count; negative: no such list
+  virtual int64_t numbers(int operand, double* out, int64_t limit) = 0;
+
+ protected:
+  ~Source() = default;
+};
+
+// One call, parsed.
+struct Call {
+  Error error;
+  int32_t device_type = 0, device_index = 0;
+  int64_t work = 0;   // elements, roughly
+  double factor = 1;  // of sums
+  bool wide = false;  // whose results are float64
+  void* sums = nullptr;
+  void* scratch = nullptr;  // of the CUDA kernels' sums
+  int result_count = 0;
+  Result results[4];
+  alignas(16) unsigned char storage[sizeof(SequenceArgs) + 8];
+
+  template <class Args>
+  Args& begin() {
+    static_assert(sizeof(Args) <= sizeof storage);
+    return *new (storage) Args();
+  }
+  template <class Args>
+  Args& as() {
+    return *reinterpret_cast<Args*>(storage);
+  }
+  Result& result(Element type, void** slot) {
+    Result& made = results[result_count++];
+    made.type = type;
+    made.ndim = 0;
+    made.like = made.operand = -1;
+    made.slot = slot;
+    return made;
+  }
+};
+
+class Parser;
+
+struct Op {
+  const char* name;
+  void (*read)(Parser& parser, Call& call);
+  void (*cpu)(Call& call);
+  std::vector<Operand> operands{};
+  std::vector<const char*> results{};  // what shape each has, by a name that Python knows
+
+  PYFOLD_EXPORT std::string schema() const;
+};
+
+constexpr size_t kOpCount = 12;
+PYFOLD_EXPORT const std::vector<Op>& all();
+const std::vector<Op>& diffusion_ops();
+const std::vector<Op>& fold_ops();
+
+// False where something is wrong. Results are still to be made.
+PYFOLD_EXPORT bool parse(const Op& op, Source& source, Call& call);
+PYFOLD_EXPORT int64_t parse_count();
+
+// What the CUDA library leaves here when it is loaded.
+struct CudaLaunch {
+  const char* (*launch)(size_t number, Call& call, void* stream) = nullptr;  // null, or what failed
+  int64_t (*scratch)(size_t number, Call& call) = nullptr;                   // float64 values that it needs
+};
+PYFOLD_EXPORT CudaLaunch& cuda_launch();
+
+}  // namespace pyfold::ops

@@ -1,0 +1,388 @@
+#include "ops/parser.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace pyfold::ops {
+namespace {
+
+std::atomic<int64_t> parsed{0};
+
+}  // namespace
+
+void Result::in_order_of(const TensorRef& like) {
+  int order[kMostDims];
+  const int count = by_stride({nullptr, type, 0, 0, ndim, sizes, like.strides}, order);
+  std::copy(like.strides, like.strides + ndim, strides);
+  int64_t stride = 1;
+  for (int i = 0; i < count; ++i) {
+    strides[order[i]] = stride;
+    stride *= sizes[order[i]];
+  }
+}
+
+const char* name_of(Wrong code) {
+  constexpr const char* names[] = {"nothing",      "type",    "unreadable", "dtype",   "shape",  "device",
+                                   "batch",        "count",   "range",      "window",  "layout", "units",
+                                   "self_overlap", "overlap", "program",    "gradient"};
+  return names[static_cast<int>(code)];
+}
+
+const std::vector<Op>& all() {
+  // Never freed: a thread may still be in a call when the process ends.
+  static const auto* const ops = [] {
+    auto* every = new std::vector<Op>(diffusion_ops());
+    for (const Op& op : fold_ops()) every->push_back(op);
+    for (Op& op : *every) {
+      Call call;
+      Parser parser(op, call);
+      op.read(parser, call);
+    }
+    return every;
+  }();
+  return *ops;
+}
+
+std::string Op::schema() const {
+  std::string text = std::string(name) + "(";
+  char alias = 'a';
+  for (const Operand& operand : operands) {
+    const bool optional = operand.flags & kOptional, written = operand.flags & kWritten;
+    if (&operand != operands.data()) text += ", ";
+    switch (operand.kind) {
+      case Kind::kInt:
+        text += "int";
+        break;
+      case Kind::kFloat:
+        text += "float";
+        break;
+      case Kind::kBool:
+        text += "bool";
+        break;
+      case Kind::kInts:
+        text += "int[]";
+        break;
+      case Kind::kFloats:
+        text += "float[]";
+        break;
+      case Kind::kText:
+        text += "str";
+        break;
+      default:
+        text += "Tensor";
+        if (written) text += std::string("(") + alias++ + "!)";
+        if (operand.flags & kList) text += "[]";
+        if (optional) text += "?";
+    }
+    text += std::string(" ") + operand.name;
+  }
+  text += ") -> ";
+  if (results.size() != 1) text += "(";
+  for (size_t i = 0; i < results.size(); ++i) text += i == 0 ? "Tensor" : ", Tensor";
+  return results.size() != 1 ? text + ")" : text;
+}
+
+bool parse(const Op& op, Source& source, Call& call) {
+  parsed.fetch_add(1, std::memory_order_relaxed);
+  Parser parser(source, call);
+  op.read(parser, call);
+  return call.error.code == Wrong::kNothing;
+}
+
+int64_t parse_count() { return parsed.load(std::memory_order_relaxed); }
+
+CudaLaunch& cuda_launch() {
+  static CudaLaunch shared;
+  return shared;
+}
+
+// --- operands
+
+bool Parser::next(const char* name, Kind kind, unsigned flags) {
+  if (describing()) described_->operands.push_back({name, kind, flags});
+  ++next_;
+  return ok();
+}
+
+bool Parser::type_fits(Kind kind, const TensorRef& given) {
+  switch (kind) {
+    case Kind::kState:
+      if (state_ == Element::kOther && given.floating()) state_ = given.type;
+      return given.floating() && given.type == state_;
+    case Kind::kLower:
+      return given.type == state_ ||
+             (state_ == Element::kFloat32 && given.floating() && given.type != Element::kFloat64);
+    case Kind::kAccumulation:
+      return given.type == accumulation();
+    case Kind::kTable:
+      return given.type == Element::kFloat64;
+    case Kind::kIntegers:
+      return given.type == Element::kInt64;
+    case Kind::kBits:
+      return given.type == Element::kUInt8;
+    default:
+      return false;
+  }
+}
+
+// found: kMake where the output is to be made.
+bool Parser::take(const char* name, int item, Kind kind, unsigned flags, TensorRef& out, Source::Found& found) {
+  if (!ok()) return false;
+  out.type = Element::kOther;
+  found = source_->tensor(next_ - 1, item, out);
+  switch (found) {
+    case Source::Found::kAbsent:
+      if (!(flags & kOptional)) fail(Wrong::kType, name, item);
+      return false;
+    case Source::Found::kNoTensor:
+      fail(Wrong::kType, name, item);
+      return false;
+    case Source::Found::kUnreadable:
+      fail(Wrong::kUnreadable, name, item);
+      return false;
+    case Source::Found::kMake:
+      return false;
+    case Source::Found::kGiven:
+      break;
+  }
+  if (!type_fits(kind, out)) return fail(Wrong::kDtype, name, item), false;
+  if (!has_first_) {
+    has_first_ = true;
+    first_ = out;
+    call_.device_type = out.device_type;
+    call_.device_index = out.device_index;
+  } else if (out.device_type != call_.device_type || out.device_index != call_.device_index) {
+    return fail(Wrong::kDevice, name, item), false;
+  }
+  const bool written = flags & kWritten;
+  writes_ |= written;
+  if (memory_count_ < 24) memory_[memory_count_++] = {out, name, item, written};
+  return true;
+}
+
+bool Parser::tensor(const char* name, Kind kind, unsigned flags, TensorRef& out) {
+  Source::Found found;
+  return next(name, kind, flags) && take(name, -1, kind, flags, out, found);
+}
+
+void Parser::integer(const char* name, int64_t& out, int64_t low, int64_t high) {
+  if (!next(name, Kind::kInt, 0)) return;
+  if (!source_->integer(next_ - 1, out)) return fail(Wrong::kType, name);
+  if (out < low || out > high) fail(Wrong::kRange, name);
+}
+
+void Parser::counter(const char* name, uint32_t& out) {
+  int64_t value = 0;
+  integer(name, value, 0, UINT32_MAX);
+  out = static_cast<uint32_t>(value);
+}
+
+void Parser::number(const char* name, double& out) {
+  if (next(name, Kind::kFloat, 0) && !source_->number(next_ - 1, out)) fail(Wrong::kType, name);
+}
+
+void Parser::boolean(const char* name, bool& out) {
+  int64_t value = 0;
+  if (next(name, Kind::kBool, 0) && !source_->integer(next_ - 1, value)) fail(Wrong::kType, name);
+  out = value != 0;
+}
+
+int Parser::choice(const char* name, std::initializer_list<std::string_view> allowed) {
+  std::string_view given;
+  if (!next(name, Kind::kText, 0)) return 0;
+  if (!source_->text(next_ - 1, given)) return fail(Wrong::kType, name), 0;
+  const auto found = std::find(allowed.begin(), allowed.end(), given);
+  if (found == allowed.end()) return fail(Wrong::kRange, name), 0;
+  return static_cast<int>(found - allowed.begin());
+}
+
+int64_t Parser::integers(const char* name, int64_t* out, int64_t limit) {
+  if (!next(name, Kind::kInts, 0)) return 0;
+  const int64_t count = source_->integers(next_ - 1, out, limit);
+  if (count < 0) fail(Wrong::kType, name);
+  return std::max<int64_t>(count, 0);
+}
+
+int64_t Parser::numbers(const char* name, double* out, int64_t limit) {
+  if (!next(name, Kind::kFloats, 0)) return 0;
+  const int64_t count = source_->numbers(next_ - 1, out, limit);
+  if (count < 0) fail(Wrong::kType, name);
+  return std::max<int64_t>(count, 0);
+}
+
+// --- samples
+
+void Parser::place(View& view, const char* name, int item, const TensorRef& given) {
+  if (view_count_ == 0) {
+    if (given.ndim < 1 || given.ndim > kMaxDims + 1) return fail(Wrong::kBatch, name, item);
+    Geometry& geometry = *geometry_;
+    geometry.rows = given.sizes[0];
+    geometry.ndim = given.ndim - 1;
+    for (int d = 0; d < geometry.ndim; ++d) {
+      geometry.size[d] = given.sizes[d + 1];
+      geometry.numel *= given.sizes[d + 1];
+    }
+    call_.work = geometry.rows * geometry.numel;
+  } else if (!given.same_sizes(first_)) {
+    return fail(Wrong::kShape, name, item);
+  }
+  last_view_ = given;
+  view.data = given.data;
+  view.dtype = given.dtype();
+  flat_ = flat_ && given.contiguous();
+  if (given.ndim > 0) view.row_stride = given.strides[0];
+  for (int d = 1; d < given.ndim; ++d) view.stride[d - 1] = given.strides[d];
+  views_[view_count_++] = &view;
+}
+
+void Parser::view(const char* name, View& view, Kind kind, unsigned flags) {
+  TensorRef given;
+  Source::Found found;
+  if (!next(name, kind, flags)) return;
+  if (take(name, -1, kind, flags, given, found)) return place(view, name, -1, given);
+  if (!ok() || found != Source::Found::kMake) return;
+  // One like the state, or like the output before it, which lies in some order without gaps.
+  const Element last = static_cast<Element>(views_[view_count_ - 1]->dtype);
+  const Element type = given.type != Element::kOther ? given.type : kind == Kind::kLower ? last : state_;
+  Result& made = call_.result(type, &view.data);
+  made.operand = next_ - 1;
+  made.ndim = first_.ndim;
+  made.like = made.type == first_.type && dense(first_) ? 0 : -1;
+  std::copy(first_.sizes, first_.sizes + first_.ndim, made.sizes);
+  made.in_order_of(first_);
+  TensorRef ref{nullptr, made.type, 0, 0, made.ndim, made.sizes, made.strides};
+  place(view, name, -1, ref);
+}
+
+void Parser::views(const char* name, View* views, int least, int most, Kind kind) {
+  if (!next(name, kind, kList)) return;
+  const int count = source_->count(next_ - 1);
+  if (count < 0) return fail(Wrong::kType, name);
+  if (count < least || count > most) return fail(Wrong::kCount, name);
+  for (int i = 0; i < count && ok(); ++i) {
+    TensorRef given;
+    Source::Found found;
+    if (take(name, i, kind, 0, given, found)) place(views[i], name, i, given);
+  }
+}
+
+void Parser::table(Table& table, int64_t columns) {
+  TensorRef given;
+  if (tensor("table", Kind::kTable, 0, given)) {
+    if (given.ndim != 2 || given.sizes[1] != columns) return fail(Wrong::kShape, "table");
+    if (!given.contiguous()) return fail(Wrong::kLayout, "table");
+    table.data = static_cast<const double*>(given.data);
+    table.rows = given.sizes[0];
+  }
+  const void* rows = nullptr;
+  const bool by_index = per_sample("index", Kind::kIntegers, kOptional, rows, &table.index_stride);
+  table.index = static_cast<const int64_t*>(rows);
+  if (ok() && !by_index && table.rows != 1 && table.rows != geometry_->rows) fail(Wrong::kCount, "table");
+}
+
+// One value, or one for each sample; stride null: one for each. Whether there is one.
+bool Parser::per_sample(const char* name, Kind kind, unsigned flags, const void*& data, int64_t* stride) {
+  TensorRef given;
+  if (!tensor(name, kind, flags, given)) return false;
+  const int64_t count = given.numel();
+  const bool each = count == geometry_->rows && (given.ndim == 1 || stride != nullptr);
+  if (given.ndim > 1 || !(each || (stride != nullptr && count == 1))) return fail(Wrong::kShape, name), false;
+  if (!given.contiguous()) return fail(Wrong::kLayout, name), false;
+  data = given.data;
+  if (stride != nullptr) *stride = count == 1 ? 0 : 1;
+  return true;
+}
+
+void Parser::noise(NoiseSource& noise, unsigned flags) {
+  const void *seeds = nullptr, *streams = nullptr, *positions = nullptr;
+  per_sample("seeds", Kind::kIntegers, flags, seeds, nullptr);
+  per_sample("streams", Kind::kIntegers, kOptional, streams, &noise.streams_stride);
+  per_sample("positions", Kind::kIntegers, kOptional, positions, &noise.positions_stride);
+  noise.seeds = static_cast<const int64_t*>(seeds);
+  noise.streams = static_cast<const int64_t*>(streams);
+  noise.positions = static_cast<const int64_t*>(positions);
+  counter("stream", noise.stream);
+  counter("step", noise.step);
+  window(noise.window);
+}
+
+// The window of each sample that the tensors hold; without one, they hold whole samples.
+void Parser::window(Window& window) {
+  int64_t offset[kMaxDims], whole[kMaxDims];
+  const int64_t offsets = integers("offset", offset, kMaxDims), sizes = integers("global_shape", whole, kMaxDims);
+  if (!ok()) return;
+  const Geometry& geometry = *geometry_;
+  const bool none = offsets == 0 && sizes == 0;
+  if (!none && (offsets != geometry.ndim || sizes != geometry.ndim)) return fail(Wrong::kWindow, "offset");
+  int64_t stride = 1;
+  for (int d = geometry.ndim - 1; d >= 0; --d) {
+    window.stride[d] = stride;
+    const int64_t size = none ? geometry.size[d] : whole[d];
+    int64_t start = 0;
+    if (!none && (offset[d] < 0 || size < 0 || offset[d] > size - geometry.size[d] ||
+                  __builtin_mul_overflow(offset[d], stride, &start) ||
+                  __builtin_add_overflow(window.base, start, &window.base))) {
+      return fail(Wrong::kWindow, "offset");
+    }
+    flat_ = flat_ && (none || geometry.size[d] == size || d == 0);
+    if (__builtin_mul_overflow(stride, size, &stride)) return fail(Wrong::kWindow, "global_shape");
+  }
+}
+
+// Once every operand is known: dimensions that all of them walk as one are merged.
+void Parser::finish_samples(Window& window) {
+  check_overlaps();
+  if (!ok()) return;
+  Geometry& geometry = *geometry_;
+  if (!flat_) return collapse(geometry, views_, view_count_, window);
+  geometry.ndim = 1;
+  geometry.size[0] = geometry.numel;
+  window.stride[0] = 1;
+  for (int v = 0; v < view_count_; ++v) views_[v]->stride[0] = 1;
+}
+
+void Parser::check_overlaps() {
+  if (!writes_) return;
+  for (int i = 0; i < memory_count_ && ok(); ++i) {
+    const Memory& out = memory_[i];
+    if (!out.written) continue;
+    if (overlaps_itself(out.tensor)) return fail(Wrong::kSelfOverlap, out.name, out.item);
+    for (int k = 0; k < memory_count_; ++k) {
+      const Memory& other = memory_[k];
+      if (k == i || (other.written && k > i)) continue;
+      if (overlap(out.tensor, other.tensor, !other.written))
+        return fail(Wrong::kOverlap, out.name, out.item, other.name);
+    }
+  }
+}
+
+// --- results
+
+Result* Parser::result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes) {
+  if (describing()) described_->results.push_back(shape);
+  if (!ok()) return nullptr;
+  Result& made = call_.result(type, slot);
+  made.ndim = static_cast<int>(sizes.size());
+  std::copy(sizes.begin(), sizes.end(), made.sizes);
+  int64_t stride = 1;
+  for (int d = made.ndim - 1; d >= 0; stride *= made.sizes[d--]) made.strides[d] = stride;
+  return &made;
+}
+
+Result* Parser::result_like(const char* shape, const TensorRef& like, void** slot, int operand) {
+  Result* made = result(shape, like.type, slot, {});
+  if (made == nullptr) return nullptr;
+  made->ndim = like.ndim;
+  made->like = dense(like) ? operand : -1;
+  std::copy(like.sizes, like.sizes + like.ndim, made->sizes);
+  made->in_order_of(like);
+  return made;
+}
+
+void Parser::result_view(const char* shape, View& view, int operand) {
+  const Result* made = result_like(shape, last_view_, &view.data, operand);
+  if (made == nullptr) return;
+  place(view, shape, -1, {nullptr, made->type, 0, 0, made->ndim, made->sizes, made->strides});
+}
+
+}  // namespace pyfold::ops

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <initializer_list>
+
+#include "diffusion/program.h"
+#include "ops/op.h"
+
+namespace pyfold::ops {
+
+// Reads the operands of an op in their order. Where something is wrong, all that follows does nothing.
+class Parser {
+ public:
+  Parser(Source& source, Call& call) : source_(&source), call_(call) {}
+  Parser(Op& described, Call& call) : described_(&described), call_(call) {}
+
+  bool describing() const { return described_ != nullptr; }
+  bool ok() const { return !describing() && call_.error.code == Wrong::kNothing; }
+  void fail(Wrong code, const char* operand, int item = -1, const char* text = "") {
+    if (ok()) call_.error = {code, operand, item, text};
+  }
+
+  // --- one operand each. False where there is nothing to go on with.
+  bool tensor(const char* name, Kind kind, unsigned flags, TensorRef& out);
+  void integer(const char* name, int64_t& out, int64_t low = INT64_MIN, int64_t high = INT64_MAX);
+  void counter(const char* name, uint32_t& out);
+  void number(const char* name, double& out);
+  void boolean(const char* name, bool& out);
+  int choice(const char* name, std::initializer_list<std::string_view> allowed);  // a number from 0
+  int64_t integers(const char* name, int64_t* out, int64_t limit);
+  int64_t numbers(const char* name, double* out, int64_t limit);
+
+  // --- of ops on samples: tensors [B, ...] shaped like the first
+  void samples(Geometry& geometry) { geometry_ = &geometry; }
+  void view(const char* name, View& view, Kind kind = Kind::kState, unsigned flags = 0);
+  void views(const char* name, View* views, int least, int most, Kind kind);
+  void table(Table& table, int64_t columns);  // table, index
+  // seeds, streams, positions, stream, step, offset, global_shape
+  void noise(NoiseSource& noise, unsigned flags = 0);
+  bool per_sample(const char* name, Kind kind, unsigned flags, const void*& data, int64_t* stride);
+  void finish_samples(Window& window);
+
+  // --- results. shape names what Python's shape rules know it by.
+  Result* result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes);
+  Result* result_like(const char* shape, const TensorRef& like, void** slot, int operand = 0);  // that operand
+  void result_view(const char* shape, View& view, int operand);  // like the operand read as the last view
+
+  Element state() const { return state_; }
+  Element accumulation() const { return state_ == Element::kFloat64 ? Element::kFloat64 : Element::kFloat32; }
+  const TensorRef& first() const { return first_; }
+
+ private:
+  bool next(const char* name, Kind kind, unsigned flags);
+  bool take(const char* name, int item, Kind kind, unsigned flags, TensorRef& out, Source::Found& found);
+  void place(View& view, const char* name, int item, const TensorRef& given);
+  void window(Window& window);
+  bool type_fits(Kind kind, const TensorRef& given);
+
+  struct Memory {
+    TensorRef tensor;
+    const char* name;
+    int item;
+    bool written;
+  };
+  void check_overlaps();
+
+  Source* source_ = nullptr;
+  Op* described_ = nullptr;
+  Call& call_;
+  int next_ = 0;
+  Element state_ = Element::kOther;
+  bool has_first_ = false;
+  TensorRef first_, last_view_;
+  Geometry* geometry_ = nullptr;
+  bool flat_ = true;
+  bool writes_ = false;
+  int view_count_ = 0, memory_count_ = 0;
+  View* views_[16];
+  Memory memory_[24];
+};
+
+}  // namespace pyfold::ops
