@@ -8,7 +8,7 @@ RUNS ?= runs/demo
 RESULTS ?= runs/bench.json
 FULL ?=
 
-.PHONY: help build demo test test-all lint format bench floors gates gates-update sanitize fuzz clean kill-test
+.PHONY: help build demo test test-all lint format bench floors gates gates-update sanitize fuzz test-cuda test-cuda-all clean kill-test
 
 help:
 	@echo "make demo    train a diffusion model and a GAN on handwritten digits (about 5 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make floors  whether the ops keep a wide margin against eager PyTorch (half a minute)"
 	@echo "make gates   counts that say whether a kernel became slower; 'make gates-update' notes them anew"
 	@echo "make sanitize  tests under AddressSanitizer and UBSan; 'make fuzz' makes 5,000 programs and 20,000 calls at random"
+	@echo "make test-cuda  the CUDA kernels on a simulated GPU against the CPU; 'make test-cuda-all' takes everything, on two compilers' PTX"
 	@echo "make kill-test  SIGKILL at 50 moments of each of three training runs, which must end with the uninterrupted bits"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
@@ -83,6 +84,24 @@ fuzz: build
 
 kill-test: build
 	$(BIN)/python tools/kill_runs.py --moments 50
+
+# nvcc from PATH, or from the packages that cmake/cuda.cmake looks for.
+build/gpu_test/built.stamp: $(SOURCES) | .venv/pyfold.stamp
+	command -v nvcc > /dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "nvidia-cuda-nvcc>=13,<14" "nvidia-cuda-runtime>=13,<14" "nvidia-cuda-cccl>=13,<14"
+	$(BIN)/pip install --quiet --disable-pip-version-check cmake ninja
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/gpu_test -G Ninja -DPYFOLD_CUDA=on -DPYFOLD_GPU_TEST=ON "-DPYFOLD_GPU_TEST_ARCHS=90;100" \
+		-DPython_EXECUTABLE="$(abspath $(BIN)/python)"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/gpu_test --parallel --target pyfold_gpu_test
+	@touch $@
+
+test-cuda: build build/gpu_test/built.stamp
+	PYFOLD_GPU_TEST="$(abspath build/gpu_test)" $(BIN)/python -m pytest tests/gpu
+
+test-cuda-all: test-cuda
+	for capability in 90 100; do \
+		PYFOLD_GPU_TEST="$(abspath build/gpu_test)" PYFOLD_GPU_TEST_ALL=1 PYFOLD_GPU_TEST_CAPABILITY=$$capability $(BIN)/python -m pytest tests/gpu || exit 1; \
+	done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/gpu/mutants.py build/gpu_mutants
 
 clean:
 	rm -rf .venv build pyfold/_lib pyfold/_C*.so pyfold.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

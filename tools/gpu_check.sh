@@ -1,9 +1,31 @@
 #!/usr/bin/env bash
-# Everything that only a machine with a GPU can show: builds in place for its GPU, runs the whole test matrix on CPU and CUDA, compute-sanitizer over the
-# kernels, and the benchmarks; results with their provenance go to benchmarks/results/ (or the folder given). Needs torch, pytest, pybind11, CMake,
-# ninja and nvcc in the environment; nothing is downloaded.
+# Everything that only a machine with a GPU can show: builds in place for its GPU, runs the test matrix on CPU and CUDA, compute-sanitizer over the
+# kernels, bits, graphs, streams, devices, torch.compile and the benchmarks; results with their provenance go to benchmarks/results/ (or the folder
+# given). Needs torch, pytest, pybind11, CMake, ninja and nvcc in the environment; nothing is downloaded.
+#
+#   tools/gpu_check.sh [FOLDER]
+#   tools/gpu_check.sh --simulated    without a GPU: the kernels on the simulated one (make test-cuda), and a list of what needs a card
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# What follows needs a card, section by section; --simulated lists it.
+sections=(
+  "tests: the matrix, noise, steps, folds and errors on CUDA tensors"
+  "compute-sanitizer: memcheck, initcheck and racecheck"
+  "bits: CPU against CUDA"
+  "graphs: a step captured once and replayed with other seeds"
+  "streams: side streams, and cuda:1 while cuda:0 is current"
+  "compile: torch.compile(mode='reduce-overhead')"
+  "benchmarks: against torch.compile, torch.randn and copy"
+)
+
+if [ "${1:-}" = --simulated ]; then
+  echo "commit: $(git rev-parse HEAD 2> /dev/null || echo unknown)"
+  make test-cuda
+  printf 'needs a card, not run: %s\n' "${sections[@]}"
+  exit
+fi
+
 out="${1:-benchmarks/results}"
 mkdir -p "$out"
 name="$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '__')"
@@ -18,10 +40,10 @@ cmake --build build/gpu --parallel > /dev/null
   echo "commit: $(git rev-parse HEAD 2> /dev/null || echo unknown)"
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   python3 -c "import pyfold; pyfold.show_config()" | grep -v "^loaded"
-  echo "== tests"
+  echo "== ${sections[0]}"
   python3 -m pytest -q -p no:cacheprovider tests/test_ops.py tests/test_noise.py tests/test_affine_step.py tests/test_fold.py tests/test_errors.py \
     -m "not slow" 2>&1 | tail -n 15
-  echo "== compute-sanitizer"
+  echo "== ${sections[1]}"
   for tool in memcheck initcheck racecheck; do
     if command -v compute-sanitizer > /dev/null; then
       echo "-- $tool"
@@ -31,7 +53,7 @@ cmake --build build/gpu --parallel > /dev/null
       echo "compute-sanitizer is not installed"
     fi
   done
-  echo "== bits: CPU against CUDA"
+  echo "== ${sections[2]}"
   python3 - << 'PY'
 import torch
 import pyfold
@@ -46,4 +68,10 @@ for name, run in {
     equal = torch.equal(run("cpu"), run("cuda").cpu())
     print(f"{name}: {'equal' if equal else 'DIFFERENT'}")
 PY
+  for section in 3 4 5; do
+    echo "== ${sections[$section]}"
+    python3 tools/gpu_check.py "$section"
+  done
+  echo "== ${sections[6]}"
+  python3 -m pyfold bench --device cuda
 } 2>&1 | tee "$report"
