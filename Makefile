@@ -96,6 +96,7 @@ build/gpu_test/built.stamp: $(SOURCES) | .venv/pyfold.stamp
 
 test-cuda: build build/gpu_test/built.stamp
 	PYFOLD_GPU_TEST="$(abspath build/gpu_test)" $(BIN)/python -m pytest tests/gpu
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/gpu/mutants.py build/gpu_mutants --ci
 
 test-cuda-all: test-cuda
 	for capability in 90 100; do \

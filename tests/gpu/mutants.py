@@ -52,7 +52,7 @@ def found(mutant: Mutant, folder: Path) -> str:
     if result.returncode not in (0, 1):
         sys.exit(f"{mutant.name}: the tests did not run\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
     reasons = [line[2:].strip() for line in result.stdout.splitlines() if line.startswith("E  ")]
-    return (reasons or ["a failure without a reason"])[0] if result.returncode else ""
+    return (reasons or ["a failure without a reason"])[0].split("GPU simulator: ")[-1] if result.returncode else ""
 
 
 def main() -> int:
