@@ -121,9 +121,10 @@ def report() -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def counted(sectors: bool = False) -> Iterator[None]:
-    """Counts from zero; :func:`report` tells. ``sectors``: those of global memory too, which takes longer."""
-    _library.gpu_reset_counts()
+def counted(sectors: bool = False, anew: bool = True) -> Iterator[None]:
+    """Counts, from zero if ``anew``; :func:`report` tells. ``sectors``: those of global memory too, which takes longer."""
+    if anew:
+        _library.gpu_reset_counts()
     _library.gpu_count_sectors(int(sectors))
     try:
         yield
