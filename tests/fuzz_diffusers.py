@@ -2,8 +2,8 @@
 
     python tests/fuzz_diffusers.py --cases 1600 --seed 0     # a line for each difference, and the counts
 
-Where diffusers gives no finite number, pyfold may give one or say why not; where diffusers raises, pyfold may work (docs/diffusers.md
-says so); everything else must agree.
+Where diffusers gives no finite number, pyfold may give one or say why not; where diffusers raises, pyfold may work
+(docs/diffusers.md says so); everything else must agree.
 """
 
 from __future__ import annotations
@@ -75,7 +75,13 @@ OF_STEP: dict[str, list[Any]] = {
     "use_clipped_model_output": [False, True],
 }
 #: Driven in ways of their own, which the tests of trajectories walk.
-ELSEWHERE = {"HeliosDMDScheduler", "PiflowScheduler", "RFD4ProteinaScheduler", "HeliosScheduler", "LTXEulerAncestralRFScheduler"}
+ELSEWHERE = {
+    "HeliosDMDScheduler",
+    "PiflowScheduler",
+    "RFD4ProteinaScheduler",
+    "HeliosScheduler",
+    "LTXEulerAncestralRFScheduler",
+}
 #: Their noise is theirs alone unless it is seeded.
 ALWAYS = {"DPMSolverSDEScheduler": {"noise_sampler_seed": 3}}
 #: A slope that is a difference of near numbers over a small one, or a variance 1 - exp(-small): in float32 mere rounding.
@@ -83,6 +89,8 @@ OF_NEAR_NUMBERS = {"KarrasVeScheduler", "ScoreSdeVpScheduler"}
 #: Errors where diffusers makes a sign of x - epsilon, clipped, out of a division by no signal (docs/diffusers.md).
 DOCUMENTED = ("does not determine",)
 TOLERANCE = 3e-5
+#: Its times are float32 where ours are float64, and at 1e-3 the variance 1 - exp(-small) is a difference of near numbers.
+TOLERANCES = {"ScoreSdeVpScheduler": 1e-4}
 
 
 def cases(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -125,14 +133,15 @@ def difference(name: str, config: dict[str, Any], options: dict[str, Any]) -> tu
     if len(expected) != len(result):
         return "differs", f"{len(result)} outputs for {len(expected)}"
     worst, text = distance(expected, result)
-    if worst <= TOLERANCE:
+    if worst <= TOLERANCES.get(name, TOLERANCE):
         return "equal", ""
     if not finite:
         return "not finite there", ""
-    # Who rounds? Their formulas on float64 tables know.
-    exact = outcome(theirs(name), config, {**options, "double": True})
-    if not isinstance(exact, Exception) and distance(exact, result)[0] <= min(TOLERANCE, distance(exact, expected)[0]):
-        return "theirs rounds", ""
+    # Who rounds? Their formulas on float64 tables know, and in float64 where nothing is drawn.
+    for more in ({"double": True}, {"double": True, "dtype": torch.float64}):
+        exact = outcome(theirs(name), config, {**options, **more})
+        if not isinstance(exact, Exception) and distance(exact, result)[0] <= min(TOLERANCE, distance(exact, expected)[0]):
+            return "theirs rounds", ""
     return "differs", text
 
 

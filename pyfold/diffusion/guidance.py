@@ -190,11 +190,11 @@ def dynamic_threshold(quantile: float = 0.995, least: float = 1.0, most: float =
     """x0 clipped to the quantile of its absolute values and divided by it (Saharia et al. 2022, section 2.3).
 
     Args:
-        quantile: in (0, 1].
+        quantile: in [0, 1].
         least, most: of the bound; ``least`` 1 leaves what lies in [-1, 1].
     """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile must be in (0, 1], got {quantile}")
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile must be in [0, 1], got {quantile}")
     if not 0 < least <= most:
         raise ValueError(f"least and most must be 0 < least <= most, got {least} and {most}")
 

@@ -472,7 +472,8 @@ class Fused:
         """Rows with the bound of each sample's x0, where it is dynamic."""
         if written.steps[0].clip != "dynamic":
             return table
-        change = dynamic_threshold(self.config.dynamic_thresholding_ratio, 1.0, self.config.sample_max_value)
+        most = self.config.sample_max_value
+        change = dynamic_threshold(self.config.dynamic_thresholding_ratio, min(1.0, most), most)
         return change(table.expand(x.shape[0], -1), x, (model,))
 
     def _alone(self, written: Written, wanted: list[Form | None], x: torch.Tensor, model: torch.Tensor) -> torch.Tensor | None:
