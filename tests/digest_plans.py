@@ -14,6 +14,9 @@ from digests import Digest, Entries
 from pyfold import diffusion
 from pyfold.diffusion import SAMPLERS, SCHEDULES
 
+#: Aliases run what their samplers do.
+NAMES = [name for name, sampler in SAMPLERS.items() if not sampler.alias_of]
+
 STEPS = 6
 SEEDS = torch.tensor([3, -1, 2**61 + 4])
 SHAPE = (4, 33)
@@ -123,7 +126,7 @@ def schedules_of(sampler: str) -> tuple[str, ...]:
 
 
 def plans() -> Entries:
-    for sampler in [*SAMPLERS, "ddim_inverse"]:
+    for sampler in [*NAMES, "ddim_inverse"]:
         for schedule in SCHEDULES:
             for spacing in (None, "sgm_uniform") if sampler != "dpm_fast" else (None,):
                 yield f"{sampler}/{schedule}/{spacing or 'default'}", partial(projections, sampler, schedule, spacing)
@@ -187,7 +190,7 @@ def adaptive(**options: Any) -> str:
 
 
 def ends() -> Entries:
-    for sampler in SAMPLERS:
+    for sampler in NAMES:
         for options in ({}, *OPTIONS.get(sampler, [])):
             for schedule in schedules_of(sampler):
                 yield f"{sampler}/{schedule}/{label(options) or 'default'}", partial(end, sampler, schedule, **options)

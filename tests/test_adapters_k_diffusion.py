@@ -275,7 +275,7 @@ def test_progress_and_no_progress(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     ours.sample_heun(model, x, SIGMAS, disable=True)
-    with pytest.raises(ImportError, match=r"tqdm.auto is needed.*pyfold\[train\]"):
+    with pytest.raises(ImportError, match=r"tqdm.auto is needed.*\[train\]"):
         ours.sample_heun(model, x, SIGMAS)
 
 

@@ -26,11 +26,11 @@ def test_random_configurations_agree():
 def test_thresholds_below_one():
     """A bound below 1 is the bound itself, and ratio 0 the least value, as torch.clamp and torch.quantile have it."""
     for name in (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DPMSolverMultistepScheduler",
-        "DEISMultistepScheduler",
-        "UniPCMultistepScheduler",
+        "DDIM",
+        "DDPM",
+        "DPMSolverMultistep",
+        "DEISMultistep",
+        "UniPCMultistep",
     ):
         for ratio, most in ((0.9, 0.5), (0.0, 1.0), (0.0, 3.0), (1.0, 0.25)):
             config = {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": most}

@@ -148,7 +148,9 @@ def end(sampler: str) -> list[str]:
 
 
 def plans() -> dict[str, Any]:
-    return {sampler: {**as_json(plan_of(sampler)), "end": end(sampler)} for sampler in SAMPLERS}
+    return {
+        sampler: {**as_json(plan_of(sampler)), "end": end(sampler)} for sampler, made in SAMPLERS.items() if not made.alias_of
+    }
 
 
 def deciding() -> dict[str, Any]:
