@@ -30,7 +30,7 @@ def way(tensors: Sequence[Any], writes: bool = False) -> Way:
     """Whether and how a call with these tensors is differentiated. (On the fast path ``_C.<op>`` asks, of the same tensors.)
 
     Args:
-        writes: into tensors of the caller's, which a Function under the compiler could not.
+        writes: into tensors of the caller's, or there is no Function for it: under the compiler one runs else, gradient or not.
     """
     if is_compiling():
         # The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
@@ -75,7 +75,7 @@ class Differentiable:
     ):
         self.raw, self.entry = RAW[op], getattr(_C, op)
         self.composed, self.prepare = composed, prepare
-        self.gradient = composed
+        self.gradient: Any = composed
         if save is None or backward is None:
             _C.differentiate(op, composed)
             return
@@ -99,12 +99,16 @@ class Differentiable:
                 return done
         return self.dispatched(*args)
 
+    def function(self, *args: Any) -> Any:
+        """All results, through the Function that torch's transforms take."""
+        return self.gradient(*args)
+
     def dispatched(self, *args: Any) -> Any:
         """A call that is not on the fast path."""
         if self.prepare is not None:
             args = self.prepare(*args)
         tensors = self.raw.differentiable(args)
-        chosen = way(tensors, bool(self.raw.outputs(args)))
+        chosen = way(tensors, self.gradient is self.composed or bool(self.raw.outputs(args)))
         if chosen is Way.NO_GRADIENT:
             return dispatch(self.raw, *args)
         refuse_outputs(self.raw, args)

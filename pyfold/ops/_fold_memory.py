@@ -26,7 +26,8 @@ def in_order_of(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """value with the memory order that the bits were packed in."""
     if value.stride() == strides:
         return value
-    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
+    order = sorted(range(value.dim()), key=lambda d: -strides[d])
+    return value.permute(order).contiguous().permute([order.index(d) for d in range(value.dim())])
 
 
 # --- vmap: the batch becomes the outermost dimension, and each of its entries a group of bits of its own.

@@ -57,10 +57,8 @@ def _fold_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, .
 def _fold_vmap(info: Any, in_dims: Any, x: Any, bias: Any, angle: Any, dim: int, pairing: str, groups: int, *rest: Any) -> Any:
     unbatched(in_dims[1:3], ("bias", "angle"))
     size = info.batch_size
-    *head, save_bits = rest
-    result = reflect(batch_first(x, in_dims[0], size), bias, angle, dim + 1, pairing, groups * size, *head, save_bits)
-    y, bits, clamped = result
-    clamped = bits.new_empty((len(bits), 0)) if clamped is None else clamped
+    # With its bits, also where a parameter needs a gradient, of which the fast path gives the fold alone.
+    y, bits, clamped = reflect.function(batch_first(x, in_dims[0], size), bias, angle, dim + 1, pairing, groups * size, *rest)
     return (y, split_batch(bits, size), split_batch(clamped, size)), (0, 0, 0)
 
 

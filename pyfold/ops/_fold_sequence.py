@@ -57,7 +57,7 @@ def _sequence_vmap(
 ) -> Any:
     unbatched(in_dims[1:3], ("bias", "parameters"))
     size = info.batch_size
-    y, bits = sequence(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *rest)
+    y, bits = sequence.function(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *rest)
     return (y, split_batch(bits, size)), (0, 0)
 
 
