@@ -54,4 +54,12 @@ class CMakeBuild(build_ext):
         return [str(p) for p in (Path(self.build_lib) / "pyfold").rglob("*.so")]
 
 
-setup(ext_modules=[Extension("pyfold._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+def project_urls() -> dict[str, str]:
+    """Of the project's public home, where it has one."""
+    facts: dict[str, str] = {}
+    exec((ROOT / "pyfold" / "_version.py").read_text(), facts)
+    home = facts["__home__"]
+    return {"Homepage": home, "Repository": home, "Changelog": f"{home}/blob/main/CHANGELOG.md"} if home else {}
+
+
+setup(ext_modules=[Extension("pyfold._C", sources=[])], cmdclass={"build_ext": CMakeBuild}, project_urls=project_urls())

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyfold.train.config import Config
 
+from pyfold._requirements import need
+from pyfold._version import __version__
+
 HELP = {
     "data": "digits, mnist, ring, grid, or a folder of PNG, JPEG, WebP or BMP images",
     "steps": "training steps",
@@ -84,8 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     from pyfold.train.config import Config, field_type
 
     parser = argparse.ArgumentParser(
-        "pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, bench, info."
+        "pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, bench, info, completion."
     )
+    parser.add_argument("--version", action="version", version=f"pyfold {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a diffusion model or a GAN")
@@ -123,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "versions, libraries, instruction sets and CUDA in use"
     commands.add_parser("info", help=about, description=f"Say {about}, and why not what is not.")
+
+    completion = commands.add_parser(
+        "completion", help="print a shell's completion script", description='Use: eval "$(pyfold completion bash)"'
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 
@@ -189,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             if status := bench.run(arguments):
                 raise SystemExit(status)
+        elif arguments.command == "completion":
+            print(need("shtab").complete(_parser(), arguments.shell))
         else:
             import pyfold
 
