@@ -62,3 +62,11 @@ def test_checkpointing_changes_nothing(variant, form, layout, generator):
 
 def test_every_kind_is_checkpointed():
     assert {variant["kind"] for variant in VARIANTS.values()} == set(FOLDS)
+
+
+def test_a_gradient_that_is_not_there_stays_away():
+    """As in torch: a penalty on the gradient does not reach the bias before the fold, so its gradient is None, not zeros."""
+    first, second = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 1, 3)
+    x = torch.randn(2, 1, 6, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(second(pyfold.fold(first(x), "maxmin")).sum(), x, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), first.bias, allow_unused=True) == (None,)

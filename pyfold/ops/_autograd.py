@@ -142,7 +142,10 @@ def _eager(op: RawOp, save: Any, backward: Any, tensors: int) -> Any:
         if output is None:
             output = dispatch(op, *args)
         save(ctx, args, output)
-        return output[0] if op.saves_bits else output
+        if not op.saves_bits:
+            return output
+        ctx.set_materialize_grads(False)
+        return output[0]
 
     def of_tensors(ctx: Any, *grads: Any) -> Any:
         return *backward(ctx, *grads)[:tensors], None

@@ -305,14 +305,14 @@ def _checked_fold(
     if program is None or (not program.differentiable and (functorch_active() or needs_gradient((x, bias)))):
         return _composed(call, bias, gain, clamp)
     return first(
-        sequence(call.x, bias, packed_parameters(program), call.dim, call.pairing, 1, *program_operands(program), False)
+        sequence(call.x, bias, packed_parameters(program, call.x), call.dim, call.pairing, 1, *program_operands(program), False)
     )
 
 
-def packed_parameters(program: Program) -> torch.Tensor | None:
-    """A program's tensors, which do not learn."""
+def packed_parameters(program: Program, like: torch.Tensor) -> torch.Tensor | None:
+    """A program's tensors, which do not learn, as the kernels take and backward keeps them."""
     parameters = program.packed_parameters()
-    return None if parameters is None else parameters.detach()
+    return None if parameters is None else parameters.detach().to(accumulation(like.dtype))
 
 
 def fold_with_bits(
@@ -338,7 +338,7 @@ def fold_with_bits(
             y, bits, _ = reflect(call.x, None, angle, *units, kind, 1.0, 0.0, True)
         else:
             program = _unfoldable(call)
-            y, bits = sequence(call.x, None, packed_parameters(program), *units, *program_operands(program), True)
+            y, bits = sequence(call.x, None, packed_parameters(program, call.x), *units, *program_operands(program), True)
     return y, bits
 
 
@@ -369,7 +369,7 @@ def unfold(
         if program is None:
             x = reflect_backward(call.x, bits, None, call.parameters.get("angle"), *units, kind, 1.0, False)
         else:
-            x = apply(call.x, bits, packed_parameters(program), *units, "inverse", *program_operands(program))
+            x = apply(call.x, bits, packed_parameters(program, call.x), *units, "inverse", *program_operands(program))
     return x  # type: ignore[no-any-return]
 
 
