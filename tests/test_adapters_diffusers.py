@@ -1432,3 +1432,79 @@ def test_saved_pipeline_loads(tmp_path):
     assert type(loaded.scheduler) is diffusers.DDPMScheduler
     loaded.scheduler = ours.DDPMScheduler.from_config(loaded.scheduler.config)
     np.testing.assert_array_equal(images_of(loaded), images_of(pipeline))
+
+
+# --- one reading of one state: what is changed on a live scheduler counts at once, as in diffusers
+
+
+def stepped(scheduler, change=None, x=3.0, model=0.0):
+    scheduler.set_timesteps(5)
+    scheduler.step(torch.full(SHAPE, model), scheduler.timesteps[0], torch.full(SHAPE, x))
+    if change is not None:
+        change(scheduler)
+    if getattr(scheduler, "_step_index", None) is not None:
+        scheduler._step_index = None
+    return scheduler.step(torch.full(SHAPE, model), scheduler.timesteps[0], torch.full(SHAPE, x))[0]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"clip_sample": False}, {"prediction_type": "v_prediction"}, {"clip_sample_range": 0.3}], ids=str
+)
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"]
+)
+def test_settings_of_a_live_scheduler(name, setting):
+    """diffusers#7214: they read the attribute at each step; the first step's rows must not outlive it."""
+
+    def change(scheduler):
+        for key, value in setting.items():
+            setattr(scheduler.config, key, value)
+
+    torch.manual_seed(0)
+    expected = stepped(theirs(name)(), change, model=0.4)
+    torch.manual_seed(0)
+    result = stepped(getattr(ours, name)(), change, model=0.4)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", ["torch", "numpy", "inference"])
+def test_tables_edited_in_place(edit):
+    def change(scheduler):
+        table = scheduler.alphas_cumprod
+        if edit == "numpy":
+            table.numpy()[:] *= 0.9
+        elif edit == "torch":
+            table.mul_(0.9)
+        else:
+            with torch.inference_mode():
+                table.mul_(0.9)
+
+    name = "DDIMScheduler"
+    expected = stepped(theirs(name)(clip_sample=False), change, model=0.4)
+    unchanged = stepped(theirs(name)(clip_sample=False), model=0.4)
+    result = stepped(getattr(ours, name)(clip_sample=False), change, model=0.4)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - unchanged).abs().max() > 0.1
+
+
+def test_rows_are_found_again_where_a_table_holds_nan():
+    scheduler = ours.KDPM2DiscreteScheduler()
+    x = torch.ones(SHAPE)
+    for _ in range(2):
+        scheduler.set_timesteps(4)
+        for t in scheduler.timesteps:
+            scheduler.step(0.1 * x, t, x)
+        count = len(scheduler._memory()["rows"])
+    scheduler.set_timesteps(4)
+    scheduler.step(0.1 * x, scheduler.timesteps[0], x)
+    assert len(scheduler._memory()["rows"]) == count > 1
+
+
+@pytest.mark.parametrize(
+    "hook", ["_threshold_sample", "convert_model_output", "_get_variance", "dpm_solver_first_order_update"]
+)
+def test_hooks_of_a_subclass_are_refused_not_ignored(hook):
+    with pytest.raises(TypeError, match=f"Mine overrides {hook}, which pyfold's step does not call"):
+        type("Mine", (ours.DPMSolverMultistepScheduler,), {hook: lambda self, *a, **k: None})
+    own = type("Own", (ours.DDIMScheduler,), {hook: lambda self: None, "step": lambda self, *a, **k: "mine"})
+    assert own().step() == "mine"

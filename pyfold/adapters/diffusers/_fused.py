@@ -213,6 +213,39 @@ def base(name: str, module: str = "") -> type:
     return getattr(import_module(f"diffusers.schedulers.{module}") if module else theirs, name)
 
 
+#: What diffusers' steps call and pyfold's compute themselves.
+_HOOKS = ("convert_model_output", "_threshold_sample", "_get_variance", "_batch_get_variance", "_get_prev_sample")
+
+
+def _refuse_hooks(cls: type) -> None:
+    """A user's class may override ``step``, but not parts of it that would be left out without a word."""
+    if "step" in vars(cls):
+        return
+    for name in vars(cls):
+        if name in _HOOKS or name.endswith("_update"):
+            raise TypeError(
+                f"{cls.__name__} overrides {name}, which pyfold's step does not call: override step as well, or derive from "
+                "diffusers' own class"
+            )
+
+
+def _state(table: Any) -> Any:
+    """What changes with a table's values, whoever edits them: the values where the host has them, else torch's version."""
+    if isinstance(table, torch.Tensor):
+        if table.device.type == "cpu":
+            return table.detach().numpy().tobytes()
+        return -1 if table.is_inference() else table._version
+    return table.tobytes() if isinstance(table, np.ndarray) else tuple(table)
+
+
+def _same(settings: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Equal settings; arrays among them are the same where they are one object."""
+    if before is None or settings.keys() != before.keys():
+        return False
+    plain = (str, int, float, tuple, type(None))
+    return all(v is before[k] or (isinstance(v, plain) and v == before[k]) for k, v in settings.items())
+
+
 _OUTPUTS = ("DDIMSchedulerOutput", "KarrasVeOutput", "SdeVeOutput", "SchedulerOutput")
 
 
@@ -240,6 +273,8 @@ class Fused:
         # Pickles name the public module.
         if cls.__module__.startswith(f"{__package__}."):
             cls.__module__ = __package__
+        else:
+            _refuse_hooks(cls)
         original = next((c for c in cls.__mro__ if c.__module__.startswith("diffusers.")), None)
         if original is not None:
             cls._tables = cls._tables if cls._end is None else (*cls._tables, cls._end)
@@ -278,15 +313,15 @@ class Fused:
         table = getattr(self, name)
         memory = self._memory()
         seen = memory["host"].get(name)
-        tensor = isinstance(table, torch.Tensor)
-        version = table._version if tensor and not table.is_inference() else -1
-        if seen is None or seen[0] is not table or seen[1] != version:
-            values = table.detach().cpu().double().numpy().copy() if tensor else np.asarray(table, dtype=np.float64)
-            if seen is None or not np.array_equal(seen[2], values):
+        state = _state(table)
+        if seen is None or seen[0] is not table or seen[1] != state:
+            tensor = isinstance(table, torch.Tensor)
+            values = table.detach().cpu().double().numpy().copy() if tensor else np.array(table, dtype=np.float64)
+            if seen is None or not np.array_equal(seen[2], values, equal_nan=True):
                 memory["rows"].clear()
             else:
                 values = seen[2]
-            seen = memory["host"][name] = table, version, values
+            seen = memory["host"][name] = table, state, values
         return seen[2]
 
     def _on(self, name: str, device: torch.device) -> torch.Tensor:
@@ -455,17 +490,22 @@ class Fused:
             return prev, kept, None
         kept, x0 = (kept, x0) if shows else (None, kept)
         # A model that says x0 itself says it in its own dtype.
-        said = itself if self.config.get("prediction_type") in ("sample", "original_sample") else said
+        said = itself if getattr(self.config, "prediction_type", None) in ("sample", "original_sample") else said
         return prev, kept, x0 if said is None else x0.to(said)
 
     def _current_rows(self) -> dict[Any, Any]:
-        """The rows, if tables and configuration are those that they were computed from; else none."""
+        """The rows, if tables and settings are those that they were computed from; else none.
+
+        A setting is an attribute of the configuration, as diffusers' own steps read it, so one that is changed on a live
+        scheduler counts at once.
+        """
         for name in self._tables:
             self._host(name)
         memory = self._memory()
-        if memory["config"] is not self._internal_dict or len(memory["rows"]) > 4096:
+        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(self._internal_dict).items()}
+        if not _same(settings, memory["config"]) or len(memory["rows"]) > 4096:
             memory["rows"].clear()
-            memory["config"] = self._internal_dict
+            memory["config"] = settings
         return memory["rows"]
 
     def _bounded(self, written: Written, table: torch.Tensor, x: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
@@ -490,13 +530,13 @@ class Fused:
 
     def _bound(self) -> float | str | None:
         """The clip that the configuration asks for."""
-        if self.config.get("thresholding"):
+        if getattr(self.config, "thresholding", None):
             return "dynamic"
-        return float(self.config.get("clip_sample_range", 1.0)) if self.config.get("clip_sample") else None
+        return float(getattr(self.config, "clip_sample_range", 1.0)) if getattr(self.config, "clip_sample", None) else None
 
     def _known(self, wanted: str, alpha: Any, sigma: Any, scale: Any = 1.0) -> Form:
         """x0 or epsilon from the state, which is the variance-preserving one over ``scale``, and the model's output."""
-        prediction = self.config.get("prediction_type", "epsilon")
+        prediction = getattr(self.config, "prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise ValueError(
                 f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}"

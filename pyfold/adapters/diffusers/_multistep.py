@@ -33,7 +33,7 @@ class OnLevels(Fused):
     _least_sigma = 0.0
 
     def _level(self, sigma: Any) -> Level:
-        if self.config.get("use_flow_sigmas"):
+        if getattr(self.config, "use_flow_sigmas", None):
             return Level(1 - sigma, max(sigma, self._least_sigma))
         alpha = 1 / (sigma**2 + 1) ** 0.5
         return Level(alpha, sigma * alpha)
@@ -60,11 +60,11 @@ class OnLevels(Fused):
         return {"keep": X0 if of_x0 else (X - X0 * here.alpha) / here.sigma, "x0": x0, "clip": clip}
 
     def _bound(self):
-        return "dynamic" if self.config.get("thresholding") else None
+        return "dynamic" if getattr(self.config, "thresholding", None) else None
 
     def _output_of(self, model_output: torch.Tensor) -> torch.Tensor:
         """Without the variance that some models say besides."""
-        learns = self.config.get("variance_type") in ("learned", "learned_range")
+        learns = getattr(self.config, "variance_type", None) in ("learned", "learned_range")
         return model_output[:, :3] if learns and self.config.prediction_type == "epsilon" else model_output
 
     def _said_dtype(self, model_output: torch.Tensor, sample: torch.Tensor, of_x0: bool) -> torch.dtype:
@@ -157,11 +157,11 @@ class Multistep(OnLevels):
         return 3
 
     def _of_x0(self) -> bool:
-        return self.config.get("algorithm_type", "++").endswith("++")
+        return getattr(self.config, "algorithm_type", "++").endswith("++")
 
     def _update(self, i: int, order: int, told: list[Form]) -> Form:
         config = self.config
-        algorithm = config.get("algorithm_type", "sde-dpmsolver++")
+        algorithm = getattr(config, "algorithm_type", "sde-dpmsolver++")
         return multistep(algorithm, config.solver_type, [self._at(j) for j in range(i + 1, i - order, -1)], told)
 
     def _multistep(self, i: int, order: int, model_output, sample, noise, **options: Any) -> torch.Tensor:
