@@ -105,7 +105,7 @@ if(PYFOLD_CUDA_BUILT)
   target_include_directories(pyfold_cuda SYSTEM PRIVATE "${PYFOLD_TORCH_DIR}/include" "${PYFOLD_CUDA_INCLUDE}")
   target_link_directories(pyfold_cuda PRIVATE "${PYFOLD_TORCH_DIR}/lib")
   # The stream comes from whichever torch is there: libtorch must be asked for, though no strong symbol needs it.
-  target_link_libraries(pyfold_cuda PRIVATE ${PYFOLD_CUDART} dl rt pthread -Wl,--no-as-needed torch torch_cpu
+  target_link_libraries(pyfold_cuda PRIVATE pyfold_kernels ${PYFOLD_CUDART} dl rt pthread -Wl,--no-as-needed torch torch_cpu
                         -Wl,--exclude-libs,ALL)
   list(APPEND libraries pyfold_cuda)
   message(STATUS "pyfold: CUDA by nvcc ${PYFOLD_NVCC_VERSION} for ${PYFOLD_GENCODE_NAMES}")
