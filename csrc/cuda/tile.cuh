@@ -140,6 +140,25 @@ class CudaTile {
     return view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0;
   }
 
+  // body(lane, offset): along the innermost dimension offsets are a stride apart, and only its end costs divisions.
+  template <class Body>
+  __device__ __forceinline__ void each_lane(const View& view, Body&& body) const {
+    const bool flat = view.flat;
+    const int inner = flat ? 0 : geometry_.ndim - 1;
+    const int64_t stride = flat ? 1 : view.stride[inner];
+    int64_t offset = flat ? start_ : strided_offset(view, geometry_, start_);
+    int64_t left = flat ? kLanes : geometry_.size[inner] - start_ % geometry_.size[inner];
+    PYFOLD_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      body(i, offset);
+      offset += stride;
+      if (--left == 0 && i + 1 < kLanes) {
+        offset = strided_offset(view, geometry_, start_ + i + 1);
+        left = geometry_.size[inner];
+      }
+    }
+  }
+
   template <class T>
   __device__ __forceinline__ void load_as(Register& out, const View& view) const {
     const T* row = static_cast<const T*>(view.data) + row_ * view.row_stride;
@@ -149,10 +168,8 @@ class CudaTile {
       for (int i = 0; i < kLanes; ++i) out.lane[i] = widen(pack.value[i]);
       return;
     }
-    PYFOLD_UNROLL
-    for (int i = 0; i < kLanes; ++i) {
-      out.lane[i] = i < count_ ? static_cast<A>(widen(row[strided_offset(view, geometry_, start_ + i)])) : A{0};
-    }
+    each_lane(view,
+              [&](int i, int64_t offset) { out.lane[i] = i < count_ ? static_cast<A>(widen(row[offset])) : A{0}; });
   }
 
   template <class T>
@@ -165,10 +182,9 @@ class CudaTile {
       store_pack(reinterpret_cast<Pack<T>*>(row + start_), pack);
       return;
     }
-    PYFOLD_UNROLL
-    for (int i = 0; i < kLanes; ++i) {
-      if (i < count_) narrow(value.lane[i], row[strided_offset(view, geometry_, start_ + i)]);
-    }
+    each_lane(view, [&](int i, int64_t offset) {
+      if (i < count_) narrow(value.lane[i], row[offset]);
+    });
   }
 
   const Geometry& geometry_;
