@@ -1442,8 +1442,7 @@ def stepped(scheduler, change=None, x=3.0, model=0.0):
     scheduler.step(torch.full(SHAPE, model), scheduler.timesteps[0], torch.full(SHAPE, x))
     if change is not None:
         change(scheduler)
-    if getattr(scheduler, "_step_index", None) is not None:
-        scheduler._step_index = None
+    scheduler.set_timesteps(5)
     return scheduler.step(torch.full(SHAPE, model), scheduler.timesteps[0], torch.full(SHAPE, x))[0]
 
 
@@ -1472,12 +1471,12 @@ def test_tables_edited_in_place(edit):
     def change(scheduler):
         table = scheduler.alphas_cumprod
         if edit == "numpy":
-            table.numpy()[:] *= 0.9
+            table.numpy()[500:700] *= 0.5
         elif edit == "torch":
-            table.mul_(0.9)
+            table[500:700].mul_(0.5)
         else:
             with torch.inference_mode():
-                table.mul_(0.9)
+                table[500:700].mul_(0.5)
 
     name = "DDIMScheduler"
     expected = stepped(theirs(name)(clip_sample=False), change, model=0.4)

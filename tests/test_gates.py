@@ -37,7 +37,7 @@ def test_every_cpu_kernel_has_its_instructions_counted():
     """Every entry of the kernel tables is called by the driver."""
     driver = (gates.NOTES / "driver.cpp").read_text()
     for header in (gates.ROOT / "csrc" / "cpu").glob("*.h"):
-        for name in re.findall(r"void \(\*(\w+)\)\(", header.read_text()):
+        for name in re.findall(r"^\s+void \(\*(\w+)\)\(", header.read_text(), re.M):
             assert re.search(rf"kernels(\(\))?\.{name}\b", driver), f"{name} of {header.name} is not in csrc/bench/driver.cpp"
 
 
@@ -77,7 +77,7 @@ def test_a_slower_cpu_kernel_is_noticed(tmp_path):
     """randn that draws its noise twice, compiled with the build's own command and linked in the place of the true one."""
     noted = or_skip(gates.read_notes, "instructions")
     tier = next(t for t in _C.cpu_tiers_supported() if t in noted and (t != "baseline" or len(noted) == 1))
-    draw = "tile.noise(z, args.noise, args.step);"
+    draw = "tile.noise(z, args.noise);"
     read = 'asm volatile("" : : "r"(z.data) : "memory");'  # else the compiler could drop the first
     source = slowed_source(tmp_path, "diffusion/randn.h", draw, f"{draw}\n  {read}\n  {draw}")
     commands = json.loads((BUILDS[0] / "compile_commands.json").read_text())
@@ -94,8 +94,10 @@ def test_a_slower_cpu_kernel_is_noticed(tmp_path):
     subprocess.run([compiler, "-shared", *objects, slowed, "-o", library], check=True)
 
     complaints = gates.compare({tier: noted[tier]}, gates.measure_instructions(library))
-    assert len(complaints) == len(noted[tier]["randn"]), complaints
-    assert all(c.startswith(f"{tier} / randn / ") and "above the noted" in c for c in complaints)
+    # Other programs of that file may be compiled otherwise beside it; randn is above in every dtype.
+    of_randn = [c for c in complaints if c.startswith(f"{tier} / randn / ")]
+    assert len(of_randn) == len(noted[tier]["randn"]), complaints
+    assert all("above the noted" in c for c in of_randn)
 
 
 def test_a_cuda_kernel_of_more_registers_is_noticed(tmp_path):
@@ -104,8 +106,8 @@ def test_a_cuda_kernel_of_more_registers_is_noticed(tmp_path):
     nvcc = re.search(r"^PYFOLD_NVCC:\w+=(.+)$", (build / "CMakeCache.txt").read_text(), re.MULTILINE)[1]
     arch = next(iter(noted))
     store = "tile.store(args.out, z);"
-    slower = "float held[64];\n  for (int i = 0; i < 64; ++i) held[i] = static_cast<float>(args.step * i);\n"
-    slower += "  tile.scale(z, held[args.step % 64], z);\n  " + store
+    slower = "float held[64];\n  for (int i = 0; i < 64; ++i) held[i] = static_cast<float>(args.noise.step * i);\n"
+    slower += "  tile.scale(z, held[args.noise.step % 64], z);\n  " + store
     source = slowed_source(tmp_path, "diffusion/randn.h", store, slower)
     flags = re.search(r"set\(nvcc_flags (.*?)\)", (gates.ROOT / "cmake" / "cuda.cmake").read_text())[1].split()
     command = [sys.executable, gates.ROOT / "cmake" / "nvcc.py", tmp_path / "cuda_diffusion.ptxas", nvcc, *flags]

@@ -239,6 +239,13 @@ void fold_angle_grad(const Run& run) {
   cpu::fold_kernels().angle_grad(args, memory().sums.data(), 0, cpu::fold_tiles(args.layout));
 }
 
+// Of angles in the accumulation type.
+void half_angles(const Run& run) {
+  const DType type = run.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  cpu::fold_kernels().half_angles(type, memory().in[0].data(), run.elements, memory().out[0].data(),
+                                  memory().out[1].data());
+}
+
 // Programs of folds: each instruction by itself on the fewest rows that it takes, and a sort of eight values.
 struct Sequence {
   FoldOp op;
@@ -319,6 +326,7 @@ const Kernel kKernels[] = {
     {"fold_householder_backward", fold_values<kHouseholder, true>},
     {"fold_rotate", fold_rotate},
     {"fold_angle_grad", fold_angle_grad},
+    {"half_angles", half_angles},
     {"sequence_mirror", sequence_one<kSequences[0], SequenceMode::kForward>},
     {"sequence_mirror_adjoint", sequence_one<kSequences[0], SequenceMode::kAdjoint>},
     {"sequence_leaky", sequence_one<kSequences[1], SequenceMode::kForward>},
