@@ -1,0 +1,110 @@
+"""A plan has one truth: its rows; and a loop one state, whoever runs it. Each of these was silently wrong once."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+
+from pyfold import diffusion
+from pyfold.diffusion import SAMPLERS
+
+SEEDS = [3, 1]
+SCHEDULE = diffusion.vp_linear()
+
+
+def half(x, t):
+    return 0.5 * x
+
+
+def test_replaced_rows_are_the_ones_that_run():
+    plan = diffusion.euler(SCHEDULE, 4, prediction="x0")
+    first = diffusion.sample(half, plan, (5,), SEEDS)
+    scaled = tuple({**row, "a": 2 * row["a"]} for row in plan.rows)
+    other = dataclasses.replace(plan, rows=scaled)
+    made = diffusion.sample(half, other, (5,), SEEDS)
+    by_hand = diffusion.sample(
+        half, diffusion.Plan(**{f.name: getattr(other, f.name) for f in dataclasses.fields(other) if f.init}), (5,), SEEDS
+    )
+    assert torch.equal(made, by_hand) and not torch.equal(made, first)
+    assert torch.equal(diffusion.sample(half, plan, (5,), SEEDS), first)
+
+
+def test_a_plan_does_not_change():
+    plan = diffusion.euler(SCHEDULE, 4, prediction="x0")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.rows = ()
+    with pytest.raises(TypeError):
+        plan.rows[0]["a"] = 2.0
+    with pytest.raises(ValueError, match="read-only"):
+        plan.times[0] = 1.0
+
+
+def test_each_stage_raises_the_version_of_the_state():
+    """So that a graph over the state is refused, not differentiated at values that were overwritten."""
+    seen, kept = [], []
+    weight = torch.tensor(1.5, requires_grad=True)
+
+    def model(x, t):
+        seen.append(x._version)
+        with torch.enable_grad():
+            kept.append((weight * x * x).sum())
+        return 0.5 * x.detach()
+
+    diffusion.sample(model, diffusion.euler(SCHEDULE, 4, prediction="x0"), (5,), SEEDS)
+    assert seen == sorted(set(seen)) and len(seen) == 4
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept[0].backward()
+
+
+@pytest.mark.parametrize("name", ["dpmpp_multistep", "lms", "unipc", "deis", "sa_solver"])
+def test_an_own_loop_that_forgets_its_history_is_told(name):
+    plan = SAMPLERS[name](SCHEDULE, 5, prediction="x0")
+    x = torch.ones(2, 3)
+    seeds = torch.tensor(SEEDS) if plan.noisy else None
+
+    def stage(i, history):
+        return plan.step(x, half(x, None), torch.tensor([i]), history=history, seeds=seeds, stage=i)
+
+    looking_back = next(i for i, row in enumerate(plan.rows) if row.get("b1"))
+    with pytest.raises(ValueError, match=rf"history must hold \d earlier values at stage {looking_back} .*got 0"):
+        stage(looking_back, [])
+    history = []
+    for i in range(len(plan)):
+        stage(i, history)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_sde", "seeds_2", "seeds_3", "euler_ancestral"])
+def test_noise_is_asked_for_once(name):
+    asked = []
+
+    def noise(n):
+        asked.append(n)
+        return torch.zeros(2, 3)
+
+    diffusion.sample(half, SAMPLERS[name](SCHEDULE, 4, prediction="x0"), (3,), SEEDS, noise=noise)
+    assert len(asked) == len(set(asked)) > 0
+
+
+@pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.alias_of])
+def test_aliases_are_their_samplers(name):
+    alias = SAMPLERS[name]
+    sampler = SAMPLERS[alias.alias_of]
+    defaults = {
+        p: v.default for p, v in inspect.signature(alias).parameters.items() if v.default is not inspect.Parameter.empty
+    }
+    options = {k: v for k, v in defaults.items() if k not in ("steps",)}
+    assert getattr(diffusion, name) is alias
+    a, b = alias(SCHEDULE, 6), sampler(SCHEDULE, 6, **options)
+    assert [dict(row) for row in a.rows] == [dict(row) for row in b.rows]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_help_is_complete(name):
+    """Every argument, what comes back, what is refused, and where the formula is published."""
+    sampler = SAMPLERS[name]
+    text = inspect.getdoc(sampler)
+    for argument in inspect.signature(sampler).parameters:
+        assert f"\n    {argument}: " in text, argument
+    for part in ("Source: ", "Returns:", "Raises:"):
+        assert part in text, part
