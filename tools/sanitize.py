@@ -84,9 +84,11 @@ def commands() -> list[list[str]]:
     tier = "avx2" if "avx2" in tiers else tiers[-1]
     others = " or ".join(f"cpu-{t}" for t in ("baseline", "avx2", "avx512", "neon") if t != tier)
     found = [[str(BUILD / "pyfold_tests")]]
+    # The command beside this Python, not "-m pytest", which would find the package of the present folder first.
+    pytest = str(Path(sys.executable).with_name("pytest"))
     for path, chosen in TESTS.items():
         choice = chosen.format(tier=tier, others=others)
-        found.append(["pytest", "-q", "-x", "-p", "no:cacheprovider", path, "-m", "not slow", "-k", choice])
+        found.append([pytest, "-q", "-x", "-p", "no:cacheprovider", path, "-m", "not slow", "-k", choice])
     found.append([sys.executable, *DIGESTS])
     fuzz = [sys.executable, "tests/fuzz.py", "--crashes"]
     return found + [[*fuzz, kind, "--count", str(count)] for kind, count in FUZZ.items()]
