@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from pyfold.adapters.diffusers._fused import (
-    BASE,
-    X0,
-    Fused,
-    H,
-    M,
-    N,
-    Step,
-    X,
-    base,
-    noise_tensor,
-)
+from pyfold.adapters.diffusers._fused import Fused, Step, base, noise_tensor
+from pyfold.diffusion.formulas import BASE, X0, H, M, N, X
 from pyfold.diffusion.samplers.linear import ADAMS_BASHFORTH
 from pyfold.ops import SAMPLER_STREAM, add_noise
 
@@ -267,7 +258,7 @@ class DDPM(OnBetas):
             abar, before, beta, alpha = levels(j)
             step, variance = self._posterior(abar, before, beta, alpha)
             if j > 0 and noise is not None:
-                step.prev = step.prev + (N if learned else N * self._std(variance, beta))
+                step = replace(step, prev=step.prev + (N if learned else N * self._std(variance, beta)))
             return step
 
         if learned:

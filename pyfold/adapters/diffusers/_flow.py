@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyfold.adapters.diffusers._fused import BASE, HALF, Fused, H, M, N, Step, X, base, noise_tensor, refuse_integers
+from pyfold.adapters.diffusers._fused import HALF, Fused, Step, base, noise_tensor, refuse_integers
 from pyfold.adapters.diffusers._multistep import Level, UniPC, unipc
 from pyfold.adapters.diffusers._sigmas import OnSigmas
+from pyfold.diffusion.formulas import BASE, H, M, N, X
 
 
 class OnFlow(Fused):

@@ -14,6 +14,8 @@ import torch
 from diffusers import schedulers as theirs
 from diffusers.utils.torch_utils import randn_tensor
 
+from pyfold.diffusion import formulas
+from pyfold.diffusion.formulas import X0, Form, H, M, X, absent
 from pyfold.diffusion.guidance import dynamic_threshold
 from pyfold.diffusion.predictions import convert
 from pyfold.ops import AFFINE_STEP_COLUMNS, SAMPLER_STREAM, add_noise, affine_step, randn
@@ -28,95 +30,11 @@ HALF = (torch.float16, torch.bfloat16)
 # --- a step as a formula
 
 
-class Form:
-    """A linear combination of the tensors of a step: coefficients by name, numbers or float64 [B]."""
+@dataclass(frozen=True)
+class Step(formulas.Step):
+    """A scheduler's step, which keeps nothing for later ones unless it says so."""
 
-    __array_ufunc__ = None
-
-    def __init__(self, **terms: Any):
-        self.terms = terms
-
-    def __getitem__(self, name: str) -> Any:
-        return self.terms.get(name, 0.0)
-
-    def __add__(self, other: Form | float) -> Form:
-        if not isinstance(other, Form):
-            if other != 0:
-                return NotImplemented
-            return self
-        names = {**self.terms, **other.terms}
-        return Form(**{name: self[name] + other[name] for name in names})
-
-    __radd__ = __add__
-
-    def __mul__(self, factor: Any) -> Form:
-        return Form(**{name: value * factor for name, value in self.terms.items()})
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, factor: Any) -> Form:
-        return Form(**{name: value / factor for name, value in self.terms.items()})
-
-    def __neg__(self) -> Form:
-        return self * -1.0
-
-    def __sub__(self, other: Form) -> Form:
-        return self + -other
-
-    def over(self, **replaced: Form) -> Form:
-        """With other formulas in the place of some tensors."""
-        return sum((replaced.get(name, Form(**{name: 1.0})) * value for name, value in self.terms.items()), Form())
-
-
-#: The state, the model's output, the clipped x0, an earlier state, the noise; earlier outputs, the newest first.
-X, M, X0, BASE, N = (Form(**{name: 1.0}) for name in ("x", "m", "x0", "base", "noise"))
-H = [Form(**{f"h{i}": 1.0}) for i in range(1, 5)]
-
-
-@dataclass
-class Step:
-    """A step's outputs: the next state, what later steps or the caller get besides, and x0.
-
-    Attributes:
-        prev: in any of the tensors. keep: in X, M, X0. x0: in X, M, before the clip.
-        clip: bound on x0, which X0 stands for; "dynamic" for a bound by each sample's quantile; None where X0 is not used.
-        again: the model's output is also the last of the history, because u and x0 both leave it out.
-    """
-
-    prev: Form
     keep: Form | None = None
-    x0: Form | None = None
-    clip: float | str | None = None
-    again: bool = False
-
-
-def _absent(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) and value == 0
-
-
-def _row(step: Step, show: bool) -> dict[str, Any]:
-    """Coefficients of the kernel: the model's output enters x' through x0 or u, whichever nothing else needs."""
-    prev = step.prev
-    row = {f"b{i}": prev[f"h{i}"] for i in range(1, 5)} | {"a_base": prev["base"], "a": prev["x"]}
-    if step.clip is not None or show:
-        row |= {"p": step.x0["x"], "q": step.x0["m"]}
-        if isinstance(step.clip, float):
-            row |= {"clip_min": -step.clip, "clip_max": step.clip}
-    if step.keep is None:
-        return row | {"s": 1.0, "c_u": prev["m"], "c_x0": prev["x0"]}
-    keep = step.keep
-    row |= {"r": keep["x"], "s": keep["m"], "t": keep["x0"], "c_x0": prev["x0"]}
-    if step.clip is None and not show:
-        return row | {"q": 1.0, "c_x0": prev["m"]}
-    if not _absent(prev["m"]):
-        if step.clip is None and not _absent(step.x0["m"]):
-            row["c_x0"] = prev["m"] / step.x0["m"]
-            row["a"] = prev["x"] - row["c_x0"] * step.x0["x"]
-        else:
-            row["c_u"] = prev["m"] / keep["m"]
-            row["a"] = prev["x"] - row["c_u"] * keep["x"]
-            row["c_x0"] = prev["x0"] - row["c_u"] * keep["x0"]
-    return row
 
 
 @lru_cache
@@ -157,9 +75,9 @@ def _write(
             step = replace(step, keep=X0)
         if slot not in (None, "later"):
             step = replace(step, prev=step.prev.over(noise=Form(**{slot: 1.0})))
-        if step.clip is not None and step.keep is not None and _absent(step.keep["m"]) and not _absent(step.prev["m"]):
-            step = replace(step, prev=step.prev.over(m=H[past]), again=True)
-        row = _row(step, show and step.clip != "dynamic")
+        if step.clip is not None and step.keep is not None and absent(step.keep["m"]) and not absent(step.prev["m"]):
+            step = replace(step, prev=step.prev.over(m=H[past]), model_last=True)
+        row = formulas.row(step, show and step.clip != "dynamic")
         if counted:
             row |= {"d1": of_noise, "n1": tick}
         placed.append(step)
@@ -465,7 +383,7 @@ class Fused:
             if i is not None:
                 rows[key] = written
         step, table = written.steps[0], self._bounded(written, written.table, x, model)
-        if step.again:
+        if step.model_last:
             history.append(model.to(x.dtype))
         operands = {"base": base, "history": history, "seeds": noise.seeds if counted else None, "stream": SAMPLER_STREAM}
         shows = show and step.clip != "dynamic"
@@ -520,7 +438,7 @@ class Fused:
         """A form of x, model and x0 by a pass of its own."""
         if wanted[0] is None:
             return None
-        rows = [_row(Step(form, None, one.x0, one.clip), False) for form, one in zip(wanted, written.steps, strict=True)]
+        rows = [formulas.row(Step(form, None, one.x0, one.clip)) for form, one in zip(wanted, written.steps, strict=True)]
         return affine_step(x, model, self._bounded(written, _table(rows, x.shape[0], x.device), x, model))
 
     def _finish(self, return_dict: bool, *outputs: torch.Tensor) -> Any:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from pyfold.adapters.diffusers._discrete import Noising
-from pyfold.adapters.diffusers._fused import BASE, X0, Form, Fused, H, M, N, Step, X, base
+from pyfold.adapters.diffusers._fused import Fused, Step, base
 from pyfold.adapters.diffusers._sigmas import BrownianSteps, OnSigmas, preconditioned
+from pyfold.diffusion.formulas import BASE, X0, Form, H, M, N, X
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.samplers.correctors import adams_adjustment, adams_weights, unipc_weights
 from pyfold.diffusion.samplers.exponential import bends

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from pyfold.adapters.diffusers._fused import Fused, M, N, Step, X, base, noise_tensor
+from pyfold.adapters.diffusers._fused import Fused, Step, base, noise_tensor
+from pyfold.diffusion.formulas import M, N, X
 
 
 class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyfold.adapters.diffusers._fused import BASE, X0, Form, Fused, H, M, N, Step, X, base, refuse_integers, seed_tensor
+from pyfold.adapters.diffusers._fused import Fused, Step, base, refuse_integers, seed_tensor
 from pyfold.diffusion.brownian import BrownianPath
+from pyfold.diffusion.formulas import BASE, X0, Form, H, M, N, X
 from pyfold.diffusion.integrals import lagrange_integrals
 
 
