@@ -155,8 +155,10 @@ def res_multistep(here: Point, there: Point, output: Output, past: Past, *, eta:
     a, of_x0, _ = decay(here, aim)
     step = X * a + output.u * of_x0 + N * (there.alpha * up * noise_scale)
     if len(past) and regular([past[0], here, aim]):
+        # The slope is over the step before as it was aimed, without the noise that led back up to here.
+        before = Point(here.t, here.alpha, here.alpha * ancestral_split(past[0], here, eta)[0])
         h = aim.lam - here.lam
-        step = step + (output.u - H[0]) * (there.alpha * bends(h, True)[0] * h / (here.lam - past[0].lam))
+        step = step + (output.u - H[0]) * (there.alpha * bends(h, True)[0] * h / (before.lam - past[0].lam))
     return Step(step)
 
 
