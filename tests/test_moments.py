@@ -95,6 +95,20 @@ def test_res_multistep_with_noise_has_order_2():
     assert moments(plan, schedule, plan.points[0]).variance == pytest.approx(0.787, abs=0.001)
 
 
+@pytest.mark.parametrize("method", ["heun", "euler", "dpm2"])
+def test_no_churn_after_the_last_step(method):
+    """A table that ends above zero hands over at its own level of noise, not above it."""
+    schedule = SCHEDULES["edm"]()
+    points = diffusion.spacings.karras(schedule, 120)[:90]
+    end = points[-1]
+    assert 0.05 < end.ratio < 50  # where churn is wanted
+    exact = VARIANCE + end.ratio**2
+    plan = diffusion.edm_stochastic(schedule, 89, prediction="x0", spacing=points, method=method, noise_scale=1.0)
+    assert not any(plan.rows[-1].get(d) for d in ("d1", "d2", "d3"))
+    if method != "euler":  # of order 1, whose own error is as large here
+        assert moments(plan, schedule, points[0]).variance == pytest.approx(exact, rel=0.05)
+
+
 def test_references():
     """Euler, Heun and DPM-Solver-3 by their orders, and Euler-Maruyama by its own recursion."""
     schedule = SCHEDULES["vp_linear"]()

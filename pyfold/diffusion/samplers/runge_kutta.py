@@ -145,7 +145,10 @@ def edm_stochastic(
     """
     options = {"churn": churn, "churn_min": churn_min, "churn_max": churn_max, "noise_scale": noise_scale}
     count = len(past.points) - 1
-    (up_here, _), (up_there, noise) = (_churned(past.schedule, p, count, options) for p in (here, there))
+    up_here, _ = _churned(past.schedule, here, count, options)
+    # No step wants noise after the last, which may end above zero and hand over to another sampler.
+    ends = len(past) + 1 == count
+    up_there, noise = (there, 0.0) if ends else _churned(past.schedule, there, count, options)
     step = {"heun": heun, "euler": euler, "dpm2": dpm2}[method].rule(up_here, there, output, past)
     *stages, last = [step] if isinstance(step, Step) else step
     first = replace(stages[0] if stages else last, at=up_here)
