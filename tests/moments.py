@@ -84,7 +84,9 @@ def default_points(sampler: Callable[..., Plan], schedule: Schedule, steps: int)
     seen: list[list[Point]] = []
 
     def spacing(schedule: Schedule, steps: int) -> list[Point]:
-        seen.append(diffusion.spacings.choose_points(schedule, steps, inspect.signature(sampler).parameters["spacing"].default))
+        default = inspect.signature(sampler).parameters["spacing"].default
+        default = schedule.even_spacing if default == "trailing" else default
+        seen.append(diffusion.spacings.choose_points(schedule, steps, default))
         return seen[-1]
 
     sampler(schedule, steps, prediction="x0", spacing=spacing)

@@ -95,6 +95,16 @@ def test_res_multistep_with_noise_has_order_2():
     assert moments(plan, schedule, plan.points[0]).variance == pytest.approx(0.787, abs=0.001)
 
 
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "unipc", "deis", "lms", "dpmpp_multistep"])
+def test_defaults_suit_edm(name):
+    """Equal steps of sigma leave all but one of them at high noise: a variance of .014 for .49 at 20 steps."""
+    schedule, sampler = SCHEDULES["edm"](), SAMPLERS[name]
+    plan = sampler(schedule, 20, prediction="x0")
+    assert 0.25 < moments(plan, schedule, plan.points[0]).variance < 0.75
+    trailing = sampler(schedule, 20, prediction="x0", spacing="trailing")
+    assert moments(trailing, schedule, trailing.points[0]).variance < 0.05
+
+
 @pytest.mark.parametrize("method", ["heun", "euler", "dpm2"])
 def test_no_churn_after_the_last_step(method):
     """A table that ends above zero hands over at its own level of noise, not above it."""

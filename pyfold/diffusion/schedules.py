@@ -51,6 +51,8 @@ class Schedule:
         data_std: standard deviation of the data that the model's prediction "F" is scaled for.
         time_input: what the model is told: "t", "sigma" (flow), or "log_sigma" (EDM's c_noise, ``log(sigma) / 4``).
         scales_input: whether the model sees ``x / sqrt(alpha^2 data_std^2 + sigma^2)`` instead of x.
+        even_spacing: the spacing that stands for equal steps of the time where samplers default to those ("trailing"): equal
+            steps of sigma itself would leave all but one of them at high noise.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Schedule:
     data_std: float = 1.0
     time_input: str = "t"
     scales_input: bool = False
+    even_spacing: str = "trailing"
     _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -373,6 +376,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5
         data_std=data_std,
         time_input="log_sigma",
         scales_input=True,
+        even_spacing="karras",
     )
 
 

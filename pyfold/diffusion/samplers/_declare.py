@@ -110,7 +110,11 @@ SAMPLERS: dict[str, Sampler] = {}
 OPTIONS: dict[str, tuple[str, Any]] = {
     "prediction": ("what the model predicts, a name in ``pyfold.diffusion.PREDICTIONS``.", None),
     "clip": ("bound on the predicted x0, or None.", None),
-    "spacing": ("which points are visited: a name in ``pyfold.diffusion.SPACINGS``, a function, or points.", None),
+    "spacing": (
+        'which points are visited: a name in ``pyfold.diffusion.SPACINGS``, a function, or points. Where it is "trailing" by '
+        'default, the schedule\'s ``even_spacing`` stands for it, which is "karras" for ``edm()``.',
+        None,
+    ),
     "frame": ('"noise" or "flow", the coordinates in which steps are straight; by default the schedule\'s own.', None),
     "eta": ("strength of the noise that is put back.", (0.0, 1.0)),
     "noise_scale": ("factor on the noise.", (0.0, math.inf)),
@@ -236,7 +240,8 @@ def sampler(
             if check is not None:
                 check(options)
             predicts = given.get("prediction", prediction)
-            way = choose_points(schedule, steps, given.get("spacing", spacing)) if spacing else []
+            own_spacing = schedule.even_spacing if spacing == "trailing" else spacing
+            way = choose_points(schedule, steps, given.get("spacing", own_spacing)) if spacing else []
             if points is not None:
                 way = points(schedule, way, {**options, "steps": steps, "prediction": predicts})
             if "frame" in own:
