@@ -14,6 +14,7 @@ import pybind11
 import pytest
 import torch
 
+import gates
 import pyfold
 from pyfold import _C, _requirements
 from pyfold.ops import OPS
@@ -21,7 +22,7 @@ from pyfold.ops import OPS
 PACKAGE = Path(pyfold.__file__).parent
 ROOT = PACKAGE.parent
 LIBRARIES = sorted((PACKAGE / "_lib").glob("*.so"))
-BUILDS = [p.parent for p in sorted((ROOT / "build").glob("*/compile_commands.json"))]
+BUILDS = gates.builds()
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
 needs_source = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
 needs_build = pytest.mark.skipif(not BUILDS, reason="needs the build folder of this source tree")

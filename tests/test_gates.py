@@ -14,7 +14,7 @@ import gates
 from pyfold import _C
 from pyfold.ops import OPS
 
-BUILDS = [p.parent for p in sorted((gates.ROOT / "build").glob("*/compile_commands.json"))]
+BUILDS = gates.builds()
 
 
 def or_skip(function, *arguments):

@@ -146,9 +146,19 @@ def instructions_made_by() -> str:
 # --- resources of CUDA kernels
 
 
+def builds() -> list[Path]:
+    """The folders of this tree that hold what users get: not those of the sanitizers or of the simulated GPU."""
+    found = []
+    for commands in sorted(ROOT.glob("build/*/compile_commands.json")):
+        cache = (commands.parent / "CMakeCache.txt").read_text()
+        if not re.search(r"^(PYFOLD_SANITIZE:\w+=.+|PYFOLD_GPU_TEST:\w+=ON)$", cache, re.MULTILINE):
+            found.append(commands.parent)
+    return found
+
+
 def build_folder() -> Path:
     """The newest build of this tree that compiled CUDA."""
-    logs = sorted(ROOT.glob("build/*/cuda_*.ptxas"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((log for build in builds() for log in build.glob("cuda_*.ptxas")), key=lambda path: path.stat().st_mtime)
     if not logs:
         raise Unavailable("no build folder with CUDA kernels (nvcc was missing at build time, or nothing was built)")
     return logs[-1].parent
