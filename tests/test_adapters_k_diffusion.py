@@ -370,3 +370,10 @@ def test_adaptive_bad_models():
         diffusion.dpm_adaptive(lambda x, t: x * math.nan, VP, (3,), [1])
     with pytest.raises(RuntimeError, match="no end after 5 steps"):
         diffusion.dpm_adaptive(lambda x, t: x * 0.5, VP, (3,), [1], h=1e-9, most_steps=5)
+
+
+def test_sigmas_of_a_flow_end_at_one():
+    """ComfyUI#16019: 1.5 was taken for 1 without a word."""
+    with pytest.raises(ValueError, match=r"sigmas of a flow must be in \[0, 1\], got \[1\.5"):
+        ours.points_of(torch.tensor([1.5, 0.9, 0.5, 0.0]), diffusion.flow())
+    assert ours.points_of(torch.tensor([1.0, 0.5, 0.0]), diffusion.flow())[0].alpha == 0

@@ -327,3 +327,22 @@ def test_bad_guidance(case):
     make, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("schedule", [diffusion.edm(), diffusion.vp_linear(), diffusion.flow()], ids=lambda s: s.name)
+def test_the_energy_is_of_the_state(schedule):
+    """Where the model sees a scaled input, the gradient is still with respect to the state, not to what the model sees."""
+    seen = []
+
+    def energy(x):
+        seen.append(x.detach())
+        return (x**2).flatten(1).sum(1)
+
+    point = schedule.at(schedule.t_max / 3 if not schedule.steps else 400)
+    state = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3)
+    scale = schedule.input_scale(point.alpha, point.sigma)
+    time = torch.full((2,), schedule.model_time(*point), dtype=torch.float64)
+    model = diffusion.with_gradient(lambda x, t: 0 * x, energy, schedule)
+    _, gradient = model(state * scale, time)
+    torch.testing.assert_close(seen[0], state, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, 2 * state, rtol=1e-12, atol=1e-12)

@@ -74,6 +74,8 @@ def points_of(sigmas: torch.Tensor, schedule: Schedule = SCHEDULE) -> list[Point
     values = sigmas.detach().double().tolist()
     if len(values) < 2 or not all(0 <= v < math.inf for v in values) or any(b >= a for a, b in pairwise(values)):
         raise ValueError(f"sigmas must be at least 2, finite, from 0 and decreasing, got {values}")
+    if schedule.is_flow and values[0] > 1:
+        raise ValueError(f"sigmas of a flow must be in [0, 1], got {values}")
     return [schedule.at_ratio(v / (1 - v) if v < 1 else math.inf) if schedule.is_flow else schedule.at_ratio(v) for v in values]
 
 

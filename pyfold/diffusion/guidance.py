@@ -129,16 +129,26 @@ def guided_by_energy(plan: Plan, schedule: Schedule | None = None, prediction: s
     return replace(plan, name=f"{plan.name}, energy {weight:g}", rows=tuple(rows))
 
 
-def with_gradient(model: Callable[..., Any], energy: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    """A model that also returns grad U, for :func:`guided_by_energy`; ``energy(x)`` is U of each sample [B], differentiable.
+def with_gradient(
+    model: Callable[..., Any], energy: Callable[[torch.Tensor], torch.Tensor], schedule: Schedule | None = None
+) -> Callable[..., Any]:
+    """A model that also returns grad U, for :func:`guided_by_energy`.
 
-    U is of the model's input; scale it there where the schedule scales that.
+    Args:
+        model: ``model(x, t)``, one output or a tuple.
+        energy: ``energy(x)`` is U of the state, [B], differentiable.
+        schedule: needed where it scales the model's input (``edm()``): the state is found again from that and the time, and
+            the gradient is with respect to the state.
+
+    Returns:
+        ``model(x, t)`` with the gradient [B, ...] behind its outputs.
     """
 
     def both(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = model(x, t)
+        state = x if schedule is None else schedule.state_of(x, t)
         with torch.enable_grad():
-            at = x.detach().requires_grad_()
+            at = state.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(energy(at).sum(), at)
         return (*outputs, gradient) if isinstance(outputs, tuple) else (outputs, gradient)
 

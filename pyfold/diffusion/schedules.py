@@ -162,6 +162,14 @@ class Schedule:
         """c_in: what x is multiplied with before the model sees it; numbers or tensors."""
         return ((alpha * self.data_std) ** 2 + sigma**2) ** -0.5 if self.scales_input else 1.0 + 0.0 * alpha
 
+    def state_of(self, x: torch.Tensor, model_time: torch.Tensor) -> torch.Tensor:
+        """The state [B, ...] of the input x that the model is given at a time [B]."""
+        if not self.scales_input:
+            return x
+        sigma = (4 * model_time.to(torch.float64)).exp()
+        scale = self.input_scale(torch.ones_like(sigma), sigma).to(x.dtype)
+        return x / scale.reshape(-1, *[1] * (x.dim() - 1))
+
     def start_std(self, point: Point) -> float:
         """Standard deviation of the noise that sampling starts from: sigma, or of unit data where variance is preserved."""
         return point.sigma if self.scales_input else math.hypot(point.alpha, point.sigma)
