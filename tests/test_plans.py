@@ -108,3 +108,19 @@ def test_help_is_complete(name):
         assert f"\n    {argument}: " in text, argument
     for part in ("Source: ", "Returns:", "Raises:"):
         assert part in text, part
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_log_prob_of_half_precision_states_sees_the_policy(dtype):
+    """flow_grpo#104: summed in a half type, a change of the model's output of 1 % changed nothing."""
+    plan = diffusion.ddpm(SCHEDULE, 50, prediction="x0", clip=None)
+    generator = torch.Generator().manual_seed(0)
+    x, after, output = (torch.randn(2, 4096, generator=generator).to(dtype) for _ in range(3))
+    index = torch.tensor([30])
+    found = plan.log_prob(x, output, index, after)
+    exact = plan.log_prob(x.double(), output.double(), index, after.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0.05)
+    moved = plan.log_prob(x, 1.01 * output.float(), index, after) - found
+    expected = plan.log_prob(x.double(), 1.01 * output.double(), index, after.double()) - exact
+    torch.testing.assert_close(moved.double(), expected, rtol=0.02, atol=0.05)

@@ -190,14 +190,16 @@ class Plan:
         """log density [B] of the transition from x to ``after``, a Gaussian around the step without its noise.
 
         Differentiable in ``models``, as policy gradients need it (Black et al. 2024, section 4.2). For plans of one noise and
-        no history; a step without noise has no density, its value is NaN.
+        no history; a step without noise has no density, its value is NaN. Computed and summed in float32 or wider, whatever
+        the state's dtype: in a half type the sum would not see the policy.
         """
         if self.history or any(row.get(d) for row in self.rows for d in ("d2", "d3")):
             raise ValueError(f"log_prob needs a plan of one noise a step and no history, got {self.name}")
         table = self.on(x.device)[0]
-        mean = affine_step(x, models, table, index)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = affine_step(x.to(wide), models, table, index)
         std = table[index.expand(x.shape[0]), _D1].to(mean.dtype)
-        squares = ((after - mean) ** 2).flatten(1).sum(1)
+        squares = ((after.to(wide) - mean) ** 2).flatten(1).sum(1)
         count = x[0].numel()
         return -squares / (2 * std**2) - count * (std.log() + 0.5 * math.log(2 * math.pi)) + torch.where(std > 0, 0, torch.nan)
 
