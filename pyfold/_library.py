@@ -21,7 +21,7 @@ _cuda_reason = ""
 
 def _load(name: str) -> None:
     path = _FOLDER / name
-    torch.ops.load_library(str(path))
+    torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]  # torch gives it no types
     _loaded[name] = str(path)
 
 
@@ -88,7 +88,11 @@ def cuda_usable() -> tuple[bool, str]:
 
 
 def config() -> dict[str, Any]:
-    """What is installed, loaded and in use; :func:`show_config` prints it."""
+    """What is installed, loaded and in use; :func:`show_config` prints it.
+
+    Returns:
+        A dictionary of numbers, words and dictionaries.
+    """
     from pyfold import _C
 
     info = _C.build_info()

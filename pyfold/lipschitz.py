@@ -48,6 +48,13 @@ def orthogonal_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear
     It keeps every length if ``outputs >= inputs``, that of every gradient if ``outputs <= inputs``. The weight is a Cayley
     transform on top of a random orthogonal matrix, by ``torch.nn.utils.parametrizations.orthogonal``; it is as exact as the
     dtype that the layer is made in. In half types the weight is computed in float32 and rounded.
+
+    Args:
+        inputs, outputs: its sizes.
+        bias: whether it has one.
+
+    Returns:
+        The layer.
     """
     _check_sizes(inputs=inputs, outputs=outputs)
     layer = nn.Linear(inputs, outputs, bias)
@@ -143,6 +150,11 @@ class OrthogonalDownsample(nn.Module):
 
     All its singular values are 1: it cuts the image into patches, which moves values only, and maps each by
     :func:`orthogonal_linear`.
+
+    Args:
+        inputs, outputs: channels.
+        stride: side of a patch; it must divide height and width.
+        bias: whether it has one.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 2, bias: bool = True):
@@ -212,6 +224,9 @@ def kantorovich_rubinstein(critic: nn.Module, p: torch.Tensor, q: torch.Tensor) 
     Args:
         critic: maps samples [B, ...] to values [B].
         p, q: samples [N, ...] and [M, ...].
+
+    Returns:
+        0-d.
     """
     result: torch.Tensor = critic(p).mean() - critic(q).mean()
     return result
@@ -294,8 +309,17 @@ def wasserstein1(
         critic: 1-Lipschitz; by default a :class:`LipschitzCritic` of vectors with maxmin folds.
         steps, batch, lr, seed: as for :func:`fit_critic`; the seed is also that of the default critic.
 
+    Returns:
+        The estimate, its error, and the critic.
+
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or range.
+
+    Example:
+        >>> p = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> found = wasserstein1(p + 3, p, steps=60)  # a shift by 3 along both axes: 3 sqrt(2)
+        >>> bool(abs(found.value - 4.24) < 0.4)
+        True
     """
     _check_samples(p, q)
     if min(len(p), len(q)) < 4:

@@ -368,6 +368,6 @@ def entries() -> Entries:
         yield f"diffusers/training/{name}", partial(training, name)
     for name in FUNCTIONS:
         yield f"k_diffusion/{name}", partial(of_function, name)
-    for name in sorted(n for n in comfyui.SAMPLERS if not comfyui.ALL_SAMPLERS[n].alias_of):
+    for name in sorted(n for n, s in comfyui.ALL_SAMPLERS.items() if n in comfyui.SAMPLERS and not s.alias_of):
         yield f"comfyui/{name}", partial(of_node, name)
     yield "comfyui/noise", comfy_noise

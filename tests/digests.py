@@ -40,6 +40,7 @@ def pinned_environment() -> dict[str, str]:
     return {
         "PYFOLD_DIGESTS_PINNED": "1",
         "ATEN_CPU_CAPABILITY": "default",
+        "OPENBLAS_CORETYPE": "Haswell",  # NumPy solves a few equations of multistep methods with it, in order of the processor
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "MKL_CBWR": "COMPATIBLE",

@@ -66,7 +66,7 @@ def judged(case: Case, error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "allocate memory" in message:
         return None
     if case.raw:
-        return None if isinstance(error, RuntimeError) and "pyfold: " in message else "not a refusal of the raw op"
+        return None if isinstance(error, RuntimeError) and "pyfold:" in message else "not a refusal of the raw op"
     if type(error) not in (ValueError, TypeError):
         return "neither a ValueError nor a TypeError"
     words = set(re.findall(r"\w+", message))

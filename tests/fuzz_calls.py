@@ -440,4 +440,4 @@ def make(rng: random.Random) -> Case:
             given[name] = pool.hostile(given[name])
             spoilt_by.append(f"{name}={str(given[name])[:60]!r}")
     label = f"{given.get('sampler', build.__name__)}({', '.join(spoilt_by)})"
-    return Case(call, names | {"seeds", "x0", "x", "y"}, label, guards=guards)
+    return Case(call, names | {"seeds", "x0", "x", "y", "t"}, label, guards=guards)

@@ -147,6 +147,9 @@ class Pool:
     def hostile_tensors(self, x: torch.Tensor) -> list[Any]:
         dtype = self.rng.choice(FLOATS + OTHERS)
         shape = list(x.shape)
+        if x.device.type == "meta":
+            # It has no numbers that a list or an array could hold.
+            return [x.detach().to(dtype), x.detach().unsqueeze(0), torch.zeros(self.shape(), dtype=x.dtype)]
         found: list[Any] = [
             x.detach().to(dtype),
             x.detach().unsqueeze(0),

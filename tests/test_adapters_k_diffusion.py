@@ -83,6 +83,8 @@ def test_signatures(name):
     theirs = inspect.signature(getattr(sampling, name)).parameters
     mine = dict(inspect.signature(getattr(ours, name)).parameters)
     assert mine.pop("seeds").kind is inspect.Parameter.KEYWORD_ONLY
+    before = mine.pop("before", None)
+    assert (before is None) == (name in ("sample_dpm_fast", "sample_dpm_adaptive"))
     assert [(n, p.default, p.kind) for n, p in mine.items()] == [(n, p.default, p.kind) for n, p in theirs.items()]
 
 
@@ -183,6 +185,24 @@ def test_seeds_give_the_same_bits_in_any_batch(name):
     assert torch.equal(other[:2], whole[:2]) and not torch.equal(other[2], whole[2])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sample_euler", "sample_euler_ancestral", "sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"],
+)
+def test_a_run_on_the_last_sigmas_goes_on(name):
+    churn = {"s_churn": 100.0} if name == "sample_euler" else {}
+
+    def run(x, sigmas, **more):
+        denoise = lambda x, s: x * 0.3  # noqa: E731
+        return getattr(ours, name)(denoise, x, sigmas, disable=True, seeds=[5, 2**64 - 6], **churn, **more)
+
+    x = torch.randn(2, *SHAPE) * 15
+    half = run(x, SIGMAS[:5])
+    assert torch.equal(run(half, SIGMAS[4:]), run(x, SIGMAS))
+    # Told that it is the second pass, it draws anew.
+    assert not torch.equal(run(half, SIGMAS[4:], before=SIGMAS), run(x, SIGMAS))
+
+
 def test_seeds_are_the_plan_s_noise():
     """The adapter's seeds are those of pyfold.diffusion.sample."""
     seeds, x = torch.tensor([5, 6]), torch.randn(2, *SHAPE)
@@ -234,6 +254,12 @@ def test_brownian_noise_sampler():
     one = ours.BrownianTreeNoiseSampler(x[:1], 0.1, 10.0, seed=[2])
     torch.testing.assert_close(one(10.0, 4.0)[0], a[1], rtol=0, atol=0)
     assert ours.BrownianTreeNoiseSampler(x, 0.1, 10.0, seed=4)(3.0, 1.0).shape == x.shape
+    for seed, same in (
+        (2**64 - 4, -4),
+        ([2**63, 5, 6], torch.tensor([-(2**63), 5, 6])),
+        (torch.tensor([[1, 0], [2, 0], [3, 0]]).view(torch.uint64), [1, 2, 3]),
+    ):
+        assert torch.equal(*(ours.BrownianTreeNoiseSampler(x, 0.1, 10.0, seed=s)(3.0, 1.0) for s in (seed, same)))
 
 
 def test_a_callback_may_keep_and_change_the_state():
@@ -279,12 +305,48 @@ def test_progress_and_no_progress(capsys, monkeypatch):
         ours.sample_heun(model, x, SIGMAS)
 
 
+RISING = {"sample_euler": 5e-2, "sample_heun": 5e-4, "sample_dpm_2": 5e-4, "sample_lms": 5e-4, "sample_dpmpp_2m": 5e-4}
+
+
+@pytest.mark.parametrize("name", RISING)
+def test_the_way_back_to_noise(name):
+    """Of Gaussian data of variance 1 the probability flow is ``x sqrt(1 + sigma^2)`` for any two sigmas, either way."""
+    denoised = lambda x, sigma: x / (1 + sigma.reshape(-1, 1, 1) ** 2)  # noqa: E731
+    x = torch.randn(2, *SHAPE, dtype=torch.float64)
+    up = torch.linspace(math.log(0.1), math.log(10), 200).exp()
+    y = getattr(ours, name)(denoised, x, up, disable=True)
+    exact = x * ((1 + 10**2) / (1 + 0.1**2)) ** 0.5
+    torch.testing.assert_close(y, exact, rtol=RISING[name], atol=0)
+    back = getattr(ours, name)(denoised, y, up.flip(0), disable=True)
+    torch.testing.assert_close(back, x, rtol=2 * RISING[name], atol=0)
+
+
+def test_a_sigma_that_repeats_is_no_step():
+    denoised = lambda x, sigma: x / (1 + sigma.reshape(-1, 1, 1) ** 2)  # noqa: E731
+    x = torch.randn(2, *SHAPE)
+    for name in ("sample_euler", "sample_heun", "sample_dpm_2"):
+        run = lambda *sigmas, name=name: getattr(ours, name)(denoised, x, torch.tensor(sigmas), disable=True)  # noqa: E731
+        torch.testing.assert_close(run(5.0, 2.0, 2.0, 1.0, 0.0), run(5.0, 2.0, 1.0, 0.0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in dir(ours) if n.startswith("sample_") and n not in ("sample_dpm_fast", "sample_dpm_adaptive")]
+)
+def test_few_sigmas(name):
+    """One is no step; from one to 0 every method takes x0."""
+    x = torch.ones(2, *SHAPE)
+    assert torch.equal(getattr(ours, name)(model, x, torch.tensor([3.0]), disable=True), x)
+    end = getattr(ours, name)(model, x, torch.tensor([3.0, 0.0]), disable=True)
+    torch.testing.assert_close(end, model(x, torch.tensor([3.0, 3.0])))
+
+
 X = torch.zeros(2, *SHAPE)
 BAD = {
-    "rising": (lambda: ours.sample_euler(model, X, SIGMAS.flip(0)), "sigmas.*decreasing"),
+    "rising": (lambda: ours.sample_euler_ancestral(model, X, SIGMAS.flip(0)), "sigmas.*decreasing"),
+    "repeated": (lambda: ours.sample_lms(model, X, torch.tensor([3.0, 2.0, 2.0])), "sigmas.*not repeat"),
     "NaN": (lambda: ours.sample_euler(model, X, torch.tensor([1.0, math.nan])), "sigmas.*nan"),
     "negative": (lambda: ours.sample_euler(model, X, torch.tensor([1.0, -1.0])), "sigmas.*-1"),
-    "one": (lambda: ours.sample_euler(model, X, torch.tensor([1.0])), "sigmas must be at least 2"),
+    "none": (lambda: ours.sample_euler(model, X, torch.tensor([])), "sigmas must be finite, from 0"),
     "list": (lambda: ours.sample_euler(model, X, [1.0, 0.0]), "sigmas must be a tensor"),
     "eta": (lambda: ours.sample_euler_ancestral(model, X, SIGMAS, eta=-1.0), "eta.*-1"),
     "s_noise": (lambda: ours.sample_dpmpp_sde(model, X, SIGMAS, s_noise=math.nan), "noise_scale.*nan"),

@@ -271,6 +271,19 @@ def test_latents_of_seeds():
     np.testing.assert_array_equal(with_helper, by_hand)
 
 
+def test_seeds_of_any_64_bits():
+    """Signed or not, and NumPy's."""
+    pipeline, given = stable_diffusion_1(ours.EulerAncestralDiscreteScheduler())
+    images = images_of(pipeline, [2**64 - 3, -(2**63), np.uint64(2**63 + 5)], **given(3))
+    np.testing.assert_array_equal(images, images_of(pipeline, [-3, 2**63, 5 - 2**63], **given(3)))
+    assert np.abs(images[0] - images[1]).max() > 0.01
+    with pytest.raises(ValueError, match="64-bit"), ours.seeded(pipeline, [2**64]):
+        pass
+    keys = torch.zeros(1, 2, dtype=torch.int64).view(torch.uint64)
+    with pytest.raises(TypeError, match="keys go to scheduler.set_seeds"), ours.seeded(pipeline, keys):
+        pass
+
+
 def test_seeded_leaves_no_trace():
     pipeline, given = stable_diffusion_1(ours.EulerAncestralDiscreteScheduler())
     with pytest.raises(RuntimeError, match="stop"), ours.seeded(pipeline, [1, 2]):

@@ -13,7 +13,7 @@ def random_row(generator, **fixed):
     values = dict.fromkeys(AFFINE_STEP_COLUMNS[:22], 0.0)
     for name in values:
         values[name] = torch.randn((), generator=generator, dtype=torch.float64).item()
-    return {**values, "clip_min": -0.7, "clip_max": 0.6, "n1": 3, "n2": 9, "n3": 2**31, **fixed}
+    return {**values, "clip_min": -0.7, "clip_max": 0.6, "n1": 3, "n2": 2**53 - 7, "n3": 5 * 2**32 + 2**31, **fixed}
 
 
 def test_every_output(backend, generator):
@@ -25,9 +25,9 @@ def test_every_output(backend, generator):
     pyfold.affine_step(x, [m1, m2], table, base=base, history=[h], seeds=seeds, **outs)
 
     def noise(k):
-        return torch.cat(
-            [pyfold.randn(seeds[b : b + 1], shape[1:], stream=1, step=(3, 9, 2**31)[k - 1]) for b in range(3)]
-        ).double()
+        # The high half of a counter goes to the stream, from bit 11 on.
+        stream, step = ((1, 3), (1 + (2**21 - 1 << 11), 2**32 - 7), (1 + (5 << 11), 2**31))[k - 1]
+        return pyfold.randn(seeds, shape[1:], stream=stream, step=step).double()
 
     doubles = [t.double() for t in (x, m1, m2, base, h)]
     expected = _composed_outputs(doubles[0], doubles[1:3], table, doubles[3], doubles[4:], noise)
@@ -94,6 +94,26 @@ def test_any_output_may_be_any_operand(output, over, row, size, backend, generat
     copies = [t.clone() for t in operands]
     written = copies[["x", "model", "base", "newest", "oldest"].index(over)]
     for a, b in zip(run(copies, **{output: written}), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("over", range(5))
+def test_out_may_be_any_operand_beside_other_outputs(over, row, backend, generator):
+    """What is stored after it is of the operands as they were."""
+    table = affine_table([random_row(generator, **{"g1": 1.0, "g2": 0.0, "g3": 0.0, **ROWS[row]})], backend)
+
+    def run(operands, out):
+        x, model, base, newest, oldest = operands
+        others = {name: torch.empty_like(x) for name in ("history_out", "next_input", "x0_out")}
+        pyfold.affine_step(x, model, table, history=[newest, oldest], base=base, seeds=seeds, out=out, **others)
+        return [out, *others.values()]
+
+    seeds = torch.tensor([1, 2], device=backend)
+    operands = [torch.randn(2, 1000, generator=generator).to(backend) for _ in range(5)]
+    expected = run(operands, torch.empty_like(operands[0]))
+    copies = [t.clone() for t in operands]
+    for a, b in zip(run(copies, copies[over]), expected, strict=True):
         assert torch.equal(a, b)
 
 

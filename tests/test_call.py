@@ -1,7 +1,11 @@
 """The fast path: the bits of torch's dispatcher, everything that torch must see left to it, and one parse a call."""
 
 import contextlib
+import copy
 import gc
+import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfold
 from pyfold import _C
-from pyfold.ops import FLOAT_DTYPES, OPS, affine_table
+from pyfold.folds.program import unit_planes
+from pyfold.ops import FLOAT_DTYPES, FOLDS, OPS, affine_table
 from pyfold.ops._call import RAW
 from pyfold.ops.step import PreparedStep
 
@@ -62,9 +67,9 @@ def sample_of(name, variant, dtype, generator, shape):
 @pytest.mark.parametrize(("name", "variant"), CALLS)
 def test_same_bits_as_through_the_dispatcher(name, variant, dtype, shape, generator):
     sample = sample_of(name, variant, dtype, generator, shape)
-    before = _C.parse_count()
+    before = _C.read_counts()[1]
     fast = flat(OPS[name].public(**sample))
-    once = _C.parse_count() - before
+    once = _C.read_counts()[1] - before
     with Seen() as seen:
         dispatched = flat(OPS[name].public(**sample))
     assert once == 1, "an op is parsed once"
@@ -105,14 +110,14 @@ def test_an_op_with_a_gradient_is_parsed_once_too(variant, generator):
     sample = sample_of("fold", variant, torch.float32, generator, (2, 4, 5, 6))
     sample["x"].requires_grad_()
     pyfold.fold(**sample)
-    before = _C.parse_count()
+    before = _C.read_counts()[1]
     with torch.no_grad():
         pyfold.fold(**sample)
-    assert _C.parse_count() - before == 1
+    assert _C.read_counts()[1] - before == 1
     y = pyfold.fold(**sample)
-    assert _C.parse_count() - before == 2
+    assert _C.read_counts()[1] - before == 2
     torch.autograd.grad(y, sample["x"], torch.ones_like(y))
-    assert _C.parse_count() - before == 3
+    assert _C.read_counts()[1] - before == 3
 
 
 def step_operands(**changes):
@@ -174,6 +179,7 @@ REFUSED = {
     "a bool": ({"stream": True}, TypeError, "stream must be an int, got bool"),
     "a float": ({"stream": 1.0}, TypeError, "stream must be an int, got float"),
     "a window outside": ({"offset": [1], "global_shape": [8]}, ValueError, "leaves global_shape"),
+    "a window before it": ({"offset": [-1], "global_shape": [16]}, ValueError, "leaves global_shape"),
     "half a window": ({"offset": [1]}, ValueError, "offset and global_shape"),
 }  # fmt: skip
 
@@ -356,7 +362,7 @@ def test_a_prepared_step_is_the_step():
     for k in range(3):
         index = torch.tensor([k])
         kept, expected = torch.empty_like(x), torch.empty_like(x)
-        y = step(x, [model], index, history_out=kept)
+        y = step(x, [model], index=index, history_out=kept)
         assert torch.equal(y, pyfold.affine_step(x, model, table, index, seeds=seeds, stream=7, history_out=expected))
         assert torch.equal(kept, expected)
 
@@ -374,3 +380,173 @@ def test_nothing_else_imports_the_compiled_module():
     allowed = {"_library.py", "ops", "folds"}
     users = [path for path in package.rglob("*.py") if "_C" in path.read_text() and "import _C" in path.read_text()]
     assert {path.relative_to(package).parts[0] for path in users} <= allowed
+
+
+# --- modules: the options are read once, when they are new
+
+
+def modules():
+    normal = {"normal": torch.randn(3, 8), "offset": 0.2}
+    return {kind: pyfold.nn.Fold(kind, 8, bias=True, **(normal if kind == "hyperplane" else {})) for kind in FOLDS}
+
+
+@pytest.mark.parametrize("kind", FOLDS)
+def test_a_module_reads_its_options_once(kind):
+    module, x = modules()[kind], torch.randn(2, 8, 3)
+    with torch.no_grad():
+        expected = pyfold.fold(x, kind, bias=module.bias, **{name: getattr(module, name) for name in module._names})
+        assert torch.equal(module(x), expected)
+        options, tensors = _C.read_counts()
+        for calls in (1, 2, 3):
+            assert torch.equal(module(x), expected)
+            served = module._prepared._call is not None
+            assert served == (kind != "soft"), "soft alone has no kernel"
+            assert not served or _C.read_counts() == (options, tensors + calls)
+    with torch.no_grad(), Seen() as seen:
+        assert torch.equal(module(x), expected)
+    assert not served or any(op.startswith("pyfold::") for op in seen.names), "torch sees what it watches"
+
+
+CHANGES = {
+    "gain": lambda m: setattr(m, "gain", 0.5),
+    "clamp": lambda m: setattr(m, "clamp", 0.3),
+    "dim": lambda m: setattr(m, "dim", -1),
+    "kind": lambda m: setattr(m, "kind", "sortabs" if m.kind == "groupsort" else m.kind),
+    "pairing": lambda m: setattr(m, "pairing", "halves"),
+    "bias": lambda m: setattr(m, "bias", torch.nn.Parameter(torch.randn(8))),
+    "no bias": lambda m: setattr(m, "bias", None),
+    "bias in place": lambda m: m.bias.data.normal_(),
+    "half": lambda m: m.half(),
+    "bfloat16 and back": lambda m: m.to(torch.bfloat16).to(torch.float32),
+    "double": lambda m: m.double(),
+    "load_state_dict": lambda m: m.load_state_dict(_redrawn(m)),
+    "load_state_dict, assign": lambda m: m.load_state_dict(_redrawn(m), assign=True),
+    "frozen": lambda m: m.requires_grad_(False),
+    "parameters": lambda m: [setattr(m, name, _changed(name, getattr(m, name))) for name in m._names],
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+}  # fmt: skip
+
+
+def _redrawn(module):
+    return {name: torch.randn_like(value) for name, value in module.state_dict().items()}
+
+
+def _changed(name, value):
+    if isinstance(value, torch.nn.Parameter):
+        return torch.nn.Parameter(torch.randn_like(value))
+    if isinstance(value, torch.Tensor):
+        return torch.randn(2, 8)
+    return {"m": 5, "size": 2, "offset": 0.7, "inner": 0.3}.get(name, 0.8)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", FOLDS)
+def test_a_change_of_a_module_counts_at_once(kind, change):
+    module, x = modules()[kind], torch.randn(2, 8, 8)
+    for shape in ((2, 8, 8), (2, 8)):  # what is prepared for one shape serves another, or is made anew
+        assert module(torch.randn(shape)).shape[0] == 2
+    module = CHANGES[change](module) if change in ("deepcopy", "pickle") else (CHANGES[change](module), module)[1]
+    for grad in (False, True):
+        given = x.clone().requires_grad_(grad)
+        values = {name: getattr(module, name) for name in module._names}
+        options = {name: getattr(module, name) for name in ("bias", "gain", "clamp", "dim", "pairing")}
+        y, expected = module(given), pyfold.fold(given, module.kind, **options, **values)
+        assert torch.equal(y, expected)
+        if grad:
+            for a, b in zip(*(torch.autograd.grad(v.square().sum(), given) for v in (y, expected)), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_what_is_wrong_with_a_modules_call_is_said():
+    module = pyfold.nn.Fold("groupsort", 8, bias=True)
+    module(torch.randn(2, 8))
+    for x, error in (
+        (torch.randn(2, 6), "bias"),
+        ("x", "x must be"),
+        (torch.zeros(2, 8, dtype=torch.int64), "x must have dtype"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=error):
+            module(x)
+    module.gain = True
+    with pytest.raises(TypeError, match="gain"):
+        module(torch.randn(2, 8))
+    del module.gain
+    with pytest.raises(AttributeError, match="gain"):
+        module(torch.randn(2, 8))
+    module = pyfold.nn.Fold("groupsort")
+    for channels in (4, 6, 4, 2):  # all channels are one unit
+        x = torch.randn(3, channels)
+        assert torch.equal(module(x), x.sort(1).values)
+    assert torch.equal(pyfold.nn.Fold("groupsort", dim=-1)(x[None]), x[None].sort(-1).values)
+
+
+def test_unit_normals_are_the_same_bits_on_every_path(generator):
+    for channels in (1, 2, 3, 7, 16, 37):
+        for dtype in FLOAT_DTYPES:
+            drawn = torch.randn(3, channels, generator=generator).to(dtype)
+            for normal in (drawn, drawn[0], drawn.T.contiguous().T):
+                for offset in (
+                    0.3,
+                    torch.randn((), generator=generator),
+                    torch.randn(len(torch.atleast_2d(normal)), generator=generator),
+                ):
+                    for made in (torch.float32, torch.float64):
+                        parameters = unit_planes(normal, offset, made)
+                        with Seen():
+                            assert unit_planes(normal, offset, made) is None
+                            composed = FOLDS["hyperplane"].pack(made, normal=normal, offset=offset)
+                        assert parameters.dtype == made and torch.equal(parameters, composed)
+    assert unit_planes(torch.randn(4, requires_grad=True), 0.0, torch.float32) is None
+
+
+def test_operands_of_a_prepared_call_are_checked():
+    options = 1, "adjacent", 1, "abs", 1.0, 0.0, False
+    call = _C.prepare("fold", 2, 1, 4, ..., ..., None, *options)
+    assert torch.equal(call(torch.full((2, 4), -1.0), None), torch.ones(2, 4))
+    assert call(torch.ones(2, 6), None) is None and call(torch.ones(4), None) is None, "another shape"
+    x = torch.full((2, 4), -1.0)
+    assert torch.equal(call(x, bias=torch.full((4,), 3.0)), torch.full((2, 4), 2.0)), "by name"
+    assert call() is None and call(x, torch.ones(5)) is None, "what is wrong is left to the public function"
+    for given, named in (((x, None, None), {}), ((x,), {"dim": 1}), ((x, None), {"bias": None}), ((), {"y": x})):
+        with pytest.raises(TypeError, match="operands"):
+            call(*given, **named)
+    with pytest.raises(ValueError, match="no op"):
+        _C.prepare("unfold", -1, -1, 0)
+    with pytest.raises(TypeError, match="takes x, bias"):
+        _C.prepare("fold", -1, -1, 0, ...)
+    with pytest.raises(TypeError, match="gain must be a number"):
+        _C.prepare("fold", -1, -1, 0, ..., ..., None, 1, "adjacent", 1, "abs", "1", 0.0, False)
+    with pytest.raises(TypeError):
+        type(call)()
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_threads():
+    """Which are not there: torch's own large calls hang so."""
+    code = """
+import os, signal, pyfold
+call = lambda: pyfold.randn([1, 2], (3, 256, 256)).numpy().tobytes()
+z = call()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(7 if call() == z else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 7
+
+
+def test_daemon_threads_in_a_call_do_not_stop_the_interpreter_from_ending():
+    """With out=, where no call goes through torch's own functions."""
+    code = """
+import threading, time, torch, pyfold
+table = pyfold.ops.affine_table([{"a": 1.0, "s": 1.0, "c_u": 0.5}])
+def work():
+    x, model, out = torch.ones(3, 4, 3, 96, 96)
+    while True:
+        pyfold.affine_step(x, model, table, out=out)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

@@ -8,6 +8,7 @@ import torch
 
 import pyfold
 from pyfold import _C, diffusion
+from pyfold.diffusion.draws import address, stream_and_step
 from pyfold.ops import TARGETS
 
 DISCRETE = [diffusion.vp_linear(), diffusion.vp_cosine()]
@@ -64,8 +65,9 @@ def network(x, t):
     return torch.sin(1.3 * x + 0.7) * 0.6 + 0.2 * x * torch.cos(t.to(x.dtype) / 50)[:, None]
 
 
-def noise_of(seeds, size, step):
-    return pyfold.randn(seeds, (size,), stream=1, step=step).double().numpy()
+def noise_of(seeds, size, ratio):
+    """Of the draw that leads to a level sigma / alpha."""
+    return pyfold.randn(seeds, (size,), **stream_and_step(address(ratio))).double().numpy()
 
 
 def by_formula(name, schedule, steps, prediction, x, seeds, eta=0.0, clip=1.0, variance="fixed_small"):
@@ -84,7 +86,7 @@ def by_formula(name, schedule, steps, prediction, x, seeds, eta=0.0, clip=1.0, v
             x = x + (after - s) * velocity
         return x
     bars, stride = schedule.alphas**2, schedule.steps // steps
-    for n, t in enumerate(np.arange(steps - 1, -1, -1) * stride):
+    for t in np.arange(steps - 1, -1, -1) * stride:
         bar, before = bars[t], bars[t - stride] if t >= stride else 1.0
         m = model(x, t)
         if prediction == "epsilon":
@@ -96,7 +98,7 @@ def by_formula(name, schedule, steps, prediction, x, seeds, eta=0.0, clip=1.0, v
             x0 = math.sqrt(bar) * x - math.sqrt(1 - bar) * m
             eps = math.sqrt(bar) * m + math.sqrt(1 - bar) * x
         x0 = x0 if clip is None else np.clip(x0, -clip, clip)
-        z = noise_of(seeds, size, n)
+        z = noise_of(seeds, size, math.sqrt((1 - before) / before))
         if name == "ddpm":
             beta = 1 - bar / before
             mean = math.sqrt(before) * beta / (1 - bar) * x0 + math.sqrt(bar / before) * (1 - before) / (1 - bar) * x
@@ -148,7 +150,7 @@ def step_side_by_side(scheduler, plan, prediction, add_noise_in):
     for i, t in enumerate(scheduler.timesteps):
         assert float(times[i]) == float(t) or prediction == "flow"
         m = torch.tanh(x * 1.1) * 0.5
-        z = pyfold.randn(seeds, (3, 8, 8), stream=1, step=i)
+        z = plan.draw(i, seeds, (3, 8, 8))
         theirs = add_noise_in(scheduler, m, t, theirs, z)
         pyfold.affine_step(x, m, table, counters[i : i + 1], seeds=seeds if plan.noisy else None, out=x)
         torch.testing.assert_close(x, theirs, rtol=0, atol=2e-4)

@@ -1,6 +1,7 @@
 """Guidance, adaptations, energies, masks and learned variances: each step against its formula."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -45,7 +46,7 @@ def test_cfg_plus_plus(prediction, tensors):
         r, s = diffusion.convert(prediction, "epsilon", here.alpha, here.sigma)
         up = 0.5 * there.ratio * math.sqrt(1 - (there.ratio / here.ratio) ** 2)
         down = math.sqrt(there.ratio**2 - up**2)
-        noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=i, dtype=torch.float64)
+        noise = plan.draw(i, SEEDS, SHAPE, dtype=torch.float64)
         expected = there.alpha * (p * x + q * mixed + down * (r * x + s * uncond) + up * noise)
         result = guided.step(x, [cond, uncond], torch.tensor([i]), seeds=SEEDS)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
@@ -150,6 +151,18 @@ def test_rescale(tensors):
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("adaptation", [diffusion.rescale(0.7), diffusion.renorm(0.5)], ids=["rescale", "renorm"])
+def test_adaptations_scale_all_that_is_mixed(adaptation, tensors):
+    """A row that mixes three outputs does as one that takes their mixture for the second."""
+    x, cond, uncond = tensors
+    other, plain, i = cond.flip(-1), diffusion.ddim(VP, 5), torch.tensor([2])
+    three = replace(plain, rows=tuple({**row, "g1": 3.0, "g2": -1.5, "g3": -0.5} for row in plain.rows))
+    two = replace(plain, rows=tuple({**row, "g1": 3.0, "g2": -2.0} for row in plain.rows))
+    result = three.step(x, [cond, uncond, other], i, adapt=[adaptation])
+    expected = two.step(x, [cond, (1.5 * uncond + 0.5 * other) / 2], i, adapt=[adaptation])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
 def test_renorm(tensors):
     x, cond, uncond = tensors
     uncond[0] = cond[0] * 0.9
@@ -173,7 +186,7 @@ def test_dynamic_threshold(sampler, tensors):
     bound = torch.quantile(x0.abs().flatten(1), 0.9, dim=1).clamp(1, 4)
     clipped = x0.clamp(-column(bound), column(bound)) / column(bound)
     row = plan.rows[2]
-    noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=2, dtype=torch.float64)
+    noise = plan.draw(2, SEEDS, SHAPE, dtype=torch.float64)
     u = row.get("r", 0.0) * x + row.get("s", 0.0) * cond + row.get("t", 0.0) * clipped
     past = torch.ones_like(x)
     expected = row["a"] * x + row["c_x0"] * clipped + row["c_u"] * u + row.get("d1", 0.0) * noise + row.get("b1", 0.0) * past
@@ -282,9 +295,7 @@ def test_learned_range_against_diffusers(generator, monkeypatch):
         return torch.cat([0.7 * torch.sin(x + i), torch.tanh(x)], 1)
 
     steps = iter(range(10))
-    monkeypatch.setattr(
-        scheduling_ddpm, "randn_tensor", lambda *_, **__: pyfold.randn(SEEDS, SHAPE, stream=1, step=next(steps)).double()
-    )
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: plan.draw(next(steps), SEEDS, SHAPE).double())
     x = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64)
     expected = x
     for i, t in enumerate(scheduler.timesteps):
@@ -305,7 +316,7 @@ def test_learned_log_variance(tensors):
         callback=lambda i, x: states.append(x.clone()),
     )  # fmt: skip
     zero = torch.zeros_like(x)
-    noise = pyfold.randn(SEEDS, SHAPE, stream=1, step=0, dtype=torch.float64)
+    noise = plan.draw(0, SEEDS, SHAPE, dtype=torch.float64)
     first = mean.step(x, m, torch.tensor([0]), noise=zero) + (said / 2).exp() * noise
     torch.testing.assert_close(states[0], first, rtol=0, atol=1e-12)
     torch.testing.assert_close(states[1], mean.step(first, m, torch.tensor([1]), noise=zero), rtol=0, atol=1e-12)

@@ -114,7 +114,7 @@ def test_trigflow_prediction_is_the_velocity():
 @pytest.mark.parametrize("name", SPACINGS)
 def test_spacings(name, final):
     schedule = diffusion.vp_linear()
-    options = {"offset": 1} if name == "leading" else {"t_min": 2e-3} if name == "vp" else {}
+    options = {"offset": 1} if name == "leading" else {"t_min": 2e-3} if name == "vp_uniform" else {}
     if name in ("linspace", "karras", "exponential", "polyexponential", "beta", "laplace", "kl_optimal"):
         # They visit the last level themselves.
         final = "zero"
@@ -131,7 +131,29 @@ def test_beta_spacing_against_scipy():
 
     u = np.linspace(0, 1, 33)
     for a, b in ((0.6, 0.6), (0.5, 2.0), (3.0, 1.0)):
-        np.testing.assert_allclose(spacings._beta_quantile(u, a, b), stats.beta.ppf(u, a, b), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(spacings.beta_quantiles(u, a, b), stats.beta.ppf(u, a, b), rtol=1e-9, atol=1e-12)
+
+
+def test_ways_of_points():
+    """Backwards to noise with the methods on the probability flow, and nowhere with those of one step."""
+    schedule, model = diffusion.edm(), lambda x, t: x / (1 + (4 * t).exp().reshape(-1, 1) ** 2)
+    points = [schedule.at_ratio(r) for r in np.exp(np.linspace(math.log(0.1), math.log(10), 200))]
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for name in ("euler", "heun", "dpm2", "lms", "dpmpp_multistep"):
+        plan = diffusion.SAMPLERS[name](schedule, prediction="x0", clip=None, spacing=points)
+        scaled = lambda s, t: model(s * (0.25 + (4 * t).exp().reshape(-1, 1) ** 2).sqrt(), t)  # noqa: E731
+        y = diffusion.sample(scaled, plan, (3,), [1, 2], x=x)
+        torch.testing.assert_close(y.double(), x * (101 / 1.01) ** 0.5, rtol=5e-2, atol=0)
+    rests = [points[9], points[4], points[4], points[2]]
+    for name in ("euler", "heun", "dpm2", "edm_stochastic"):
+        assert len(diffusion.SAMPLERS[name](schedule, spacing=rests).step_starts) == 3
+    for name, given in (("lms", {}), ("dpmpp_multistep", {}), ("deis", {}), ("euler_ancestral", {})):
+        with pytest.raises(ValueError, match="spacing must"):
+            diffusion.SAMPLERS[name](schedule, spacing=rests, **given)
+    with pytest.raises(ValueError, match="spacing must decrease in noise"):
+        diffusion.dpmpp_multistep(schedule, eta=1.0, spacing=points)
+    flow = diffusion.flow()
+    assert diffusion.spacings.stretch([flow.at(1.0), flow.clean()], 0.1) == [flow.at(1.0), flow.clean()]
 
 
 def test_spacings_by_hand():
@@ -148,6 +170,10 @@ def test_spacings_by_hand():
     edm = diffusion.edm()
     kl = spacings.kl_optimal(edm, 3)
     assert kl[1].ratio == pytest.approx(math.tan((math.atan(0.002) + math.atan(80)) / 2))
+    angles = [p.ratio for p in spacings.angles(edm, 4)]
+    assert angles[0] == 80 and angles[4] == 0
+    np.testing.assert_allclose(np.arctan(angles), math.atan(80) * np.array([1, 0.75, 0.5, 0.25, 0]), rtol=1e-12)
+    np.testing.assert_allclose([p.ratio for p in spacings.angles(flow, 3)], [999, 3**0.5, 3**-0.5, 0], rtol=3e-3)
 
 
 BAD = {

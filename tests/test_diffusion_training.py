@@ -1,5 +1,6 @@
 """The training loss: targets, weightings, densities and the extras, against their formulas and other packages."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -140,6 +141,16 @@ def test_min_snr_of_lucidrains_for_v():
         torch.testing.assert_close(weight, snr.clamp(max=3) / divisor, rtol=1e-9, atol=0)
 
 
+def test_p2_by_its_two_numbers():
+    """Choi et al. 2022, eq. 8: 1 / (k + snr)^gamma on epsilon's error."""
+    from pyfold.diffusion.weightings import weight_of_prediction
+
+    schedule, t = SCHEDULES["vp"], torch.arange(1000)
+    alpha, sigma = schedule.coefficients(t)
+    weight = weight_of_prediction(partial(WEIGHTINGS["p2"], gamma=0.5, k=3.0), "epsilon", schedule, t)
+    torch.testing.assert_close(weight, (3 + (alpha / sigma) ** 2).rsqrt(), rtol=1e-9, atol=0)
+
+
 def test_sd3_weightings_against_diffusers():
     from diffusers.training_utils import compute_loss_weighting_for_sd3
 
@@ -218,6 +229,23 @@ def test_densities_against_their_distributions(name):
         assert stats.kstest((cdf(t[inside]) - low) / (high - low), "uniform").pvalue > 1e-3
         return
     assert stats.kstest(t, cdf).pvalue > 1e-3
+
+
+def test_the_default_density_is_the_schedule_s():
+    """As each was published: edm log-normal (Karras et al. 2022, table 1), the others uniform."""
+    seeds = torch.arange(20_000)
+    loss = TrainingLoss(diffusion.edm(), "F", "edm")
+    t = loss.times(seeds).log()
+    assert torch.equal(loss.times(seeds), TrainingLoss(diffusion.edm(), density="lognormal").times(seeds))
+    assert t.mean().item() == pytest.approx(-1.2, abs=4 * 1.2 / 20_000**0.5) and t.std().item() == pytest.approx(1.2, abs=0.03)
+    for schedule in SCHEDULES.values():
+        wanted = "lognormal" if schedule.name == "edm" else "uniform"
+        times = TrainingLoss(schedule).times(seeds[:50])
+        assert torch.equal(times, TrainingLoss(schedule, density=wanted).times(seeds[:50])), schedule.name
+    moved = dataclasses.replace(diffusion.vp_linear(), training_density="cosine_interpolated")
+    assert TrainingLoss(moved).density == "cosine_interpolated"
+    with pytest.raises(ValueError, match="density"):
+        TrainingLoss(dataclasses.replace(moved, training_density="all"))
 
 
 def test_discrete_times_by_density():

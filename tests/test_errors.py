@@ -10,6 +10,7 @@ from pyfold import diffusion, gan, nn
 from pyfold.ops import affine_table, fold_with_bits, unfold
 
 X = torch.zeros(2, 4, 3)
+META = torch.zeros(2, 4, 3, device="meta")
 SEEDS = torch.arange(2)
 TABLE = affine_table([{"a": 1.0}])
 
@@ -24,6 +25,11 @@ CASES = {
     "randn: step type": (lambda: pyfold.randn(SEEDS, (3,), step=1.5), TypeError, "step.*float"),
     "randn: out shape": (lambda: pyfold.randn(SEEDS, (3,), out=torch.zeros(2, 4)), ValueError, r"out.*\(2, 3\).*\(2, 4\)"),
     "randn: half a window": (lambda: pyfold.randn(SEEDS, (3,), offset=(0,)), ValueError, "offset.*global_shape"),
+    "randn: negative window": (
+        lambda: pyfold.randn(SEEDS, (3,), offset=(-1,), global_shape=(8,)),
+        ValueError,
+        "leaves global_shape",
+    ),
     "randn: window": (lambda: pyfold.randn(SEEDS, (3,), offset=(2,), global_shape=(4,)), ValueError, "leaves global_shape"),
     "randn: device": (lambda: pyfold.randn(SEEDS, (3,), device="meta", dtype=torch.int8), TypeError, "dtype"),
     "add_noise: tensor": (lambda: pyfold.add_noise([1.0], 1, 1, SEEDS), TypeError, "x0.*list"),
@@ -67,8 +73,8 @@ CASES = {
         "out=",
     ),
     "table: name": (lambda: affine_table([{"z": 1.0}]), ValueError, "'z'"),
-    "table: NaN": (lambda: affine_table([{"a": math.nan}]), ValueError, "a of row 0.*nan"),
-    "table: infinite": (lambda: affine_table([{}, {"d1": math.inf}]), ValueError, "d1 of row 1.*inf"),
+    "table: NaN": (lambda: affine_table([{"a": math.nan}]), ValueError, "a of rows.0..*nan"),
+    "table: infinite": (lambda: affine_table([{}, {"d1": math.inf}]), ValueError, "d1 of rows.1..*inf"),
     "table: noise step": (lambda: affine_table([{"n1": -1}]), ValueError, "n1.*-1"),
     "fold: kind": (lambda: pyfold.fold(X, "absolute"), ValueError, "kind.*'absolute'"),
     "fold: odd": (lambda: pyfold.fold(X, "maxmin", dim=2), ValueError, "even.*3"),
@@ -200,11 +206,23 @@ def test_a_gradient_that_needs_what_was_overwritten_is_refused(name, dispatched)
         (lambda: diffusion.euler(diffusion.edm(), 5, prediction={}), "prediction"),
         (lambda: diffusion.TrainingLoss(3.0), "schedule"),
         (lambda: diffusion.TrainingLoss(diffusion.edm(), offset_noise="a"), "offset_noise"),
-        (lambda: diffusion.BrownianPath([1], (2,), 0.0, 1.0), "seeds"),
+        (lambda: diffusion.BrownianPath([1.5], (2,), 0.0, 1.0), "seeds"),
         (lambda: diffusion.BrownianPath(torch.arange(1), (2.5,), 0.0, 1.0), "shape"),
         (lambda: diffusion.BrownianPath(torch.arange(1), (2,), 1j, 1.0), "low"),
         (lambda: pyfold.nn.Fold("abs", learn=3), "learn"),
         (lambda: pyfold.nn.Fold("maxmin", 1j), "channels"),
+        (lambda: diffusion.euler(diffusion.edm(), spacing=torch.tensor(0.0)), "spacing"),
+        (lambda: pyfold.fold(X, "soft", epsilon=1e308), "epsilon"),
+        (lambda: pyfold.fold(X.half(), "ball", radius=10**40, bias=torch.zeros(4).half()), "radius"),
+        (lambda: pyfold.fold(X, "sphere", inner=1e-308), "inner"),
+        (lambda: pyfold.fold(X[:, :0], "hyperplane", normal=torch.zeros(1, 0)), "normal"),
+        (lambda: pyfold.fold(X, "box", bias=torch.zeros(4, device="meta")), "bias"),
+        (lambda: pyfold.fold(META, "householder", angle=torch.zeros(2)), "angle"),
+        (lambda: pyfold.add_noise(META, 1.0, 1.0, SEEDS.to("meta"), stream=-(2**63) - 1), "stream"),
+        (lambda: pyfold.affine_step(META, META, TABLE.to("meta"), history=(2, 2)), r"history\[0\]"),
+        (lambda: pyfold.affine_step(META, META, TABLE.to("meta"), history=2), "history"),
+        (lambda: pyfold.affine_step(META, META, TABLE.to("meta"), base=torch.float32), "base"),
+        (lambda: pyfold.affine_step(META, META, TABLE), "table"),
     ],
 )
 def test_what_no_argument_wants_is_refused_by_its_name(call, name):

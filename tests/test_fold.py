@@ -519,6 +519,17 @@ def test_modules_are_traced_by_fx(make, generator):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@settings()
+def test_modules_are_exported_for_every_batch_size(kind, given):
+    """Down to 1, where the bits of a gradient would be one byte, and with what layers before it that learn."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), nn.Fold(kind, 8, **given))
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    exported = torch.export.export(model, (torch.ones(5, 4),), dynamic_shapes=dynamic).module()
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 4, generator=torch.Generator().manual_seed(batch))
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-6, atol=1e-6)
+
+
 def test_module_parameters_learn_or_stay(generator):
     x = torch.randn(5, 6, generator=generator)
     slope = nn.Fold("leaky", slope=-0.5, learn=["slope"])
@@ -588,3 +599,18 @@ def test_folds_of_single_values_are_what_the_interpreter_makes_of_them(code, con
             results.append([y.view(words), forgetful.view(words), back.view(words), bits[:, :size]])
         assert all(torch.equal(quick, slow) for quick, slow in zip(*results, strict=True))
         assert torch.equal(results[0][0], results[0][1])
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+def test_a_sort_of_one_value_is_the_identity_and_keeps_no_bits(samples):
+    x = torch.linspace(-2, 2, samples * 4).reshape(samples, 4).requires_grad_()
+    y = pyfold.fold(x, "groupsort", size=1)
+    assert torch.equal(y, x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones_like(x))
+    y, bits = pyfold.ops.fold_with_bits(x.detach(), "groupsort", size=1)
+    assert torch.equal(y, x) and bits.numel() == 0
+    assert torch.equal(pyfold.ops.unfold(y, bits, "groupsort", size=1), x)
+    (tangent,) = torch.func.jvp(lambda x: pyfold.fold(x, "groupsort", size=1), (x.detach(),), (torch.ones_like(x),))[1:]
+    assert torch.equal(tangent, torch.ones_like(x))
+    each = torch.func.vmap(lambda x: pyfold.fold(x, "groupsort", size=1, dim=0))(x) if samples else x
+    assert torch.equal(each, x)

@@ -429,7 +429,7 @@ def test_parts_make_the_whole(monkeypatch):
         return folding.line(model, a, b), folding.line(model, a, b, samples=301), folding.plane(model, a, a - b, a + b)
 
     whole = measure()
-    monkeypatch.setattr(Probe, "rows", lambda self, x: 4)
+    monkeypatch.setattr(Probe, "batch", lambda self, x: 4)
     parts = measure()
     for one, other in zip(whole[:2], parts[:2], strict=True):
         for name in ("away", "steps", "patterns", "pattern_layers"):

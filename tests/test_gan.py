@@ -247,7 +247,10 @@ def test_penalties_between_and_around():
     place = (seen[0] - real)[:, :1] / (fake - real)[:, :1]
     assert 0 <= place.min() < 0.1 < 0.9 < place.max() <= 1
     torch.testing.assert_close(seen[0], torch.lerp(real, fake, place))
-    gan.dragan_penalty(lambda x: (seen.append(x), linear(x))[1], real, scale=0.5)
+    gan.dragan_penalty(lambda x: (seen.append(x), linear(x))[1], real, 1.0, 0.5, torch.Generator().manual_seed(4))
+    noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    around = real + 0.5 * ((real - real.mean()) ** 2).mean().sqrt() * noise
+    torch.testing.assert_close(seen[1].detach(), around, rtol=1e-12, atol=0)
     offset = (seen[1] - real) / (0.5 * real.std(correction=0))
     assert 0 <= offset.min() < 0.05 < 0.95 < offset.max() < 1
     with pytest.raises(ValueError, match="same shape"):

@@ -173,7 +173,9 @@ def test_unrolling_differentiates_through_the_moves_ahead():
     expected = [p.detach() - h * s for p, s in zip((w, v, theta), (*follow, lead), strict=True)]
     players = [torch.optim.SGD([w, v, unused], lr=h), torch.optim.SGD([theta], lr=h)]
     before = unused.detach().clone()
-    dynamics.Unrolled(players, lambda: values(w, v, theta), steps=steps, rate=rate).step()
+    present = values(w, v, theta)
+    reported = dynamics.Unrolled(players, lambda: values(w, v, theta), steps=steps, rate=rate).step()
+    torch.testing.assert_close(reported, [loss.detach() for loss in present], rtol=1e-12, atol=0)
     for actual, wanted in zip((w, v, theta, unused), (*expected, before), strict=True):
         torch.testing.assert_close(actual.detach(), wanted, rtol=1e-12, atol=1e-14)
     (plain,) = torch.autograd.grad(values(w, v, theta)[1], theta)

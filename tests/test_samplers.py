@@ -77,7 +77,7 @@ ORDERS = {
     "plms, unequal steps": (2, diffusion.plms),
     "plms from Runge-Kutta, unequal steps": (2, partial(diffusion.plms, start="runge_kutta")),
     "unipc 1": (2, partial(diffusion.unipc, order=1, final_order=None)),
-    "sa_solver 2": (2, partial(diffusion.sa_solver, tau=0.0, final_order=None)),
+    "sa_solver 2": (2, partial(diffusion.sa_solver, tau=0.0, adjusted=True, final_order=None)),
     "dpm_singlestep 3": (3, partial(diffusion.dpm_singlestep, order=3)),
     "dpmpp_singlestep 3": (3, partial(diffusion.dpmpp_singlestep, order=3)),
     "dpmpp_multistep 3": (3, partial(diffusion.dpmpp_multistep, order=3, solver="exact")),
@@ -93,7 +93,7 @@ ORDERS = {
     ),
     "sa_solver 3": (
         3,
-        partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, adjusted=False, final_order=None),
+        partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, final_order=None),
     ),
     "seeds 3": (3, partial(diffusion.seeds_2, order=3, eta=0.0)),
     "lms 4": (4, diffusion.lms),
@@ -257,7 +257,7 @@ def test_noise_can_be_given(name, generator):
 
     def noise(n):
         asked.append(n)
-        return pyfold.randn(SEEDS, (40,), stream=1, step=n, dtype=torch.float64)
+        return plan.draw(n, SEEDS, (40,), dtype=torch.float64)
 
     expected = diffusion.sample(smooth, plan, (40,), SEEDS, x=start, dtype=torch.float64)
     given = diffusion.sample(smooth, plan, (40,), SEEDS, x=start, noise=noise, dtype=torch.float64)
@@ -322,7 +322,7 @@ def run_plan(plan, start):
         p = next(points)
         return smooth(x / p.alpha, torch.full((len(x),), p.ratio))
 
-    return diffusion.sample(model, plan, (40,), SEEDS, x=start, dtype=torch.float64)
+    return diffusion.sample(model, plan, (40,), SEEDS, x=start, noise=draw, dtype=torch.float64)
 
 
 def x0_of(x, a, s):
@@ -330,6 +330,7 @@ def x0_of(x, a, s):
 
 
 def draw(n):
+    """In formulas written beside ours, the noise that stage n brings in."""
     return pyfold.randn(SEEDS, (40,), stream=1, step=n, dtype=torch.float64)
 
 
@@ -624,6 +625,17 @@ def test_continuous_batching(name, generator):
     assert torch.equal(x, torch.cat(alone))
 
 
+@pytest.mark.parametrize("eta", [0.35, 0.45, 0.9])
+def test_tcd_goes_to_a_whole_time_at_most_that_part_down(eta):
+    """Zheng et al. 2024, algorithm 4: to floor((1 - eta) t'), and by noise up to t'."""
+    plan = diffusion.tcd(VP, 8, eta=eta)
+    parts = [(1 - eta) * there.t % 1 for there in plan.points[1:]]
+    assert max(parts) > 0.5
+    for row, there in zip(plan.rows[:-1], plan.points[1:], strict=True):
+        middle = VP.alphas[int((1 - eta) * there.t)]
+        assert row["d1"] == pytest.approx(math.sqrt(1 - (there.alpha / middle) ** 2), rel=1e-12)
+
+
 def test_a_slice_of_points_starts_in_the_middle(generator):
     """Image-to-image: the second half of a plan without memory is the plan of the second half."""
     points = spacings.karras(VP, 10)
@@ -727,7 +739,7 @@ BAD = {
     "too many steps": (lambda: diffusion.unipc(VP, 1001), ValueError, "steps.*1001"),
     "steps type": (lambda: diffusion.lms(VP, 3.0), TypeError, "steps.*float"),
     "spacing": (lambda: diffusion.euler(VP, 5, spacing="none"), ValueError, "spacing.*'none'"),
-    "increasing": (lambda: diffusion.euler(VP, spacing=[VP.at(5), VP.at(9)]), ValueError, "spacing must decrease"),
+    "increasing": (lambda: diffusion.ddim(VP, spacing=[VP.at(5), VP.at(9)]), ValueError, "spacing must decrease"),
     "one point": (lambda: diffusion.euler(VP, spacing=[VP.at(5)]), ValueError, "at least 2"),
     "NaN time": (lambda: spacings.at_times(VP, [math.nan, 3]), ValueError, "t must be.*nan"),
     "NaN point": (
@@ -750,13 +762,13 @@ BAD = {
     "sde eta": (lambda: diffusion.dpmpp_multistep(VP, 5, eta=-0.1), ValueError, "eta.*-0.1"),
     "tcd eta": (lambda: diffusion.tcd(VP, 4, eta=math.nan), ValueError, "eta.*nan"),
     "plan": (lambda: diffusion.sample(smooth, "ddim", (4,), [1]), TypeError, "plan.*str"),
-    "seeds type": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), 5), TypeError, "seeds.*int"),
+    "seeds type": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), 5.0), TypeError, "seeds.*float"),
     "seeds string": (lambda: diffusion.sample(smooth, plan_of("lms"), (4,), "ab"), TypeError, "seeds.*str"),
     "mask": (lambda: diffusion.inpaint(plan_of("lms"), torch.zeros(1, 3), torch.zeros(3), SEEDS), TypeError, "mask.*float32"),
     "known": (
         lambda: diffusion.inpaint(plan_of("lms"), torch.zeros(1, 3), torch.zeros(3) == 0, SEEDS)(0, torch.zeros(1, 4)),
         ValueError,
-        r"known.*\(1, 4\).*\(1, 3\)",
+        r"original.*\(1, 4\).*\(1, 3\)",
     ),
     "final": (lambda: spacings.at_times(VP, [9, 3], "last"), ValueError, "final.*'last'"),
     "continuous": (lambda: diffusion.euler(FLOW, 5, spacing="leading"), ValueError, "discrete times.*flow"),
@@ -772,9 +784,9 @@ BAD = {
     "variant": (lambda: diffusion.unipc(VP, 5, variant="bh3"), ValueError, "variant.*'bh3'"),
     "interpolated": (lambda: diffusion.unipc(VP, 5, interpolated="v"), ValueError, "interpolated.*'v'"),
     "epsilon from pure noise": (
-        lambda: diffusion.sa_solver(FLOW, 5, interpolated="epsilon"),
+        lambda: diffusion.sa_solver(FLOW, interpolated="epsilon", spacing=spacings.trailing(FLOW, 5)),
         ValueError,
-        "interpolated must be 'x0'",
+        "pure noise .* for sa_solver",
     ),
     "noise scale": (lambda: diffusion.euler_ancestral(VP, 5, noise_scale=math.nan), ValueError, "noise_scale.*nan"),
     "noise scale sign": (lambda: diffusion.er_sde(VP, 5, noise_scale=-1.0), ValueError, "noise_scale.*-1"),
@@ -793,8 +805,16 @@ BAD = {
     "gamma": (lambda: diffusion.gradient_estimation(VP, 5, gamma=math.inf), ValueError, "gamma.*inf"),
     "flow": (lambda: diffusion.flow_heun(VP, 5), ValueError, "flow schedule.*vp_linear"),
     "discrete": (lambda: diffusion.lcm(FLOW, 5), ValueError, "discrete times.*flow"),
-    "pure noise": (lambda: diffusion.heun(FLOW, 5, frame="noise", spacing="trailing"), ValueError, "pure noise"),
-    "epsilon at pure noise": (lambda: diffusion.consistency(FLOW, 5, prediction="epsilon"), ValueError, "does not determine"),
+    "pure noise": (
+        lambda: diffusion.lms(FLOW, frame="noise", spacing=spacings.trailing(FLOW, 5)),
+        ValueError,
+        "pure noise .* for lms",
+    ),
+    "epsilon at pure noise": (
+        lambda: diffusion.consistency(FLOW, prediction="epsilon", spacing=spacings.trailing(FLOW, 5)),
+        ValueError,
+        "pure noise .* for a prediction of epsilon",
+    ),
     "region": (
         lambda: diffusion.sample(smooth, plan_of("lms"), (4,), [1], x=torch.zeros(1, 4), region=(slice(0, 4, 2),)),
         ValueError,

@@ -11,6 +11,7 @@ import torch
 import pyfold
 from pyfold import diffusion
 from pyfold.diffusion import spacings
+from pyfold.diffusion.draws import stream_and_step
 
 SCHEDULE = diffusion.vp_scaled_linear()
 SHAPE = (3, 5)
@@ -18,8 +19,8 @@ SEEDS = torch.tensor([5, 6, 7, 8])
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def noise(step):
-    return pyfold.randn(SEEDS, SHAPE, stream=1, step=step, dtype=torch.float64)
+def noise(counter):
+    return pyfold.randn(SEEDS, SHAPE, **stream_and_step(counter), dtype=torch.float64)
 
 
 def network(x, i):
@@ -155,11 +156,11 @@ def test_sa_solver(predictor, corrector, interpolated, monkeypatch, generator):
 
     plan = diffusion.sa_solver(
         SCHEDULE, spacing=points_of(scheduler), predictor_order=predictor, corrector_order=corrector, tau=tau,
-        interpolated=interpolated,
+        interpolated=interpolated, adjusted=True,
     )  # fmt: skip
     x = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64)
     # They draw at every step.
-    expected = run_theirs(scheduler, x, monkeypatch, range(len(plan)))
+    expected = run_theirs(scheduler, x, monkeypatch, plan.draws[:-1])
     torch.testing.assert_close(run_ours(plan, x), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 

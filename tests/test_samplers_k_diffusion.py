@@ -11,6 +11,7 @@ import pyfold
 from k_diffusion_reference import sampling
 from pyfold import diffusion
 from pyfold.diffusion import spacings
+from pyfold.diffusion.draws import stream_and_step
 
 #: k-diffusion's own states: alpha = 1, the model told sigma.
 PLAIN = diffusion.Schedule("plain", curve=lambda t: (torch.ones_like(t), t), t_min=0.02, t_max=20.0)
@@ -44,7 +45,7 @@ def ours(plan, start, seeds, schedule=PLAIN):
 def counters(plan):
     """The noise counters in the order in which the plan introduces them."""
     used = [int(row[f"n{k}"]) for row in plan.rows for k in (1, 2, 3) if row.get(f"d{k}")]
-    return sorted(set(used))
+    return list(dict.fromkeys(used))
 
 
 CASES = {
@@ -112,7 +113,8 @@ def test_against_k_diffusion(name, scale, generator):
 
     def noise_sampler(sigma, sigma_next):
         # Without noise theirs is asked for and multiplied by 0.
-        return pyfold.randn(seeds, SHAPE, stream=1, step=next(draws) if plan.noisy else 0, dtype=torch.float64)
+        counter = next(draws) if plan.noisy else 0
+        return pyfold.randn(seeds, SHAPE, **stream_and_step(counter), dtype=torch.float64)
 
     if plan.noisy or options.get("eta") == 0.0:
         options = {**options, "noise_sampler": noise_sampler}
@@ -163,7 +165,7 @@ def test_churn_against_k_diffusion(method, first, generator, monkeypatch):
     assert (plan.start_churn is not None) == first
     seeds = torch.tensor([5, 6, 7, 8])
     start = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64) * SIGMAS[0]
-    order = [len(plan)] * first + counters(plan)
+    order = [plan.draws[-1]] * first + counters(plan)
     gamma = min(3.0 / (len(SIGMAS) - 1), math.sqrt(2) - 1)
     drawn = [n for sigma in SIGMAS[:-1] for n in [order.pop(0) if 0.2 <= sigma <= churn_max else None]]
     assert not order and gamma > 0
@@ -171,7 +173,7 @@ def test_churn_against_k_diffusion(method, first, generator, monkeypatch):
 
     def randn_like(x):
         n = next(draws)
-        return torch.zeros_like(x) if n is None else pyfold.randn(seeds, SHAPE, stream=1, step=n, dtype=torch.float64)
+        return torch.zeros_like(x) if n is None else pyfold.randn(seeds, SHAPE, **stream_and_step(n), dtype=torch.float64)
 
     monkeypatch.setattr(torch, "randn_like", randn_like)
     theirs = {"euler": sampling.sample_euler, "heun": sampling.sample_heun, "dpm2": sampling.sample_dpm_2}[method]
@@ -199,5 +201,5 @@ def test_spacings_against_k_diffusion(ours_, theirs, in_float64):
 
 
 def test_vp_spacing_against_k_diffusion(in_float64):
-    points = spacings.vp(diffusion.edm(sigma_max=200.0), 12)
+    points = spacings.vp_uniform(diffusion.edm(sigma_max=200.0), 12)
     np.testing.assert_allclose([p.ratio for p in points], sampling.get_sigmas_vp(12).numpy(), rtol=1e-12)

@@ -57,6 +57,41 @@ def test_points(model, name, tmp_path):
     assert width == 2 * 512 + 24 and 512 < height < 600  # real ones, generated ones, and a caption under each
 
 
+@pytest.mark.parametrize("data", ["digits", "ring"])
+@pytest.mark.parametrize("objective", ["ecm", "meanflow"])
+def test_objectives_of_two_times(objective, data, tmp_path):
+    """They resume exactly, sample in one step by default, and in any number."""
+    config = Config("diffusion", objective=objective, data=data, steps=6, final_samples=20, **{**TINY, "sampler_steps": None})
+    assert config.sampler_steps == 1
+    train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "halves", progress=False, stop_at=4)
+    train(config, tmp_path / "halves", progress=False, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+    assert len(config.plan(None)) == 1
+    trainer, _, _ = open_run(tmp_path / "whole")
+    one = trainer.sample(torch.arange(5))
+    assert one.isfinite().all() and one.shape == (5, *trainer.data.shape)
+    trainer.config = Config("diffusion", objective=objective, data=data, **{**TINY, "sampler_steps": 4})
+    assert not torch.equal(trainer.sample(torch.arange(5)), one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"objective": "shortcut"}, "objective must be one of denoising, ecm, meanflow"),
+        ({"objective": "meanflow", "schedule": "edm"}, "schedule must be flow for objective meanflow, got 'edm'"),
+        ({"objective": "ecm", "sampler": "ddim"}, "sampler must be consistency for objective ecm, got 'ddim'"),
+        (
+            {"sampler": "flow_map", "schedule": "flow", "prediction": "flow"},
+            "sampler must not be flow_map for objective denoising",
+        ),
+    ],
+)
+def test_objectives_that_do_not_go_with_other_settings(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Config("diffusion", **settings)
+
+
 def test_flow(tmp_path):
     config = Config("diffusion", schedule="flow", prediction="flow", sampler="flow_euler", steps=4, **TINY)
     assert train(config, tmp_path, progress=False)["samples"] == 1000

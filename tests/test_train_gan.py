@@ -427,7 +427,7 @@ def test_a_batch_is_shared_fairly(monkeypatch):
     monkeypatch.setattr(parallel, "count", lambda: 4)
     for rank in range(4):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        parts.append(parallel.own_rows(rows))
+        parts.append(parallel.own_samples(rows))
     assert torch.equal(torch.cat(parts), rows)
     with pytest.raises(ValueError, match=r"batch must be a multiple of 8 \(pack x processes\), got 12"):
         trainer(pack=2, batch=12)

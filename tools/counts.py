@@ -1,6 +1,7 @@
 """Counts that say whether each fact still has one room: lines by part, complexity, and where things stand that may stand once.
 
-python tools/counts.py            # a table; 1 where a limit is passed
+python tools/counts.py            # a table of all counts, with the limits that they should come under
+python tools/counts.py --check    # 1, and the counts in question, where one passes what has been reached (make lint)
 python tools/counts.py --base DIR # beside another checkout
 """
 
@@ -70,6 +71,17 @@ def matches(pattern: str, *places: str, outside: str = "") -> Callable[[Path], i
     return count
 
 
+def asks_for_a_kind(root: Path) -> int:
+    """Comparisons with the name of a fold, in pyfold outside of the folds' own files."""
+    names = {file.stem for file in (root / "pyfold" / "folds").glob("*.py")} - {"__init__", "kind", "program"}
+    found = 0
+    for file in sources(root, "pyfold"):
+        if file.parent.name != "folds":
+            compared = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Compare)]
+            found += sum(any(isinstance(n, ast.Constant) and n.value in names for n in ast.walk(one)) for one in compared)
+    return found
+
+
 def operand_lists(root: Path) -> int:
     """Places that name the outputs of affine_step one after another: within 400 characters, in this order."""
     pattern = re.compile(r"history_out(?:(?!history_out).){1,400}?next_input(?:(?!next_input).){1,400}?x0_out", re.DOTALL)
@@ -80,40 +92,58 @@ def operand_lists(root: Path) -> int:
 
 @dataclass(frozen=True)
 class Count:
+    """A count, the limit that it should come under, and what it may be until then; None is not held."""
+
     what: str
     measure: Callable[[Path], int]
     limit: int
+    held: int | None = 0
 
 
 COUNTS = (
-    Count("lines of csrc/python, csrc/torch and csrc/ops", lines("csrc/python", "csrc/torch", "csrc/ops"), 1500),
-    Count("lines of csrc/python", lines("csrc/python"), 600),
+    Count("lines of csrc/python, csrc/torch and csrc/ops", lines("csrc/python", "csrc/torch", "csrc/ops"), 1500, None),
+    Count("lines of csrc/python", lines("csrc/python"), 600, None),
     Count(
         "lines of samplers, formulas, plan, loop, predictions and adapters",
         lines(*(f"pyfold/diffusion/{name}" for name in _OF_SAMPLERS), "pyfold/adapters"),
         4600,
+        None,
     ),
-    Count("lines of samplers", lines("pyfold/diffusion/samplers"), 1200),
+    Count("lines of samplers", lines("pyfold/diffusion/samplers"), 1200, None),
     Count("functions of a complexity above 25", functions_above(25), 0),
     Count("files that import _C outside of ops and _library", importers_of_the_module, 0),
-    Count("places that ask which kind of fold they have", matches(r"\bkind [!=]= [\"']", "pyfold", outside="pyfold/folds/"), 0),
+    Count("places of pyfold that ask which kind of fold they have", asks_for_a_kind, 0),
+    Count("places of csrc that do", matches(r"[!=]= FoldKind::k", "csrc", outside="csrc/folds/"), 0),
     Count("places that list affine_step's outputs", operand_lists, 3),
     Count("words about passes in csrc/diffusion", matches("kPassesCount", "csrc/diffusion"), 0),
 )
 
 
+def check() -> int:
+    passed = [
+        (count, now)
+        for count in COUNTS
+        if count.held is not None and (now := count.measure(ROOT)) > max(count.limit, count.held)
+    ]
+    for count, now in passed:
+        print(f"{count.what}: {now}, at most {max(count.limit, count.held or 0)}")
+    return 1 if passed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, help="another checkout, for a column beside")
-    base = parser.parse_args().base
-    passed = True
+    parser.add_argument("--check", action="store_true", help="whether what has been reached still holds")
+    given = parser.parse_args()
+    if given.check:
+        return check()
+    base = given.base
     print(f"| what | {'before | ' if base else ''}now | limit |\n|---|{'---|' if base else ''}---|---|")
     for count in COUNTS:
         now = count.measure(ROOT)
-        passed &= now <= count.limit
         before = f"{count.measure(base.resolve())} | " if base else ""
         print(f"| {count.what} | {before}{now}{'' if now <= count.limit else ' (!)'} | {count.limit} |")
-    return 0 if passed else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
   driver (csrc/bench/driver.cpp). Baseline and AVX2; valgrind cannot run AVX-512.
 - steps: the same for AVX-512, counted by single steps of the processor: half a minute.
 - resources: registers, spills and stack of every CUDA kernel and architecture, as ptxas said them during the build.
+- executed: PTX instructions an element of the CUDA kernels' executed path, and how they reach memory, counted by the simulated
+  GPU (tests/gpu/workloads.py) on what 'make test-cuda' or 'make test-cuda-all' built.
+- machine_code: the same path in the machine code of each architecture (tools/machine_code.py).
 - memory: bytes that every op keeps for backward, and the allocations of forward and backward.
 
 Each is compared with what csrc/bench/*.json notes for the same tools. More than 2 % above is a kernel that became slower; more
@@ -16,6 +19,7 @@ than 2 % below is a gain that must be noted, or it could be lost again in silenc
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -27,6 +31,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import machine_code
+from machine_code import Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTES = ROOT / "csrc" / "bench"
@@ -42,10 +49,6 @@ SHAPE = (4, 16, 16, 16)
 
 #: Names to numbers, or to such trees.
 Tree = dict[str, Any]
-
-
-class Unavailable(Exception):
-    """A gate cannot be measured here; the message says what is missing."""
 
 
 def _run(command: list[Any], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -147,11 +150,12 @@ def instructions_made_by() -> str:
 
 
 def builds() -> list[Path]:
-    """The folders of this tree that hold what users get: not those of the sanitizers or of the simulated GPU."""
+    """The folders that built the package in use: not those of sanitizers, simulated GPUs or other processors."""
     found = []
     for commands in sorted(ROOT.glob("build/*/compile_commands.json")):
         cache = (commands.parent / "CMakeCache.txt").read_text()
-        if not re.search(r"^(PYFOLD_SANITIZE:\w+=.+|PYFOLD_GPU_TEST:\w+=ON)$", cache, re.MULTILINE):
+        output = re.search(r"^PYFOLD_OUTPUT:\w+=(.+)$", cache, re.MULTILINE)
+        if output and Path(output[1]).resolve() == ROOT / "pyfold":
             found.append(commands.parent)
     return found
 
@@ -197,6 +201,48 @@ def resources_made_by() -> str:
     from pyfold import _C
 
     return f"nvcc {_C.build_info()['nvcc']}"
+
+
+# --- what CUDA kernels execute
+
+
+def _of_gpu_test(variable: str) -> tuple[Path, str]:
+    """The newest build with the simulated GPU, and a variable of its configuration."""
+    built = sorted(ROOT.glob("build/*/libpyfold_gpu_test.so"), key=lambda path: path.stat().st_mtime)
+    if not built:
+        raise Unavailable("no build folder with the simulated GPU ('make test-cuda' builds it)")
+    return built[-1].parent, _found(rf"^{variable}:\w+=(.*)$", (built[-1].parent / "CMakeCache.txt").read_text())
+
+
+@functools.cache
+def _workloads(folder: Path, capability: str) -> Tree:
+    """What tests/gpu/workloads.py counts."""
+    environment = {**os.environ, "PYFOLD_GPU_TEST": str(folder), "PYFOLD_GPU_TEST_CAPABILITY": capability}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    found: Tree = json.loads(_run([sys.executable, ROOT / "tests" / "gpu" / "workloads.py"], env=environment).stdout)
+    return found
+
+
+def measure_executed() -> Tree:
+    """{capability: {workload: {dtype: {what: count}}}}."""
+    folder, capabilities = _of_gpu_test("PYFOLD_GPU_TEST_ARCHS")
+    return {f"compute_{c}": _workloads(folder, c)["counts"] for c in capabilities.split(";")}
+
+
+def measure_machine_code(workloads: list[str] | None = None, slower: Callable[[str], str] = lambda text: text) -> Tree:
+    """{architecture: {workload: {dtype: {what: count}}}}, of compute_90's PTX; slower: changes lines of its text."""
+    folder, capabilities = _of_gpu_test("PYFOLD_GPU_TEST_ARCHS")
+    if "90" not in capabilities.split(";"):
+        raise Unavailable("the simulated GPU was built without compute_90")
+    found = _workloads(folder, "90")
+    profile = {name: of for name, of in found["profile"].items() if workloads is None or name in workloads}
+    launched = {kernel["symbol"] for of in profile.values() for one in of.values() for kernel in one["kernels"]}
+    return machine_code.table(profile, {symbol: slower(found["texts"][found["modules"][symbol]]) for symbol in launched})
+
+
+def executed_made_by() -> str:
+    _, nvcc = _of_gpu_test("PYFOLD_NVCC")
+    return f"nvcc {_found(r'release ([0-9.]+)', _run([nvcc, '--version']).stdout)}"
 
 
 # --- memory of ops
@@ -282,6 +328,8 @@ GATES: dict[str, tuple[Path, Callable[[], Tree], Callable[[], str]]] = {
     "instructions": (NOTES / "instructions.json", measure_instructions, instructions_made_by),
     "steps": (NOTES / "steps.json", measure_steps, instructions_made_by),
     "resources": (NOTES / "resources.json", measure_resources, resources_made_by),
+    "executed": (NOTES / "executed.json", measure_executed, executed_made_by),
+    "machine_code": (NOTES / "machine_code.json", measure_machine_code, executed_made_by),
     "memory": (NOTES / "memory.json", measure_memory, memory_made_by),
 }
 
@@ -322,8 +370,8 @@ def read_notes(gate: str) -> Tree:
     path, _, made_by = GATES[gate]
     notes = json.loads(path.read_text()) if path.exists() else {}
     if made_by() not in notes:
-        known = ", ".join(notes) or "none"
-        raise Unavailable(f"{path.name} notes nothing for {made_by()} (only for: {known}); 'make gates-update' notes it")
+        noted_for = ", ".join(notes) or "none"
+        raise Unavailable(f"{path.name} notes nothing for {made_by()} (only for: {noted_for}); 'make gates-update' notes it")
     noted: Tree = notes[made_by()]
     return noted
 
@@ -379,6 +427,8 @@ def main() -> int:
             complaints = check(gate)
         except Unavailable as reason:
             print(f"{gate}: not checked: {reason}")
+            # What CI names must be measured there.
+            failed |= gate in arguments.gates and os.environ.get("CI") == "true"
             continue
         failed |= bool(complaints)
         print(f"{gate}: {'as noted' if not complaints else f'{len(complaints)} differ from {GATES[gate][0].name}'}")

@@ -22,6 +22,9 @@ sections=(
 if [ "${1:-}" = --simulated ]; then
   echo "commit: $(git rev-parse HEAD 2> /dev/null || echo unknown)"
   make test-cuda
+  printf 'simulated: %s\n' "the matrix, noise, steps and folds, bit for bit with the CPU" "what is refused before a launch" \
+    "bounds, alignment, races, barriers and launch limits, as compute-sanitizer looks for" \
+    "launches recorded once and replayed with other seeds, streams and positions" "planted faults" "instructions and sectors (executed.json)"
   printf 'needs a card, not run: %s\n' "${sections[@]}"
   exit
 fi

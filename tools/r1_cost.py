@@ -90,10 +90,10 @@ def main() -> None:
     bare = {gamma: middle[("none", 0), gamma] for gamma in (0.0, 1.0)}
     print("| activation | without R1 | with R1 | ratio | its share of the step with R1 |\n|---|---|---|---|---|")
     for key in variants:
-        plain, paid = middle[key, 0.0], middle[key, 1.0]
+        without, paid = middle[key, 0.0], middle[key, 1.0]
         name = {"none": "none"}.get(key[0], f"{key[0]}, {('pyfold', 'torch')[key[1]]}")
         share = f"{100 * (1 - bare[1.0] / paid):.0f} %" if key[0] != "none" else ""
-        print(f"| {name} | {plain:.1f} ms | {paid:.1f} ms | {paid / plain:.1f} | {share} |")
+        print(f"| {name} | {without:.1f} ms | {paid:.1f} ms | {paid / without:.1f} | {share} |")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def main() -> int:
         return subprocess.run(arguments.run, cwd=ROOT, env=environment(), check=False).returncode
     for command in commands():
         print(" ".join(command), flush=True)
-        plain = command[0].endswith("pyfold_tests")
-        done = subprocess.run(command, cwd=ROOT, env=None if plain else environment(), check=False)
+        instruments_itself = command[0].endswith("pyfold_tests")
+        done = subprocess.run(command, cwd=ROOT, env=None if instruments_itself else environment(), check=False)
         if done.returncode:
             return done.returncode
     return 0

@@ -6,6 +6,9 @@
 //   pyfold_driver KERNEL TIER ELEMENTS stepped
 // counts by itself, one step of the processor at a time, for instruction sets that valgrind does not know: "name dtype
 // count".
+//   pyfold_driver KERNEL TIER ELEMENTS digest
+// prints "name dtype digest", of everything that the kernel writes when its operands are random numbers: the same on
+// every instruction set and processor (tools/test_aarch64.sh).
 #if defined(__linux__)
 #include <signal.h>
 #include <sys/personality.h>
@@ -55,6 +58,11 @@ struct Memory {
 Memory& memory() {
   static Memory shared;
   return shared;
+}
+
+uint64_t hashed(uint64_t hash, const void* data, size_t bytes) {  // FNV-1a
+  for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001B3u;
+  return hash;
 }
 
 Geometry geometry(const Run& run) { return {1, run.elements, 1, {run.elements}}; }
@@ -269,8 +277,10 @@ void run_sequence(SequenceArgs& args, const Run& run, int rows) {
   cpu::sequence_kernels().run(args, 0, tiles);
 }
 
-template <const Sequence& sequence, SequenceMode mode>
+// Of kSequences.
+template <int which, SequenceMode mode>
 void sequence_one(const Run& run) {
+  constexpr Sequence sequence = kSequences[which];
   SequenceArgs args = {};
   args.mode = mode;
   args.count = 1;
@@ -291,6 +301,34 @@ void sort_eight(const Run& run) {
                                        static_cast<int16_t>(swap[1]), 0, static_cast<int16_t>(args.planes++)};
   }
   run_sequence(args, run, 8);
+}
+
+// Random numbers for operands, zeros for results.
+void refill(const Run& run) {
+  Memory& m = memory();
+  for (int64_t i = 0; i < kOperands; ++i) {
+    RandnArgs args;
+    args.geometry = geometry(run);
+    args.noise = noise();
+    args.noise.seeds = &i;
+    args.out = view(m.in[i], run);
+    cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));
+  }
+  for (auto& result : m.out) result.assign(result.size(), 0);
+  m.clamped.assign(m.clamped.size(), 0);
+  m.sums.assign(m.sums.size(), 0);
+  for (size_t i = 0; i < m.bits.size(); ++i) m.bits[i] = static_cast<uint8_t>(i * 37 + (i >> 5));
+  // Slopes and scales below 1 to the kernels that read two of them, angles to those that read a channel's.
+  for (size_t i = 0; i < m.parameters.size(); ++i) m.parameters[i] = 0.25 + 0.03125 * static_cast<double>(i);
+}
+
+uint64_t digest_of(const Run& run) {
+  Memory& m = memory();
+  uint64_t hash = 0xCBF29CE484222325u;
+  for (const auto& result : m.out) hash = hashed(hash, result.data(), run.elements * sizeof(double));
+  hash = hashed(hash, m.bits.data(), m.bits.size());
+  hash = hashed(hash, m.clamped.data(), m.clamped.size());
+  return hashed(hash, m.sums.data(), m.sums.size() * sizeof(double));
 }
 
 // Every kernel whose instructions are counted. A new one is a line.
@@ -327,24 +365,24 @@ const Kernel kKernels[] = {
     {"fold_rotate", fold_rotate},
     {"fold_angle_grad", fold_angle_grad},
     {"half_angles", half_angles},
-    {"sequence_mirror", sequence_one<kSequences[0], SequenceMode::kForward>},
-    {"sequence_mirror_adjoint", sequence_one<kSequences[0], SequenceMode::kAdjoint>},
-    {"sequence_leaky", sequence_one<kSequences[1], SequenceMode::kForward>},
-    {"sequence_leaky_adjoint", sequence_one<kSequences[1], SequenceMode::kAdjoint>},
-    {"sequence_box", sequence_one<kSequences[2], SequenceMode::kForward>},
-    {"sequence_box_adjoint", sequence_one<kSequences[2], SequenceMode::kAdjoint>},
-    {"sequence_tri", sequence_one<kSequences[3], SequenceMode::kForward>},
-    {"sequence_swap", sequence_one<kSequences[4], SequenceMode::kForward>},
-    {"sequence_swap_adjoint", sequence_one<kSequences[4], SequenceMode::kAdjoint>},
-    {"sequence_line", sequence_one<kSequences[5], SequenceMode::kForward>},
-    {"sequence_line_adjoint", sequence_one<kSequences[5], SequenceMode::kAdjoint>},
-    {"sequence_plane", sequence_one<kSequences[6], SequenceMode::kForward>},
-    {"sequence_plane_adjoint", sequence_one<kSequences[6], SequenceMode::kAdjoint>},
-    {"sequence_clamp", sequence_one<kSequences[7], SequenceMode::kForward>},
-    {"sequence_scale", sequence_one<kSequences[8], SequenceMode::kForward>},
-    {"sequence_matrix", sequence_one<kSequences[9], SequenceMode::kForward>},
-    {"sequence_ball", sequence_one<kSequences[10], SequenceMode::kForward>},
-    {"sequence_sphere", sequence_one<kSequences[11], SequenceMode::kForward>},
+    {"sequence_mirror", sequence_one<0, SequenceMode::kForward>},
+    {"sequence_mirror_adjoint", sequence_one<0, SequenceMode::kAdjoint>},
+    {"sequence_leaky", sequence_one<1, SequenceMode::kForward>},
+    {"sequence_leaky_adjoint", sequence_one<1, SequenceMode::kAdjoint>},
+    {"sequence_box", sequence_one<2, SequenceMode::kForward>},
+    {"sequence_box_adjoint", sequence_one<2, SequenceMode::kAdjoint>},
+    {"sequence_tri", sequence_one<3, SequenceMode::kForward>},
+    {"sequence_swap", sequence_one<4, SequenceMode::kForward>},
+    {"sequence_swap_adjoint", sequence_one<4, SequenceMode::kAdjoint>},
+    {"sequence_line", sequence_one<5, SequenceMode::kForward>},
+    {"sequence_line_adjoint", sequence_one<5, SequenceMode::kAdjoint>},
+    {"sequence_plane", sequence_one<6, SequenceMode::kForward>},
+    {"sequence_plane_adjoint", sequence_one<6, SequenceMode::kAdjoint>},
+    {"sequence_clamp", sequence_one<7, SequenceMode::kForward>},
+    {"sequence_scale", sequence_one<8, SequenceMode::kForward>},
+    {"sequence_matrix", sequence_one<9, SequenceMode::kForward>},
+    {"sequence_ball", sequence_one<10, SequenceMode::kForward>},
+    {"sequence_sphere", sequence_one<11, SequenceMode::kForward>},
     {"sequence_sort_8", sort_eight<SequenceMode::kForward>},
     {"sequence_sort_8_adjoint", sort_eight<SequenceMode::kAdjoint>},
 };
@@ -396,8 +434,9 @@ int64_t steps(const Kernel*, const Run&) { return -1; }
 
 int main(int argc, char** argv) {
   const bool stepped = argc == 5 && std::strcmp(argv[4], "stepped") == 0;
-  if (argc != 4 && !stepped) {
-    std::fprintf(stderr, "usage: pyfold_driver KERNEL|all TIER ELEMENTS [stepped]\n");
+  const bool digest = argc == 5 && std::strcmp(argv[4], "digest") == 0;
+  if (argc != 4 && !stepped && !digest) {
+    std::fprintf(stderr, "usage: pyfold_driver KERNEL|all TIER ELEMENTS [stepped|digest]\n");
     return 2;
   }
   const int64_t elements = std::atoll(argv[3]);
@@ -429,6 +468,13 @@ int main(int argc, char** argv) {
           return 3;
         }
         std::printf("%s %s %lld\n", kernel.name, each.name, static_cast<long long>(count - empty));
+        continue;
+      }
+      if (digest) {
+        refill(run);
+        kernel.run(run);
+        const auto bits = static_cast<unsigned long long>(digest_of(run));
+        std::printf("%s %s %016llx\n", kernel.name, each.name, bits);
         continue;
       }
       std::printf("%s %s\n", kernel.name, each.name);

@@ -26,9 +26,9 @@ PYFOLD_HD void add_scaled(A* __restrict out, A coefficient, const A* __restrict 
 }
 
 template <class A>
-PYFOLD_HD void subtract_from(A* __restrict out, const A* __restrict x, int n) {
+PYFOLD_HD void subtract(A* __restrict out, const A* __restrict x, const A* __restrict y, int n) {
   PYFOLD_UNROLL
-  for (int i = 0; i < n; ++i) out[i] = x[i] - out[i];
+  for (int i = 0; i < n; ++i) out[i] = x[i] - y[i];
 }
 
 // Written so that NaN stays NaN.

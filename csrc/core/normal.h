@@ -85,15 +85,17 @@ PYFOLD_HD void box_muller(typename Lanes::Word word0, typename Lanes::Word word1
 struct NoiseKey {
   uint32_t seed_low, seed_high;
   uint32_t stream, step;
+  uint64_t first_block;  // of element 0; those that follow wrap at 2^64
 };
 
-PYFOLD_HD NoiseKey noise_key(int64_t seed, uint32_t stream, uint32_t step) {
+PYFOLD_HD NoiseKey noise_key(int64_t seed, uint32_t stream, uint32_t step, uint64_t first_block) {
   const uint64_t bits = static_cast<uint64_t>(seed);
-  return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), stream, step};
+  return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), stream, step, first_block};
 }
 
 // The normals of elements 4 * block ... 4 * block + 3.
 PYFOLD_HD void normal_block(const NoiseKey& key, uint64_t block, float (&out)[kNormalsPerBlock]) {
+  block += key.first_block;
   uint32_t counter[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), key.step, key.stream};
   philox4x32<ScalarLanes>(counter, key.seed_low, key.seed_high);
   box_muller<ScalarNormals>(counter[0], counter[1], out[0], out[1]);

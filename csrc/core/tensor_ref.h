@@ -7,8 +7,8 @@
 
 namespace pyfold {
 
-// What operands hold: the dtypes of the kernels, in the order of DType, and integers that count or hold bits.
-enum class Element : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64, kUInt8, kOther };
+// What operands hold: the dtypes of the kernels, in the order of DType, integers that count, bits, and words of keys.
+enum class Element : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64, kUInt8, kUInt64, kOther };
 
 constexpr int32_t kCpu = 1, kCuda = 2;  // device types, by DLPack's numbers
 constexpr int kMostDims = 64;           // torch's own limit
@@ -24,7 +24,10 @@ struct TensorRef {
 
   bool floating() const { return type <= Element::kFloat16; }
   DType dtype() const { return static_cast<DType>(type); }
-  int64_t element_size() const { return type == Element::kInt64 ? 8 : type == Element::kUInt8 ? 1 : size_of(dtype()); }
+  int64_t element_size() const {
+    if (type == Element::kInt64 || type == Element::kUInt64) return 8;
+    return type == Element::kUInt8 ? 1 : size_of(dtype());
+  }
   int64_t numel() const {
     int64_t count = 1;
     for (int d = 0; d < ndim; ++d) count *= sizes[d];
@@ -53,6 +56,27 @@ struct TensorRef {
 };
 
 // --- on the host alone
+
+// A number as a floating tensor of no dimensions.
+inline TensorRef tensor_of(double& number) { return {&number, Element::kFloat64, kCpu, 0, 0, nullptr, nullptr}; }
+
+// Of a floating tensor on the CPU, so many elements from its first.
+inline double value_at(const TensorRef& tensor, int64_t at) {
+  switch (tensor.dtype()) {
+    case DType::kFloat32:
+      return static_cast<const float*>(tensor.data)[at];
+    case DType::kFloat64:
+      return static_cast<const double*>(tensor.data)[at];
+    case DType::kBFloat16:
+      return widen(static_cast<const BFloat16*>(tensor.data)[at]);
+    default:
+      return widen(static_cast<const Float16*>(tensor.data)[at]);
+  }
+}
+// Of a vector, or the one value that there is.
+inline double entry_of(const TensorRef& tensor, int64_t at) {
+  return value_at(tensor, tensor.ndim == 0 || tensor.sizes[0] == 1 ? 0 : at * tensor.strides[0]);
+}
 
 // The bytes [low, high) that a tensor lies in.
 struct Range {

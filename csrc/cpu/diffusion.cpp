@@ -1,7 +1,5 @@
 #include "cpu/diffusion.h"
 
-#include <initializer_list>
-
 #include "cpu/tile.h"
 
 namespace pyfold {
@@ -10,23 +8,14 @@ namespace {
 // More than this does not stay in the caches from one call to the next.
 constexpr int64_t kCachedBytes = int64_t{16} << 20;
 
-bool beyond_caches(const Geometry& geometry, std::initializer_list<const View*> views) {
+template <class Args>
+bool beyond_caches(const Args& args) {
   int64_t bytes = 0;
-  for (const View* view : views) {
-    if (*view) bytes += geometry.rows * geometry.numel * size_of(view->dtype);
-  }
+  args.each_view([&](const View& view) {
+    if (view) bytes += args.geometry.rows * args.geometry.numel * size_of(view.dtype);
+  });
   return bytes > kCachedBytes;
 }
-bool beyond_caches(const NoisingArgs& args) {
-  return beyond_caches(args.geometry, {&args.x0, &args.prediction, &args.out, &args.target, &args.cotangent});
-}
-bool beyond_caches(const AffineStepArgs& args) {
-  // The result usually takes the place of the state.
-  return beyond_caches(args.geometry, {&args.x, &args.models[0], &args.models[1], &args.models[2], &args.base,
-                                       &args.history[0], &args.history[1], &args.history[2], &args.history[3],
-                                       &args.history_out, &args.next_input, &args.x0_out});
-}
-
 template <class Body>
 inline void each_tile(DType state, const Geometry& geometry, bool far, int64_t begin, int64_t end, Body&& body) {
   if (state == DType::kFloat64) {

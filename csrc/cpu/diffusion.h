@@ -30,10 +30,16 @@ inline bool for_one_thread(const Geometry& geometry, bool noisy) {
   return task_count(geometry) <= task_grain(geometry, noisy);
 }
 
-// Whether a residual's target holds noise for any row; what is asked for x0 alone draws none.
+// Whether a call draws noise.
+template <class Args>
+bool draws_noise(const Args& args) {
+  return args.noise.seeds != nullptr;
+}
+// A residual's does where its target holds noise for any row.
 inline bool draws_noise(const NoisingArgs& args) {
+  if (!args.prediction) return true;
   for (int64_t row = 0; row < args.geometry.rows; ++row) {
-    if (column<double>(table_row(args.table, kNoisingColumns, row), kNoising_target_epsilon) != 0) return true;
+    if (table_row(args.table, kNoisingColumns, row)[kNoising_target_epsilon] != 0) return true;
   }
   return false;
 }

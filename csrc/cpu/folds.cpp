@@ -64,11 +64,14 @@ inline void scale_and_mask(const FoldArgs& args, const FoldTile<A>& tile, A (*va
   }
 }
 
-// abs alone, and its derivative, turn signs: a bit of memory, with no conversion and no copy.
-bool turns_signs(const FoldArgs& args) {
-  return args.kind == FoldKind::kAbs && args.bias == nullptr && args.gain == 1 && args.clamp == 0 &&
-         args.clamped == nullptr;
+// Such a fold alone, and its derivative, need no conversion and no copy.
+bool moves_bits(const FoldArgs& args) {
+  return with_reflection(args.kind, [](auto fold) { return decltype(fold)::kMovesBits; }) && args.bias == nullptr &&
+         args.gain == 1 && args.clamp == 0 && args.clamped == nullptr;
 }
+
+// abs turns signs, a bit of memory.
+bool turns_signs(const FoldArgs& args) { return args.layout.components == 1 && moves_bits(args); }
 
 // Word: an unsigned integer as wide as the element; infinity: the bits of minus infinity.
 template <class Word>
@@ -137,11 +140,10 @@ struct Above {
   }
 };
 
-// maxmin alone, and its derivative, exchange values as they lie in memory, with no conversion and no copy.
+// maxmin exchanges values as they lie in memory.
 bool exchanges_values(const FoldArgs& args) {
   const FoldLayout& layout = args.layout;
-  return args.kind == FoldKind::kMaxMin && args.bias == nullptr && args.gain == 1 && args.clamp == 0 &&
-         args.clamped == nullptr && (layout.halves || layout.inner > 1);
+  return layout.components == 2 && (layout.halves || layout.inner > 1) && moves_bits(args);
 }
 
 template <class T, class Compare>

@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-#include <initializer_list>
+#include <span>
 
 #include "core/view.h"
 #include "cpu/tier.h"
@@ -15,7 +15,7 @@ namespace pyfold::cpu {
 PYFOLD_EXPORT void prefer_huge_pages(void* data, size_t bytes);
 
 // The same for the results of a call; those that it does not ask for are empty.
-inline void prefer_huge_pages(const Geometry& geometry, std::initializer_list<const View*> results) {
+inline void prefer_huge_pages(const Geometry& geometry, std::span<const View* const> results) {
   for (const View* view : results) {
     if (*view)
       prefer_huge_pages(view->data, static_cast<size_t>(geometry.rows * geometry.numel * size_of(view->dtype)));

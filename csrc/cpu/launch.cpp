@@ -1,5 +1,7 @@
 #include "cpu/launch.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 namespace pyfold::cpu {
@@ -23,8 +25,10 @@ void add_chunks(const std::vector<double>& sums, int64_t lines, A* result) {
 
 }  // namespace
 
+// A forked process has none of the threads that its parent's OpenMP waits for: it would wait for ever.
 ParallelFor*& parallel_for() {
   static ParallelFor* shared = nullptr;
+  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { shared = nullptr; });
   return shared;
 }
 

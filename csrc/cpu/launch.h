@@ -1,6 +1,6 @@
 #pragma once
 
-#include <initializer_list>
+#include <span>
 #include <vector>
 
 #include "cpu/diffusion.h"
@@ -28,10 +28,10 @@ void parallel(int64_t count, int64_t grain, const Body& body) {
 }
 
 template <auto kernel, class Args>
-void launch_map(const Args& args, bool noisy, std::initializer_list<const View*> results) {
+void launch_map(const Args& args, std::span<const View* const> results) {
   prefer_huge_pages(args.geometry, results);
   const auto run = diffusion_kernels().*kernel;
-  parallel(task_count(args.geometry), task_grain(args.geometry, noisy),
+  parallel(task_count(args.geometry), task_grain(args.geometry, draws_noise(args)),
            [&](int64_t begin, int64_t end) { run(args, begin, end); });
 }
 

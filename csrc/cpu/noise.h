@@ -18,7 +18,8 @@ constexpr int kNoiseSlack = 4 * kNoiseGroupBlocks + kNormalsPerBlock;
 // The normals of a key, by vectors of blocks.
 class NormalStream {
  public:
-  explicit NormalStream(const NoiseKey& key) : step_(Lanes::key(key.step)), stream_(Lanes::key(key.stream)) {
+  explicit NormalStream(const NoiseKey& key)
+      : step_(Lanes::key(key.step)), stream_(Lanes::key(key.stream)), first_block_(key.first_block) {
     uint32_t key0 = key.seed_low, key1 = key.seed_high;
     for (auto& round : keys_) {
       round[0] = Lanes::key(key0);
@@ -29,27 +30,30 @@ class NormalStream {
   }
 
   // Whether run writes exactly the elements asked for.
-  static bool ends_with(int64_t element, int count) {
+  bool ends_with(int64_t element, int count) const {
+    const uint64_t last = block_of(element) + (count - 1) / kNormalsPerBlock;
     return element % kNormalsPerBlock == 0 && count % (kNormalsPerBlock * kNoiseGroupBlocks) == 0 &&
-           (element >> 34) == ((element + count - 1) >> 34);
+           block_of(element) >> 32 == last >> 32;
   }
 
   // Normals of elements [element, element + count) at buffer[element % 4]; buffer holds count + kNoiseSlack floats.
   void run(int64_t element, int count, float* __restrict buffer) const {
-    const uint64_t first = static_cast<uint64_t>(element) / kNormalsPerBlock;
-    const uint64_t last = (static_cast<uint64_t>(element) + count + kNormalsPerBlock - 1) / kNormalsPerBlock;
-    for (uint64_t block = first, next; block < last; block = next) {
+    const uint64_t first = block_of(element);
+    const int blocks = (static_cast<int>(element % kNormalsPerBlock) + count + kNormalsPerBlock - 1) / kNormalsPerBlock;
+    for (int at = 0, now; at < blocks; at += now) {
       // A batch ends where the counter's second word changes; what is made beyond is made again.
-      const uint64_t carry = (block | 0xFFFFFFFFu) + 1;
-      next = block + kNoiseBatchBlocks < last ? block + kNoiseBatchBlocks : last;
-      if (next > carry) next = carry;
-      batch(block, static_cast<int>(next - block), buffer + kNormalsPerBlock * (block - first));
+      const uint64_t block = first + at, until_carry = uint64_t{0xFFFFFFFFu} - (block & 0xFFFFFFFFu) + 1;
+      now = blocks - at < kNoiseBatchBlocks ? blocks - at : kNoiseBatchBlocks;
+      if (static_cast<uint64_t>(now) > until_carry) now = static_cast<int>(until_carry);
+      batch(block, now, buffer + kNormalsPerBlock * at);
     }
   }
 
  private:
   using Lanes = VectorLanes;
   using Word = Lanes::Word;
+
+  uint64_t block_of(int64_t element) const { return first_block_ + static_cast<uint64_t>(element) / kNormalsPerBlock; }
 
   // Vectors worked by turns: a round is a chain of instructions, of which each takes longer than the start of the next.
 #if defined(__AVX512F__)
@@ -67,16 +71,18 @@ class NormalStream {
   __attribute__((noinline)) void batch(uint64_t block, int blocks, float* __restrict out) const {
     Words words;
     int at = 0;
-    for (; at + kSets * Lanes::kCount <= blocks; at += kSets * Lanes::kCount) make_words<kSets>(block, at, words);
-    for (; at < blocks; at += Lanes::kCount) make_words<1>(block, at, words);
+    Word lane;
+    for (int i = 0; i < Lanes::kCount; ++i) lane[i] = block + block_of_lane(i);
+    const Word high = Lanes::broadcast(static_cast<uint32_t>(block >> 32));
+    for (; at + kSets * Lanes::kCount <= blocks; at += kSets * Lanes::kCount) make_words<kSets>(lane, high, at, words);
+    for (; at < blocks; at += Lanes::kCount) make_words<1>(lane, high, at, words);
     // at is a whole number of vectors.
-#if defined(__AVX512F__)
+#if defined(PYFOLD_VECTOR_NORMALS)
     PYFOLD_UNROLL_TWICE
     for (int i = 0; i < 2 * at; i += VectorNormals::kCount) {
       VectorNormals::Float z0, z1;
-      box_muller<VectorNormals>(_mm512_load_si512(words.even + i), _mm512_load_si512(words.odd + i), z0, z1);
-      _mm512_storeu_ps(out + 2 * i, _mm512_maskz_unpacklo_ps(0xFFFF, z0.lanes, z1.lanes));
-      _mm512_storeu_ps(out + 2 * i + 16, _mm512_maskz_unpackhi_ps(0xFFFF, z0.lanes, z1.lanes));
+      box_muller<VectorNormals>(VectorNormals::load(words.even + i), VectorNormals::load(words.odd + i), z0, z1);
+      VectorNormals::store(out + 2 * i, z0, z1);
     }
 #else
     for (int i = 0, n = 2 * (at & ~(Lanes::kCount - 1)); i < n; ++i) {
@@ -85,15 +91,15 @@ class NormalStream {
 #endif
   }
 
+  // lane: the blocks' low words, left at those that follow.
   template <int kVectors>
-  PYFOLD_HD void make_words(uint64_t block, int at, Words& words) const {
-    Word lane;
-    for (int i = 0; i < Lanes::kCount; ++i) lane[i] = block_of_lane(i);
+  PYFOLD_HD void make_words(Word& lane, Word high, int at, Words& words) const {
     Word counter[kVectors][4];
     PYFOLD_UNROLL_VECTORS
     for (int v = 0; v < kVectors; ++v) {
-      counter[v][0] = lane + (block + at + v * Lanes::kCount);
-      counter[v][1] = Lanes::broadcast(static_cast<uint32_t>(block >> 32));
+      counter[v][0] = lane;
+      lane = lane + static_cast<uint64_t>(Lanes::kCount);
+      counter[v][1] = high;
       counter[v][2] = Lanes::from_key(step_);
       counter[v][3] = Lanes::from_key(stream_);
     }
@@ -111,10 +117,9 @@ class NormalStream {
     }
   }
 
-  // AVX-512 interleaves within quarters of a vector: lanes 0, 2, 4, 6 come out in the first one, the others in the
-  // second.
+  // Vectors are interleaved within parts of 128 bits: even lanes come out in the first one, the others in the second.
   static constexpr int block_of_lane(int lane) {
-#if defined(__AVX512F__)
+#if defined(PYFOLD_VECTOR_NORMALS)
     return lane % 2 * (Lanes::kCount / 2) + lane / 2;
 #else
     return lane;
@@ -122,6 +127,7 @@ class NormalStream {
   }
 
   Lanes::Key keys_[kPhiloxRounds][2], step_, stream_;
+  uint64_t first_block_;
 };
 
 }  // namespace

@@ -57,7 +57,13 @@ struct VectorLanes {
   using Key = Word;
   static PYFOLD_HD Key key(uint32_t value) { return broadcast(value); }
   static PYFOLD_HD Word high(Product p) { return p >> 32; }
-  static PYFOLD_HD Word pair(Word a, Word b) { return (a & 0xFFFFFFFFu) | (b << 32); }
+  static PYFOLD_HD Word pair(Word a, Word b) {
+#if defined(__AVX2__)
+    return (Word)_mm256_blend_epi32((__m256i)a, (__m256i)(b << 32), 0xAA);
+#else
+    return (a & 0xFFFFFFFFu) | (b << 32);
+#endif
+  }
   static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
 #if defined(__AVX2__)
     return (Word)_mm256_mul_epu32((__m256i)a, (__m256i)broadcast(constant));

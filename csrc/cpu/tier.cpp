@@ -8,6 +8,9 @@
 #include "cpu/diffusion.h"
 #include "cpu/folds.h"
 #include "cpu/sequence.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace pyfold::cpu {
 
@@ -36,6 +39,14 @@ constexpr const char* kNames[kTierCount] = {"baseline", "avx2", "avx512", "neon"
 #define PYFOLD_IF_NEON(x) nullptr
 #endif
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports knows no f16c before version 16.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 bool machine_has(Tier tier) {
 #if defined(__x86_64__)
   switch (tier) {
@@ -43,7 +54,7 @@ bool machine_has(Tier tier) {
       return true;
     case Tier::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-             __builtin_cpu_supports("f16c");
+             has_f16c();
     case Tier::kAvx512:
       return machine_has(Tier::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&

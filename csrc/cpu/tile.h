@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "core/lanes.h"
 #include "cpu/convert.h"
 #include "cpu/diffusion.h"
@@ -25,15 +27,16 @@ class CpuTile {
  public:
   using Acc = A;
 
-  // A pass over a tile costs as much as its arithmetic, so sums put two terms into one.
-  static constexpr bool kPassesCount = true;
-
-  // data points to buffer, or straight into memory where an operand needs no conversion. Results are written to target:
-  // buffer, or the memory of an output.
+  // data points to buffer, to another register's, or straight into an operand's memory where it needs no conversion.
   struct Register {
-    const A* data;
-    A* target = buffer;
+    const A* data = nullptr;
+    bool in_operand;
     alignas(64) A buffer[cpu::kTileLanes + kNoiseSlack];
+
+    template <class C>
+    friend Term<C, Register> operator*(C coefficient, const Register& value) {
+      return {coefficient, value};
+    }
   };
 
   // far: operands come from beyond the caches.
@@ -48,37 +51,16 @@ class CpuTile {
   int64_t row() const { return row_; }
 
   void load(Register& out, const View& view) {
-    out.data = out.target = out.buffer;
-    with_type<A>(view.dtype, view.data, [&](auto* memory) {
-      auto* first = memory + row_ * view.row_stride;
-      if (view.flat) {
-        if (far_) prefetch_next(first + start_);
-        if (sizeof(*memory) == sizeof(A) && count_ == lanes_) {
-          out.data = reinterpret_cast<const A*>(first + start_);
-          return;
-        }
-        load_run(first + start_, out.buffer, count_);
-      } else {
-        each_run(view, [&](int64_t at, int64_t offset, int64_t stride, int run) {
-          for (int i = 0; i < run; ++i) out.buffer[at + i] = static_cast<A>(widen(first[offset + i * stride]));
-        });
-      }
-      for (int i = count_; i < lanes_; ++i) out.buffer[i] = 0;
-    });
+    if (const A* lanes = in_place(view)) {
+      if (far_) prefetch_next(lanes);
+      out.data = lanes;
+      out.in_operand = true;
+    } else {
+      convert(out, view);
+    }
   }
-
-  // What is computed into the register from now on lies where store(view, ...) would put it, if it may.
-  void aim(Register& out, const View& view) {
-    out.target = out.buffer;
-    if (!view.flat || count_ != lanes_ || view.dtype != (sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32)) return;
-    out.target = static_cast<A*>(view.data) + row_ * view.row_stride + start_;
-  }
-
-  // out = x, for as long as x stays.
-  void share(Register& out, const Register& x) { out.data = x.data; }
 
   void store(const View& view, const Register& value) {
-    if (value.target != value.buffer && value.data == value.target) return;
     with_type<A>(view.dtype, view.data, [&](auto* memory) {
       auto* first = memory + row_ * view.row_stride;
       if (view.flat) {
@@ -91,19 +73,214 @@ class CpuTile {
     });
   }
 
-  void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) {
-    const NoiseKey key = noise_key(source, row_, offset);
+  void load(Register& out, const Noise& noise) { draw(out, out.buffer, noise); }
+
+  template <class Terms>
+  void let(Register& out, const Terms& sum) {
+    evaluate(out, out.buffer, nullptr, sum, as_it_is);
+  }
+  template <class Terms, class C>
+  void let(Register& out, const Clipped<Terms, C>& sum) {
+    const A low = sum.low, high = sum.high;
+    evaluate(out, out.buffer, nullptr, sum.terms, [=](A value) { return clipped(value, low, high); });
+  }
+  // Computed where it will lie, unless a later pass reads that.
+  template <class Terms>
+  void write(const View& view, Register& out, const Terms& sum) {
+    A* place = in_place(view);
+    evaluate(out, place != nullptr ? place : out.buffer, &view, sum, as_it_is);
+    if (out.data == place) return;
+    keep(out);
+    store(view, out);
+  }
+  void write(const View& view, Register& out, const Noise& noise) {
+    A* place = in_place(view);
+    draw(out, place != nullptr ? place : out.buffer, noise);
+    if (out.data != place) store(view, out);
+  }
+
+  void keep(Register& out) {
+    if (!out.in_operand) return;
+    __builtin_memcpy(out.buffer, out.data, sizeof(A) * lanes());
+    set(out, out.buffer);
+  }
+
+  void subtract(Register& out, const Register& x, const Register& y) {
+    const A *from = x.data, *by = y.data;
+    PYFOLD_IN_PLACE
+    for (int i = 0, n = lanes(); i < n; ++i) out.buffer[i] = from[i] - by[i];
+    set(out, out.buffer);
+  }
+
+  // In kLaneGroup partial sums, then a tree: one order for every instruction set.
+  double dot(const Register& x, const Register& y) {
+    A partial[kLaneGroup] = {};
+    const int whole = count_ & ~(kLaneGroup - 1);
+    for (int i = 0; i < whole; i += kLaneGroup) {
+      for (int j = 0; j < kLaneGroup; ++j) partial[j] += x.data[i + j] * y.data[i + j];
+    }
+    for (int j = 0; j < count_ - whole; ++j) partial[j] += x.data[whole + j] * y.data[whole + j];
+    for (int width = kLaneGroup / 2; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) partial[j] += partial[j + width];
+    }
+    return static_cast<double>(partial[0]);
+  }
+
+ private:
+  // A pass over a tile costs as much as its arithmetic: up to this many terms are one pass, rounded as one by one.
+  static constexpr int kTermsOfPass = 3;
+
+  struct Pass {
+    explicit Pass(A* to) : to(to) {}
+    A* to;
+    bool more = false;  // to holds the sum of the terms before
+    int count = 0;
+    A coefficients[kTermsOfPass];
+    const Register* terms[kTermsOfPass];
+  };
+
+  static A as_it_is(A value) { return value; }
+
+  static void set(Register& out, const A* data) {
+    out.data = data;
+    out.in_operand = false;
+  }
+
+  // A single term of coefficient 1 takes no pass: out is another name for its value. Where to is not out's buffer it is
+  // view's memory, which must hold no partial sum while terms lie there.
+  template <class Terms, class After>
+  void evaluate(Register& out, A* to, const View* view, const Terms& sum, const After& after) {
+    constexpr bool kChanges = !std::is_same_v<After, A(A)>;
+    Register loaded[kTermsOfPass];
+    Pass pass(to);
+    auto add = [&](const auto& term) {
+      if (term.dropped()) return;
+      if (pass.count == kTermsOfPass) {
+        if (!pass.more && to != out.buffer && others_lie_in(sum, *view, to)) pass.to = to = out.buffer;
+        run(pass, as_it_is);
+      }
+      Register& own = pass.more || pass.count > 0 ? loaded[pass.count] : out;
+      pass.coefficients[pass.count] = term.coefficient;
+      pass.terms[pass.count++] = fetch(own, term.value);
+    };
+    sum.each(add);
+    if (pass.count == 0) {
+      pyfold::fill(to, after(A{0}), lanes());
+    } else if (!kChanges && !pass.more && pass.count == 1 && pass.coefficients[0] == 1) {
+      out.data = pass.terms[0]->data;
+      out.in_operand = pass.terms[0]->in_operand;
+      return;
+    } else {
+      run(pass, after);
+    }
+    set(out, to);
+  }
+
+  // Whether a term after the first may lie in memory.
+  template <class Terms>
+  static bool others_lie_in(const Terms& sum, const View& memory, const A* lanes) {
+    bool first = true, found = false;
+    auto look = [&](const auto& term) {
+      if constexpr (requires { term.value.buffer; }) {
+        found = found || (!first && term.value.data == lanes);
+      } else if constexpr (requires { term.value.dtype; }) {
+        found = found || (!first && term.value.data == memory.data);
+      }
+      first = false;
+    };
+    sum.each(look);
+    return found;
+  }
+
+  const Register* fetch(Register&, const Register& value) { return &value; }
+  template <class Operand>
+  const Register* fetch(Register& own, const Operand& value) {
+    load(own, value);
+    return &own;
+  }
+
+  template <class After>
+  void run(Pass& pass, const After& after) {
+    switch (pass.more ? -pass.count : pass.count) {
+      case 1:
+        add_up<1, false>(pass, after);
+        break;
+      case 2:
+        add_up<2, false>(pass, after);
+        break;
+      case 3:
+        add_up<3, false>(pass, after);
+        break;
+      case -1:
+        add_up<1, true>(pass, after);
+        break;
+      case -2:
+        add_up<2, true>(pass, after);
+        break;
+      case -3:
+        add_up<3, true>(pass, after);
+        break;
+    }
+    pass.more = true;
+    pass.count = 0;
+  }
+  template <int kTerms, bool kMore, class After>
+  void add_up(const Pass& pass, After after) {
+    A* to = pass.to;
+    const A *x = pass.terms[0]->data, *y = pass.terms[kTerms > 1 ? 1 : 0]->data,
+            *z = pass.terms[kTerms > 2 ? 2 : 0]->data;
+    const A of_x = pass.coefficients[0], of_y = pass.coefficients[kTerms > 1 ? 1 : 0],
+            of_z = pass.coefficients[kTerms > 2 ? 2 : 0];
+    PYFOLD_IN_PLACE
+    for (int i = 0, n = lanes(); i < n; ++i) {
+      A value = of_x * x[i];
+      if constexpr (kMore) value = to[i] + value;
+      if constexpr (kTerms > 1) value = value + of_y * y[i];
+      if constexpr (kTerms > 2) value = value + of_z * z[i];
+      to[i] = after(value);
+    }
+  }
+
+  // Where the lanes of a register would lie in the operand's memory; null where they need conversion.
+  A* in_place(const View& view) const {
+    if (!view.flat || count_ != lanes_ || view.dtype != (sizeof(A) == 8 ? DType::kFloat64 : DType::kFloat32)) {
+      return nullptr;
+    }
+    return static_cast<A*>(view.data) + row_ * view.row_stride + start_;
+  }
+
+  void convert(Register& out, const View& view) {
+    set(out, out.buffer);
+    with_type<A>(view.dtype, view.data, [&](auto* memory) {
+      auto* first = memory + row_ * view.row_stride;
+      if (view.flat) {
+        if (far_) prefetch_next(first + start_);
+        load_run(first + start_, out.buffer, count_);
+      } else {
+        each_run(view, [&](int64_t at, int64_t offset, int64_t stride, int run) {
+          for (int i = 0; i < run; ++i) out.buffer[at + i] = static_cast<A>(widen(first[offset + i * stride]));
+        });
+      }
+      for (int i = count_; i < lanes_; ++i) out.buffer[i] = 0;
+    });
+  }
+
+  // In to, if the lanes can lie there. Out of line: its registers would be saved by every step, also one that draws
+  // nothing.
+  __attribute__((noinline)) void draw(Register& out, A* to, const Noise& noise) {
+    const NoiseSource& source = noise.source;
+    const NoiseKey key = noise.key(row_);
     const NormalStream normals(key);
     const Window& window = source.window;
     const int64_t element = window.base + start_;
     if constexpr (sizeof(A) == sizeof(float)) {
       if (window.flat && element % kNormalsPerBlock == 0) {
-        if (!NormalStream::ends_with(element, count_)) out.target = out.buffer;
-        out.data = out.target;
-        return normals.run(element, count_, out.target);
+        if (!normals.ends_with(element, count_)) to = out.buffer;
+        set(out, to);
+        return normals.run(element, count_, to);
       }
     }
-    out.data = out.target = out.buffer;
+    set(out, out.buffer);
     alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
     if (window.flat) {
       normals.run(element, count_, scratch);
@@ -125,98 +302,7 @@ class CpuTile {
     }
   }
 
-  // Out may be the memory of x itself, which restrict would deny.
-  void fill(Register& out, A value) { pyfold::fill(written(out), value, lanes()); }
-  void scale(Register& out, A coefficient, const Register& x) {
-    A* to = out.target;
-    const A* from = x.data;
-    PYFOLD_IN_PLACE
-    for (int i = 0, n = lanes(); i < n; ++i) to[i] = coefficient * from[i];
-    out.data = to;
-  }
-  // out (+)= the sum of up to kTermsOfPass terms, rounded as if they were added one after the other.
-  void sum(Register& out, bool more, int count, const A* coefficients, const Register* const* terms) {
-    sum_by(out, more, count, coefficients, terms, [](A value) { return value; });
-  }
-  void sum_clipped(Register& out, bool more, int count, const A* coefficients, const Register* const* terms, A low,
-                   A high) {
-    sum_by(out, more, count, coefficients, terms, [=](A value) { return clipped(value, low, high); });
-  }
-  void subtract_from(Register& out, const Register& x) {
-    own(out);
-    pyfold::subtract_from(out.target, x.data, lanes());
-  }
-  void clip(Register& out, A low, A high) {
-    own(out);
-    pyfold::clip(out.target, low, high, lanes());
-  }
-
-  // In kLaneGroup partial sums, then a tree: one order for every instruction set.
-  double dot(const Register& x, const Register& y) {
-    A partial[kLaneGroup] = {};
-    const int whole = count_ & ~(kLaneGroup - 1);
-    for (int i = 0; i < whole; i += kLaneGroup) {
-      for (int j = 0; j < kLaneGroup; ++j) partial[j] += x.data[i + j] * y.data[i + j];
-    }
-    for (int j = 0; j < count_ - whole; ++j) partial[j] += x.data[whole + j] * y.data[whole + j];
-    for (int width = kLaneGroup / 2; width > 0; width /= 2) {
-      for (int j = 0; j < width; ++j) partial[j] += partial[j + width];
-    }
-    return static_cast<double>(partial[0]);
-  }
-
- private:
-  template <class After>
-  void sum_by(Register& out, bool more, int count, const A* coefficients, const Register* const* terms, After after) {
-    A* to = out.target;
-    if (more) own(out);
-    switch (more ? -count : count) {
-      case 1:
-        pass<1, false>(to, coefficients, terms, after);
-        break;
-      case 2:
-        pass<2, false>(to, coefficients, terms, after);
-        break;
-      case 3:
-        pass<3, false>(to, coefficients, terms, after);
-        break;
-      case -1:
-        pass<1, true>(to, coefficients, terms, after);
-        break;
-      case -2:
-        pass<2, true>(to, coefficients, terms, after);
-        break;
-      case -3:
-        pass<3, true>(to, coefficients, terms, after);
-        break;
-    }
-    out.data = to;
-  }
-  template <int kTerms, bool kMore, class After>
-  void pass(A* to, const A* coefficients, const Register* const* terms, After after) {
-    const A *x = terms[0]->data, *y = terms[kTerms > 1 ? 1 : 0]->data, *z = terms[kTerms > 2 ? 2 : 0]->data;
-    const A of_x = coefficients[0], of_y = coefficients[1], of_z = coefficients[2];
-    PYFOLD_IN_PLACE
-    for (int i = 0, n = lanes(); i < n; ++i) {
-      A value = of_x * x[i];
-      if constexpr (kMore) value = to[i] + value;
-      if constexpr (kTerms > 1) value = value + of_y * y[i];
-      if constexpr (kTerms > 2) value = value + of_z * z[i];
-      to[i] = after(value);
-    }
-  }
-
   int lanes() const { return lanes_ & ~(kLaneGroup - 1); }
-  A* written(Register& out) {
-    out.data = out.target;
-    return out.target;
-  }
-  // A register that still points into an operand's memory gets lanes of its own before they change.
-  void own(Register& out) {
-    if (out.data == out.target) return;
-    __builtin_memcpy(out.target, out.data, sizeof(A) * lanes());
-    out.data = out.target;
-  }
 
   // The next tile's share of an operand, as far as the second cache level, where it does not delay what is loaded now.
   template <class T>

@@ -1,5 +1,6 @@
 #include "cuda/diffusion.h"
 
+#include "cuda/launch.h"
 #include "cuda/tile.cuh"
 
 namespace pyfold::cuda {
@@ -30,27 +31,50 @@ PYFOLD_PROGRAM(ResidualSquare, pyfold::residual_square, NoisingArgs);
 PYFOLD_PROGRAM(ResidualDot, pyfold::residual_dot, NoisingArgs);
 PYFOLD_PROGRAM(AffineStep, pyfold::affine_step, AffineStepArgs);
 
-template <class Program, class Acc>
+// The step of most samplers: one model, and nothing kept or read but the state. What the host has seen to be absent no
+// thread asks for.
+bool is_bare(const AffineStepArgs& args) {
+  int present = 0;
+  args.each_view([&](const View& view) { present += view ? 1 : 0; });
+  return present == 3 && args.models[0];
+}
+struct BareAffineStep {
+  using Args = AffineStepArgs;
+  template <class Tile>
+  static __device__ __forceinline__ void run(Tile& tile, const Args& args) {
+    AffineStepArgs bare;
+    bare.table = args.table;
+    bare.noise = args.noise;
+    bare.x = args.x;
+    bare.models[0] = args.models[0];
+    bare.out = args.out;
+    pyfold::affine_step(tile, bare);
+  }
+};
+
+template <class Program, class Acc, bool kWhole>
 __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ typename Program::Args args) {
   const int64_t per_row = groups_per_row(args.geometry);
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (group >= args.geometry.rows * per_row) return;
   const int64_t row = group / per_row;
-  CudaTile<Acc, kLanes> tile(args.geometry, row, (group - row * per_row) * kLanes);
+  CudaTile<Acc, kLanes, kWhole> tile(args.geometry, row, (group - row * per_row) * kLanes);
   Program::run(tile, args);
 }
 
-template <class Program>
-cudaError_t launch_map(const typename Program::Args& args, DType state, cudaStream_t stream) {
+template <class Program, class Acc, bool kWhole>
+cudaError_t launch_map_as(const typename Program::Args& args, cudaStream_t stream) {
   const int64_t groups = args.geometry.rows * groups_per_row(args.geometry);
   if (groups == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>((groups + kThreads - 1) / kThreads);
-  if (state == DType::kFloat64) {
-    map_kernel<Program, double><<<blocks, kThreads, 0, stream>>>(args);
-  } else {
-    map_kernel<Program, float><<<blocks, kThreads, 0, stream>>>(args);
-  }
+  map_kernel<Program, Acc, kWhole><<<blocks_for(groups, kThreads), kThreads, 0, stream>>>(args);
   return cudaGetLastError();
+}
+
+template <class Program, class WholeProgram = Program>
+cudaError_t launch_map(const typename Program::Args& args, DType state, cudaStream_t stream) {
+  if (state == DType::kFloat64) return launch_map_as<Program, double, false>(args, stream);
+  if (whole<kLanes>(args)) return launch_map_as<WholeProgram, float, true>(args, stream);
+  return launch_map_as<Program, float, false>(args, stream);
 }
 
 // The sum over a block, in an order that depends on nothing but the block's size; thread 0 has it.
@@ -65,7 +89,7 @@ __device__ double block_sum(double value) {
   return shared[0];
 }
 
-template <class Program, class Acc>
+template <class Program, class Acc, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     partial_sum_kernel(const __grid_constant__ typename Program::Args args, double* partial, int64_t partials) {
   const int64_t row = blockIdx.x / partials;
@@ -75,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kGroupsPerSum; ++i) {
     const int64_t group = first + static_cast<int64_t>(i) * kThreads;
     if (group >= per_row) break;
-    CudaTile<Acc, kLanes> tile(args.geometry, row, group * kLanes);
+    CudaTile<Acc, kLanes, kWhole> tile(args.geometry, row, group * kLanes);
     sum += Program::run(tile, args);
   }
   sum = block_sum(sum);
@@ -95,13 +119,18 @@ template <class Program, class Acc>
 cudaError_t launch_sum_as(const typename Program::Args& args, double factor, double* partial, Acc* result,
                           cudaStream_t stream) {
   const int64_t partials = partials_per_row(args.geometry);
-  const unsigned rows = static_cast<unsigned>(args.geometry.rows);
+  const int64_t rows = args.geometry.rows;
   if (rows == 0) return cudaSuccess;
   if (partials > 0) {
-    partial_sum_kernel<Program, Acc>
-        <<<static_cast<unsigned>(rows * partials), kThreads, 0, stream>>>(args, partial, partials);
+    const unsigned blocks = blocks_for(rows * partials);
+    constexpr bool kMayBeWhole = sizeof(Acc) == sizeof(float);
+    if (kMayBeWhole && whole<kLanes>(args)) {
+      partial_sum_kernel<Program, Acc, kMayBeWhole><<<blocks, kThreads, 0, stream>>>(args, partial, partials);
+    } else {
+      partial_sum_kernel<Program, Acc, false><<<blocks, kThreads, 0, stream>>>(args, partial, partials);
+    }
   }
-  row_sum_kernel<Acc><<<rows, kThreads, 0, stream>>>(partial, partials, factor, result);
+  row_sum_kernel<Acc><<<blocks_for(rows), kThreads, 0, stream>>>(partial, partials, factor, result);
   return cudaGetLastError();
 }
 
@@ -134,6 +163,7 @@ cudaError_t residual_scale(const NoisingArgs& args, cudaStream_t stream) {
 }
 
 cudaError_t affine_step(const AffineStepArgs& args, cudaStream_t stream) {
+  if (is_bare(args)) return launch_map<AffineStep, BareAffineStep>(args, args.x.dtype, stream);
   return launch_map<AffineStep>(args, args.x.dtype, stream);
 }
 

@@ -128,6 +128,83 @@ struct alignas(16) Pack {
   }
 };
 
+// Packs of a whole warp, whose every lane has one: as many neighbouring lanes as a pack has words move the words of
+// each of them in turn, so that a request fills the sectors that it touches. kRow: the lanes' packs follow one another
+// in memory.
+template <class Pack, bool kRow, class I>
+class Neighbours {
+ public:
+  // offset: of the lane's pack, in elements.
+  __device__ explicit Neighbours(I offset) : lane_(static_cast<int>(threadIdx.x) % kWords) {
+#pragma unroll
+    for (int i = 0; i < (kRow ? 1 : kWords); ++i) {
+      at_[i] = kRow ? offset - lane_ * kElements
+                    : __shfl_sync(kAll, offset, static_cast<int>(threadIdx.x) % 32 / kWords * kWords + i);
+    }
+  }
+
+  template <class T>
+  __device__ Pack load(const T* from) const {
+    Word words[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = *place<const Word>(from, i);
+    exchange(words);
+    Pack pack;
+    memcpy(pack.value, words, sizeof words);
+    return pack;
+  }
+  template <class T>
+  __device__ void store(T* to, const Pack& pack) const {
+    Word words[kWords];
+    memcpy(words, pack.value, sizeof words);
+    exchange(words);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) __stwb(place<Word>(to, i), words[i]);
+  }
+
+ private:
+  using Word = typename Pack::Word;
+  static constexpr int kWords = Pack::kWords, kElements = sizeof(Pack::value) / sizeof(*Pack::value);
+  static constexpr unsigned kAll = 0xFFFFFFFFu;
+  static_assert(sizeof(Word) == 16 || kWords == 1);
+  static_assert((kWords & (kWords - 1)) == 0 && kWords <= 8);
+
+  // What this lane moves of neighbour i's.
+  template <class Word, class T>
+  __device__ Word* place(T* data, int i) const {
+    return reinterpret_cast<Word*>(data + at_[kRow ? 0 : i]) + (kRow ? i * kWords : 0) + lane_;
+  }
+
+  // Word i of lane j becomes word j of lane i.
+  __device__ void exchange(Word (&words)[kWords]) const {
+    if constexpr (kWords > 1) {
+#pragma unroll
+      for (int distance = 1; distance < kWords; distance *= 2) {
+        const bool upper = (lane_ & distance) != 0;
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          if ((i & distance) != 0) continue;
+          const Word low = words[i], high = words[i | distance];
+          const Word other = shuffled(chosen(upper, low, high), distance);
+          words[i] = chosen(upper, other, low);
+          words[i | distance] = chosen(upper, high, other);
+        }
+      }
+    }
+  }
+  // By value: a choice of references would put the words into memory.
+  static __device__ uint4 chosen(bool first, const uint4& a, const uint4& b) {
+    return {first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w};
+  }
+  static __device__ uint4 shuffled(const uint4& word, int distance) {
+    return {__shfl_xor_sync(kAll, word.x, distance), __shfl_xor_sync(kAll, word.y, distance),
+            __shfl_xor_sync(kAll, word.z, distance), __shfl_xor_sync(kAll, word.w, distance)};
+  }
+
+  int lane_;
+  I at_[kRow ? 1 : kWords];
+};
+
 // Eight units from a multiple of eight in their group, of K values each.
 template <class A, int K, class I>
 struct Eight {
@@ -146,63 +223,95 @@ struct Eight {
     }
   }
 
+  // Whether every lane of the warp, each of which asks, has eight units to move as packs.
+  __device__ bool together() const { return grid.whole && __all_sync(0xFFFFFFFFu, count == kUnits); }
+
   template <class T>
-  __device__ void load(const void* data, A (&out)[K][kUnits]) const {
-    const T* at = static_cast<const T*>(data) + offset;
-    if (grid.whole && count == kUnits) {
-      Pack<T> pack[K];
-      if (K == 1 || grid.step == 1) {
+  __device__ void load(const void* data, A (&out)[K][kUnits], bool together = false) const {
+    const T* from = static_cast<const T*>(data);
+    if (together) {
+      if (K == 1 || side_by_side()) {
+        spread(Row<T>(offset).load(from), out);
+      } else {
+        const Neighbours<Pack<T>, false, I> neighbours(offset);
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
-          pack[k] = Pack<T>::load(at + k * grid.apart);
-#pragma unroll
-          for (int i = 0; i < kUnits; ++i) out[k][i] = static_cast<A>(widen(pack[k].value[i]));
-        }
+        for (int k = 0; k < K; ++k) spread(neighbours.load(from + k * grid.apart), out[k]);
+      }
+    } else if (grid.whole && count == kUnits) {
+      if (K == 1 || side_by_side()) {
+        spread(Pack<T, K * kUnits>::load(from + offset), out);
       } else {
 #pragma unroll
-        for (int k = 0; k < K; ++k) pack[k] = Pack<T>::load(at + k * kUnits);
-#pragma unroll
-        for (int i = 0; i < K * kUnits; ++i) {
-          out[i % K][i / K] = static_cast<A>(widen(pack[i / kUnits].value[i % kUnits]));
-        }
+        for (int k = 0; k < K; ++k) spread(Pack<T>::load(from + offset + k * grid.apart), out[k]);
       }
-      return;
-    }
-    each(at, [&](const T* one, int i) {
+    } else {
+      each(from + offset, [&](const T* one, int i) {
 #pragma unroll
-      for (int k = 0; k < K; ++k) out[k][i] = i < count ? static_cast<A>(widen(one[k * grid.apart])) : A{0};
-    });
+        for (int k = 0; k < K; ++k) out[k][i] = i < count ? static_cast<A>(widen(one[k * grid.apart])) : A{0};
+      });
+    }
   }
 
   template <class T>
-  __device__ void store(void* data, const A (&value)[K][kUnits]) const {
-    T* at = static_cast<T*>(data) + offset;
-    if (grid.whole && count == kUnits) {
-      Pack<T> pack[K];
-      if (K == 1 || grid.step == 1) {
+  __device__ void store(void* data, const A (&value)[K][kUnits], bool together = false) const {
+    T* to = static_cast<T*>(data);
+    if (together) {
+      if (K == 1 || side_by_side()) {
+        Row<T>(offset).store(to, gathered<T>(value));
+      } else {
+        const Neighbours<Pack<T>, false, I> neighbours(offset);
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
-#pragma unroll
-          for (int i = 0; i < kUnits; ++i) narrow(value[k][i], pack[k].value[i]);
-          pack[k].store(at + k * grid.apart);
-        }
+        for (int k = 0; k < K; ++k) neighbours.store(to + k * grid.apart, gathered<T>(value[k]));
+      }
+    } else if (grid.whole && count == kUnits) {
+      if (K == 1 || side_by_side()) {
+        gathered<T>(value).store(to + offset);
       } else {
 #pragma unroll
-        for (int i = 0; i < K * kUnits; ++i) narrow(value[i % K][i / K], pack[i / kUnits].value[i % kUnits]);
-#pragma unroll
-        for (int k = 0; k < K; ++k) pack[k].store(at + k * kUnits);
+        for (int k = 0; k < K; ++k) gathered<T>(value[k]).store(to + offset + k * grid.apart);
       }
-      return;
+    } else {
+      each(to + offset, [&](T* one, int i) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          if (i < count) narrow(value[k][i], one[k * grid.apart]);
+        }
+      });
     }
-    each(at, [&](T* one, int i) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (i < count) narrow(value[k][i], one[k * grid.apart]);
-      }
-    });
   }
 
  private:
+  template <class T>
+  using Row = Neighbours<Pack<T, K * kUnits>, true, I>;
+
+  // The values of a unit are neighbours in memory.
+  __device__ bool side_by_side() const { return K > 1 && grid.step != 1; }
+
+  template <class T>
+  static __device__ void spread(const Pack<T, K * kUnits>& pack, A (&out)[K][kUnits]) {
+#pragma unroll
+    for (int i = 0; i < K * kUnits; ++i) out[i % K][i / K] = static_cast<A>(widen(pack.value[i]));
+  }
+  template <class T>
+  static __device__ void spread(const Pack<T>& pack, A (&out)[kUnits]) {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) out[i] = static_cast<A>(widen(pack.value[i]));
+  }
+  template <class T>
+  static __device__ Pack<T, K * kUnits> gathered(const A (&value)[K][kUnits]) {
+    Pack<T, K * kUnits> pack;
+#pragma unroll
+    for (int i = 0; i < K * kUnits; ++i) narrow(value[i % K][i / K], pack.value[i]);
+    return pack;
+  }
+  template <class T>
+  static __device__ Pack<T> gathered(const A (&value)[kUnits]) {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) narrow(value[i], pack.value[i]);
+    return pack;
+  }
+
   // body(memory of unit i, i), one after another into the next block.
   template <class P, class Body>
   __device__ void each(P at, Body&& body) const {
@@ -214,6 +323,59 @@ struct Eight {
       if (K > 1 && ++here == grid.length && grid.stride != 0) {
         here = 0;
         at += grid.stride - grid.length * grid.step;
+      }
+    }
+  }
+};
+
+// The units of a thread, and the bytes of their bits. One past the last byte has none, and takes part in what a warp
+// does together.
+template <class A, int K, class I>
+struct Units {
+  const FoldGrid<I>& grid;
+  bool active;
+  I thread, group, start;
+  Eight<A, K, I> eight;
+
+  __device__ Units(const FoldGrid<I>& grid, I number)
+      : grid(grid),
+        active(number < grid.bytes),
+        thread(active ? number : 0),
+        group(grid.group_of(thread)),
+        start((thread - group * grid.bytes_per_group) * kUnits),
+        eight(grid, group * grid.units_per_group + start, active ? grid.units_per_group - start : 0) {}
+
+  __device__ int count() const { return eight.count; }
+  // A bit for each unit that there is.
+  __device__ unsigned there() const { return (1u << count()) - 1; }
+
+  __device__ uint8_t* bits(uint8_t* of) const { return of + thread; }
+  __device__ uint8_t* clamped(uint8_t* of, int k) const {
+    return of + (group * K + k) * grid.bytes_per_group + start / kUnits;
+  }
+
+  // values[stride line + offset] of each unit, its line counted from origin: read once where all eight share a line, as
+  // packs where they lie side by side.
+  __device__ void spread(const A* values, I stride, I offset, I origin, A (&out)[kUnits]) const {
+    const I passed = grid.by_inner(eight.first);
+    I within = eight.first - passed * grid.inner, line = grid.line_of(passed - origin);
+    const A* at = values + stride * line + offset;
+    if (grid.inner - within >= kUnits) {
+      const A shared = *at;
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) out[i] = shared;
+    } else if (grid.row_of_lines && stride == 1 && count() == kUnits && reinterpret_cast<uintptr_t>(at) % 16 == 0) {
+      const Pack<A> pack = Pack<A>::load(at);
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) out[i] = pack.value[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        out[i] = i < count() ? values[stride * line + offset] : A{0};
+        if (++within == grid.inner) {
+          within = 0;
+          line = line + 1 == grid.lines ? 0 : line + 1;
+        }
       }
     }
   }

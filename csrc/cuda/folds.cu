@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cuda/fold_units.cuh"
+#include "cuda/launch.h"
 #include "folds/half_angle.h"
 #include "folds/reflections.h"
 
@@ -42,54 +43,6 @@ struct Kernel {
         clamped(args.clamped),
         transpose(args.transpose) {
     grid.look_at(in, out, other);
-  }
-};
-
-// The units of one thread, and the bytes of their bits.
-template <class A, int K, class I>
-struct Units {
-  const FoldGrid<I>& grid;
-  I thread, group, start;
-  Eight<A, K, I> eight;
-
-  __device__ Units(const FoldGrid<I>& grid, I thread)
-      : grid(grid),
-        thread(thread),
-        group(grid.group_of(thread)),
-        start((thread - group * grid.bytes_per_group) * kUnits),
-        eight(grid, group * grid.units_per_group + start, grid.units_per_group - start) {}
-
-  __device__ int count() const { return eight.count; }
-
-  __device__ uint8_t* bits(uint8_t* of) const { return of + thread; }
-  __device__ uint8_t* clamped(uint8_t* of, int k) const {
-    return of + (group * K + k) * grid.bytes_per_group + start / kUnits;
-  }
-
-  // values[stride line + offset] of each unit, its line counted from origin: read once where all eight share a line, as
-  // packs where they lie side by side.
-  __device__ void spread(const A* values, I stride, I offset, I origin, A (&out)[kUnits]) const {
-    const I passed = grid.by_inner(eight.first);
-    I within = eight.first - passed * grid.inner, line = grid.line_of(passed - origin);
-    const A* at = values + stride * line + offset;
-    if (grid.inner - within >= kUnits) {
-      const A shared = *at;
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) out[i] = shared;
-    } else if (grid.row_of_lines && stride == 1 && count() == kUnits && reinterpret_cast<uintptr_t>(at) % 16 == 0) {
-      const Pack<A> pack = Pack<A>::load(at);
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) out[i] = pack.value[i];
-    } else {
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        out[i] = i < count() ? values[stride * line + offset] : A{0};
-        if (++within == grid.inner) {
-          within = 0;
-          line = line + 1 == grid.lines ? 0 : line + 1;
-        }
-      }
-    }
   }
 };
 
@@ -153,57 +106,57 @@ template <class T, class Fold, class A, class I>
 __device__ void forward_units(const Kernel<A, I>& args, const Angles<A, I>* angles) {
   constexpr int K = Fold::kComponents;
   const FoldGrid<I>& grid = args.grid;
-  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
-  if (thread >= grid.bytes) return;
-  const Units<A, K, I> units(grid, thread);
-  const unsigned there = (1u << units.count()) - 1;
+  const Units<A, K, I> units(grid, static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x));
   A value[K][kUnits];
-  A parameter[2][kUnits];
-  units.eight.template load<T>(args.in, value);
-  parameters<A, Fold>(angles, units, parameter);
-  if (args.bias != nullptr) {
+  const bool together = units.eight.together();
+  units.eight.template load<T>(args.in, value, together);
+  if (units.active) {
+    A parameter[2][kUnits];
+    parameters<A, Fold>(angles, units, parameter);
+    if (args.bias != nullptr) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      A bias[kUnits];
-      units.spread(args.bias, grid.line_stride, k * grid.component_stride, 0, bias);
+      for (int k = 0; k < K; ++k) {
+        A bias[kUnits];
+        units.spread(args.bias, grid.line_stride, k * grid.component_stride, 0, bias);
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] + bias[i];
-    }
-  }
-  unsigned byte = 0;
-#pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    A v[K];
-    [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
-    values_of(value, i, v);
-    const bool m = Fold::side(v, p);
-    Fold::reflect(v, m, p);
-    byte |= m ? 1u << i : 0u;
-    put_values(value, i, v);
-  }
-  if (args.bits != nullptr) *units.bits(args.bits) = static_cast<uint8_t>(byte & there);
-  if (args.gain != 1) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] * args.gain;
-    }
-  }
-  if (args.clamp > 0) {
-    const A high = args.clamp, low = -high;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      unsigned clamped = 0;
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        const A y = value[k][i];
-        clamped |= (y > high) | (y < low) ? 1u << i : 0u;
-        value[k][i] = y > high ? high : y < low ? low : y;
+        for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] + bias[i];
       }
-      if (args.clamped != nullptr) *units.clamped(args.clamped, k) = static_cast<uint8_t>(clamped & there);
+    }
+    unsigned byte = 0;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      A v[K];
+      [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
+      values_of(value, i, v);
+      const bool m = Fold::side(v, p);
+      Fold::reflect(v, m, p);
+      byte |= m ? 1u << i : 0u;
+      put_values(value, i, v);
+    }
+    if (args.bits != nullptr) *units.bits(args.bits) = static_cast<uint8_t>(byte & units.there());
+    if (args.gain != 1) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) value[k][i] = value[k][i] * args.gain;
+      }
+    }
+    if (args.clamp > 0) {
+      const A high = args.clamp, low = -high;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        unsigned clamped = 0;
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          const A y = value[k][i];
+          clamped |= (y > high) | (y < low) ? 1u << i : 0u;
+          value[k][i] = y > high ? high : y < low ? low : y;
+        }
+        if (args.clamped != nullptr) *units.clamped(args.clamped, k) = static_cast<uint8_t>(clamped & units.there());
+      }
     }
   }
-  units.eight.template store<T>(args.out, value);
+  units.eight.template store<T>(args.out, value, together);
 }
 
 // gain, and zero where the output was clamped: the diagonal part of the derivative.
@@ -221,26 +174,27 @@ template <class T, class Fold, class A, class I>
 __device__ void backward_units(const Kernel<A, I>& args, const Angles<A, I>* angles) {
   constexpr int K = Fold::kComponents;
   const FoldGrid<I>& grid = args.grid;
-  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
-  if (thread >= grid.bytes) return;
-  const Units<A, K, I> units(grid, thread);
+  const Units<A, K, I> units(grid, static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x));
   A value[K][kUnits];
-  A parameter[2][kUnits];
-  const unsigned byte = *units.bits(args.bits);
-  units.eight.template load<T>(args.in, value);
-  parameters<A, Fold>(angles, units, parameter);
-  const bool diagonal = args.gain != 1 || args.clamped != nullptr;
-  if (diagonal && !args.transpose) scale_and_mask(args, units, value);
+  const unsigned byte = units.active ? *units.bits(args.bits) : 0u;
+  const bool together = units.eight.together();
+  units.eight.template load<T>(args.in, value, together);
+  if (units.active) {
+    A parameter[2][kUnits];
+    parameters<A, Fold>(angles, units, parameter);
+    const bool diagonal = args.gain != 1 || args.clamped != nullptr;
+    if (diagonal && !args.transpose) scale_and_mask(args, units, value);
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    A v[K];
-    [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
-    values_of(value, i, v);
-    Fold::reflect(v, (byte >> i & 1u) != 0u, p);
-    put_values(value, i, v);
+    for (int i = 0; i < kUnits; ++i) {
+      A v[K];
+      [[maybe_unused]] const A p[2] = {parameter[0][i], parameter[1][i]};
+      values_of(value, i, v);
+      Fold::reflect(v, (byte >> i & 1u) != 0u, p);
+      put_values(value, i, v);
+    }
+    if (diagonal && args.transpose) scale_and_mask(args, units, value);
   }
-  if (diagonal && args.transpose) scale_and_mask(args, units, value);
-  units.eight.template store<T>(args.out, value);
+  units.eight.template store<T>(args.out, value, together);
 }
 
 template <class A, class T, class Fold, class I>
@@ -265,23 +219,23 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
 
 template <class A, class T, class I>
 __global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant__ Kernel<A, I> args) {
-  const FoldGrid<I>& grid = args.grid;
-  const I thread = static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x);
-  if (thread >= grid.bytes) return;
-  const Units<A, 2, I> units(grid, thread);
+  const Units<A, 2, I> units(args.grid, static_cast<I>(blockIdx.x) * kThreads + static_cast<I>(threadIdx.x));
   A value[2][kUnits];
-  A weight[kUnits];
-  const unsigned byte = *units.bits(args.bits);
-  units.eight.template load<T>(args.in, value);
-  units.spread(args.weight, 1, 0, 0, weight);
+  const unsigned byte = units.active ? *units.bits(args.bits) : 0u;
+  const bool together = units.eight.together();
+  units.eight.template load<T>(args.in, value, together);
+  if (units.active) {
+    A weight[kUnits];
+    units.spread(args.weight, 1, 0, 0, weight);
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    A v[2];
-    values_of(value, i, v);
-    rotate(v, (byte >> i & 1u) != 0u, weight[i]);
-    put_values(value, i, v);
+    for (int i = 0; i < kUnits; ++i) {
+      A v[2];
+      values_of(value, i, v);
+      rotate(v, (byte >> i & 1u) != 0u, weight[i]);
+      put_values(value, i, v);
+    }
   }
-  units.eight.template store<T>(args.out, value);
+  units.eight.template store<T>(args.out, value, together);
 }
 
 // --- the gradient in the angles: sums over the units of each line. A block sums a part of some lines' units, and a
@@ -292,6 +246,7 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const __grid_constant_
 // rows of them; else a block has one line.
 struct Parts {
   static constexpr int kRowsOfThread = 8;
+  static constexpr int64_t kMaxAcross = int64_t{65535} * kThreads * kUnits;  // lines of a grid's second dimension
 
   int64_t units;  // of each line
   int64_t size;   // units in a part
@@ -299,8 +254,9 @@ struct Parts {
   int64_t count;
 
   explicit Parts(const FoldLayout& layout) : units(layout.outer * layout.inner) {
-    const bool rows = layout.inner == 1 && layout.lines() % kUnits == 0;
-    across = rows ? static_cast<int>(std::min<int64_t>(layout.lines() / kUnits, kThreads)) : 0;
+    const int64_t lines = layout.lines();
+    const bool rows = layout.inner == 1 && lines > 0 && lines % kUnits == 0 && lines <= kMaxAcross;
+    across = rows ? static_cast<int>(std::min<int64_t>(lines / kUnits, kThreads)) : 0;
     size = rows ? kThreads / across * kRowsOfThread : 2 * kUnitsOfBlock;
     count = (units + size - 1) / size;
   }
@@ -323,16 +279,24 @@ __device__ A sum_of_eight(const A (&g)[2][kUnits], const A (&y)[2][kUnits], unsi
   return product[0];
 }
 
+// The sum over so many neighbouring lanes (a power of two), in the first of them. Every lane of the warp takes part.
+__device__ double sum_over_lanes(double sum, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_down_sync(0xFFFFFFFFu, sum, distance);
+  return sum;
+}
+
 // The sum over the block, in its first thread.
 __device__ double sum_over_block(double sum) {
-  __shared__ double shared[kThreads];
-  shared[threadIdx.x] = sum;
+  __shared__ double shared[kThreads / 32];
+  sum = sum_over_lanes(sum, 32);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = sum;
   __syncthreads();
-  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) shared[threadIdx.x] += shared[threadIdx.x + width];
-    __syncthreads();
+  double total = 0;
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int w = 0; w < kThreads / 32; ++w) total += shared[w];
   }
-  return shared[0];
+  return total;
 }
 
 // A block for each part of each line.
@@ -349,13 +313,16 @@ __global__ void __launch_bounds__(kThreads)
     return (outer * grid.lines + line) * grid.inner + (at - outer * grid.inner);
   };
   if (grid.whole && grid.inner % kUnits == 0) {
-    for (int64_t at = part * parts.size + threadIdx.x * kUnits; at < end; at += kUnitsOfBlock) {
-      const int64_t unit = unit_of(at);
-      const Eight<A, 2, int64_t> eight(grid, unit, kUnits);
+    for (int64_t all = part * parts.size; all < end; all += kUnitsOfBlock) {  // every thread takes part in loads
+      const int64_t at = all + threadIdx.x * kUnits;
+      const bool has = at < end;
+      const int64_t unit = unit_of(has ? at : all);
+      const Eight<A, 2, int64_t> eight(grid, unit, has ? kUnits : 0);
+      const bool together = eight.together();
       A g[2][kUnits], y[2][kUnits];
-      eight.template load<T>(args.in, g);
-      eight.template load<T>(args.other, y);
-      sum += static_cast<double>(sum_of_eight(g, y, args.bits[unit / kUnits]));
+      eight.template load<T>(args.in, g, together);
+      eight.template load<T>(args.other, y, together);
+      sum += static_cast<double>(sum_of_eight(g, y, has ? args.bits[unit / kUnits] : 0u));
     }
   } else {
     for (int64_t at = part * parts.size + threadIdx.x; at < end; at += kThreads) {
@@ -382,18 +349,21 @@ __global__ void __launch_bounds__(kThreads)
     row_part_kernel(const __grid_constant__ Kernel<A, int64_t> args, const Parts parts, double* partial) {
   const FoldGrid<int64_t>& grid = args.grid;
   const int down = kThreads / parts.across;  // rows that a block looks at together
-  const int y_of = static_cast<int>(threadIdx.x) / parts.across, x_of = static_cast<int>(threadIdx.x) % parts.across;
+  const int y_of = static_cast<int>(threadIdx.x) / parts.across;
+  const int x_of = static_cast<int>(threadIdx.x) - y_of * parts.across;
   const int64_t first_line = (static_cast<int64_t>(blockIdx.y) * parts.across + x_of) * kUnits;
   const bool active = y_of < down && first_line < grid.lines;
   double sum[kUnits] = {};
   const int64_t begin = blockIdx.x * parts.size, end = min(parts.units, begin + parts.size);
-  for (int64_t row = begin + y_of; row < end && active; row += down) {
-    const int64_t unit = row * grid.lines + first_line;
-    const Eight<A, 2, int64_t> eight(grid, unit, kUnits);
+  for (int64_t rows = begin; rows < end; rows += down) {  // every thread takes part in loads
+    const bool has = active && rows + y_of < end;
+    const int64_t unit = has ? (rows + y_of) * grid.lines + first_line : 0;
+    const Eight<A, 2, int64_t> eight(grid, unit, has ? kUnits : 0);
     A g[2][kUnits], y[2][kUnits];
-    eight.template load<T>(args.in, g);
-    eight.template load<T>(args.other, y);
-    const unsigned byte = args.bits[unit / kUnits];
+    const bool together = eight.together();
+    eight.template load<T>(args.in, g, together);
+    eight.template load<T>(args.other, y, together);
+    const unsigned byte = has ? args.bits[unit / kUnits] : 0u;
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
       const A gv[2] = {g[0][i], g[1][i]}, yv[2] = {y[0][i], y[1][i]};
@@ -413,13 +383,18 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block sums the parts of a line.
+// So many neighbouring lanes (a power of two) sum the parts of a line.
 template <class A>
-__global__ void __launch_bounds__(kThreads) angle_sum_kernel(int64_t count, const double* partial, A* result) {
+__global__ void __launch_bounds__(kThreads)
+    angle_sum_kernel(int64_t lines, int64_t count, int lanes, const double* partial, A* result) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, line = thread / lanes;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[blockIdx.x * count + i];
-  sum = sum_over_block(sum);
-  if (threadIdx.x == 0) result[blockIdx.x] = static_cast<A>(sum);
+  if (line < lines) {
+    for (int64_t i = lane; i < count; i += lanes) sum += partial[line * count + i];
+  }
+  sum = sum_over_lanes(sum, lanes);
+  if (lane == 0 && line < lines) result[line] = static_cast<A>(sum);
 }
 
 // Calls body(A, T, Fold) with a value of each.
@@ -445,7 +420,7 @@ template <class Body>
 cudaError_t launch(const FoldArgs& args, Body&& body) {
   const int64_t bytes = args.layout.groups * args.layout.bytes_per_group();
   if (bytes == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>((bytes + kThreads - 1) / kThreads);
+  const unsigned blocks = blocks_for(bytes, kThreads);
   with_fold(args, [&](auto acc, auto element, auto fold) {
     using A = decltype(acc);
     const auto with_index = [&](auto index) {
@@ -499,15 +474,15 @@ cudaError_t fold_angle_grad(const FoldArgs& args, double* partial, void* result,
     using T = decltype(element);
     const Kernel<A, int64_t> kernel(args);
     if (parts.count > 0 && parts.across != 0 && kernel.grid.whole) {
-      const int64_t wide = parts.across * kUnits;
-      const dim3 blocks(static_cast<unsigned>(parts.count), static_cast<unsigned>((lines + wide - 1) / wide));
+      const dim3 blocks(blocks_for(parts.count), blocks_for(lines, parts.across * kUnits));
       row_part_kernel<A, T><<<blocks, kThreads, 0, stream>>>(kernel, parts, partial);
     } else if (parts.count > 0) {
-      line_part_kernel<A, T>
-          <<<static_cast<unsigned>(lines * parts.count), kThreads, 0, stream>>>(kernel, parts, partial);
+      line_part_kernel<A, T><<<blocks_for(lines * parts.count), kThreads, 0, stream>>>(kernel, parts, partial);
     }
-    angle_sum_kernel<A>
-        <<<static_cast<unsigned>(lines), kThreads, 0, stream>>>(parts.count, partial, static_cast<A*>(result));
+    int lanes = 1;
+    while (lanes < 32 && lanes < parts.count) lanes *= 2;
+    angle_sum_kernel<A><<<blocks_for(lines * lanes, kThreads), kThreads, 0, stream>>>(lines, parts.count, lanes,
+                                                                                      partial, static_cast<A*>(result));
   });
   return cudaGetLastError();
 }

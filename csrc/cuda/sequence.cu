@@ -1,6 +1,7 @@
 #include "cuda/sequence.h"
 
 #include "cuda/fold_units.cuh"
+#include "cuda/launch.h"
 
 namespace pyfold::cuda {
 namespace {
@@ -8,6 +9,11 @@ namespace {
 // Rows live in shared memory, where an instruction may index them; this much is there without asking for more.
 constexpr int64_t kSharedBytes = 48 * 1024;
 constexpr int kMaxThreads = 256;
+
+// Of so many units each.
+unsigned blocks_for(const FoldLayout& layout, int units_of_block) {
+  return cuda::blocks_for(layout.groups * layout.bytes_per_group() * kUnits, units_of_block);
+}
 
 // Where the values of a unit lie; of the output, beside the grid of the input.
 template <class I>
@@ -108,6 +114,77 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
 }
 static_assert(sizeof(SequenceArgs) + sizeof(FoldGrid<int64_t>) + sizeof(Places<int64_t>) <= 4096);
 
+// --- units of one value: eight of them a thread, in registers
+
+// SequenceRunner's Tile for them: every row is the one there is.
+template <class A, class T>
+class CudaValues {
+ public:
+  using Index = int32_t;
+
+  __device__ CudaValues(const SequenceArgs& args, const FoldGrid<Index>& grid)
+      : args_(args), units_(grid, static_cast<Index>(blockIdx.x * kMaxThreads + threadIdx.x)) {}
+
+  __device__ A* row(int) { return value_[0]; }
+  __device__ A* scratch() { return scratch_; }
+  __device__ static constexpr int lanes() { return kUnits; }
+  __device__ uint8_t* flags(int k) { return flags_[k]; }
+
+  __device__ void write(int plane, const uint8_t* flags) const {
+    if (args_.bits == nullptr || !units_.active) return;
+    unsigned byte = 0;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) byte |= flags[i] != 0 ? 1u << i : 0u;
+    args_.bits[at(plane)] = static_cast<uint8_t>(byte & units_.there());
+  }
+  __device__ void read(int plane, uint8_t* flags) const {
+    const unsigned byte = units_.active ? args_.bits[at(plane)] : 0u;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) flags[i] = byte >> i & 1u;
+  }
+
+  __device__ void load() {
+    together_ = units_.eight.together();
+    units_.eight.template load<T>(args_.in, value_, together_);
+    if (args_.bias == nullptr || !units_.active) return;
+    A bias[kUnits];
+    units_.spread(static_cast<const A*>(args_.bias), 1, 0, 0, bias);
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) value_[0][i] = value_[0][i] + bias[i];
+  }
+  __device__ void store() { units_.eight.template store<T>(args_.out, value_, together_); }
+
+ private:
+  __device__ Index at(int plane) const { return plane * units_.grid.bytes_per_group + units_.thread; }  // of one group
+
+  const SequenceArgs& args_;
+  const Units<A, 1, Index> units_;
+  bool together_;
+  A value_[1][kUnits];
+  A scratch_[kUnits];
+  uint8_t flags_[2][kUnits];
+};
+
+template <class A, class T>
+__global__ void __launch_bounds__(kMaxThreads)
+    value_kernel(const __grid_constant__ SequenceArgs args, const __grid_constant__ FoldGrid<int32_t> grid) {
+  CudaValues<A, T> values(args, grid);
+  values.load();
+  SequenceRunner<A, CudaValues<A, T>>(args, values).run();
+  values.store();
+}
+
+template <class A, class T>
+bool launch_values(const SequenceArgs& args, cudaStream_t stream) {
+  const FoldLayout& layout = args.in_layout;
+  const bool fits = FoldGrid<int32_t>::fits_32_bits(layout) && layout.bytes_per_group() * args.planes <= INT32_MAX;
+  if (sequence_rows(args) != 1 || !fits) return false;
+  FoldGrid<int32_t> grid(layout);
+  grid.look_at(args.in, args.out);
+  value_kernel<A, T><<<blocks_for(layout, kMaxThreads * kUnits), kMaxThreads, 0, stream>>>(args, grid);
+  return true;
+}
+
 // --- sorts of 2, 4, 8 and 16: the same network of swaps, in registers
 
 // Batcher's, as pyfold/folds/program.py makes it.
@@ -154,6 +231,12 @@ struct Sort {
   }
 };
 
+template <int count, class Body>
+__device__ __forceinline__ void unrolled(const Body& body) {
+#pragma unroll
+  for (int k = 0; k < count; ++k) body(k);
+}
+
 template <class A, class T, int W, class I>
 __global__ void __launch_bounds__(kMaxThreads) sort_kernel(const __grid_constant__ Sort<I> args) {
   constexpr SortingNetwork<W> network;
@@ -166,8 +249,11 @@ __global__ void __launch_bounds__(kMaxThreads) sort_kernel(const __grid_constant
   const I offset = places.offset(place.unit);
   const T* from = static_cast<const T*>(args.in) + offset;
   A v[W];
+  using Row = Neighbours<Pack<T, W>, true, I>;
+  const bool together = args.packed && __all_sync(0xFFFFFFFFu, place.active);
   if (args.packed) {
-    const Pack<T, W> pack = Pack<T, W>::load(from);  // unit 0 for those that there are not
+    // Unit 0 for those that there are not.
+    const Pack<T, W> pack = together ? Row(offset).load(static_cast<const T*>(args.in)) : Pack<T, W>::load(from);
 #pragma unroll
     for (int k = 0; k < W; ++k) v[k] = static_cast<A>(widen(pack.value[k]));
   } else {
@@ -187,22 +273,20 @@ __global__ void __launch_bounds__(kMaxThreads) sort_kernel(const __grid_constant
     v[network.j[s]] = pair[1];
   };
   if (args.mode == SequenceMode::kForward && args.bits == nullptr) {
-#pragma unroll
-    for (int s = 0; s < kCount; ++s) {
+    unrolled<kCount>([&](int s) {
       const A pair[2] = {v[network.i[s]], v[network.j[s]]};
       swap(s, MaxMinFold::side(pair, pair));
-    }
+    });
   } else if (args.mode == SequenceMode::kForward) {
     // Of each eight planes, lane l keeps the warp's word of plane l / 4, and writes its byte l % 4.
     unsigned words[(kCount + 7) / 8] = {};
-#pragma unroll
-    for (int s = 0; s < kCount; ++s) {
+    unrolled<kCount>([&](int s) {
       const A pair[2] = {v[network.i[s]], v[network.j[s]]};
       const bool m = MaxMinFold::side(pair, pair);
       const unsigned word = __ballot_sync(0xFFFFFFFFu, m && place.active);
       if (lane / 4 == s % 8) words[s / 8] = word;
       swap(s, m);
-    }
+    });
     const I byte_of_all = (thread - lane) / kUnits + lane % 4;
     const Place<I> to(grid, byte_of_all, 0);
     if (byte_of_all < grid.bytes) {
@@ -219,29 +303,25 @@ __global__ void __launch_bounds__(kMaxThreads) sort_kernel(const __grid_constant
     for (int s = 0; s < kCount; ++s, bits += grid.bytes_per_group) bytes[s] = *bits;
     const unsigned mine = 1u << lane % kUnits;
     if (args.mode == SequenceMode::kTangent) {
-#pragma unroll
-      for (int s = 0; s < kCount; ++s) swap(s, (bytes[s] & mine) != 0);
+      unrolled<kCount>([&](int s) { swap(s, (bytes[s] & mine) != 0); });
     } else {
-#pragma unroll
-      for (int s = kCount - 1; s >= 0; --s) swap(s, (bytes[s] & mine) != 0);
+      unrolled<kCount>([&](int s) { swap(kCount - 1 - s, (bytes[kCount - 1 - s] & mine) != 0); });
     }
   }
-  if (!place.active) return;
   T* to = static_cast<T*>(args.out) + offset;
   if (args.packed) {
     Pack<T, W> pack;
 #pragma unroll
     for (int k = 0; k < W; ++k) narrow(v[k], pack.value[k]);
-    pack.store(to);
-  } else {
+    if (together) {
+      Row(offset).store(static_cast<T*>(args.out), pack);
+    } else if (place.active) {
+      pack.store(to);
+    }
+  } else if (place.active) {
 #pragma unroll
     for (int k = 0; k < W; ++k, to += places.apart) narrow(v[k], *to);
   }
-}
-
-unsigned blocks_for(const FoldLayout& layout, int threads) {
-  const int64_t units = layout.groups * layout.bytes_per_group() * kUnits;
-  return static_cast<unsigned>((units + threads - 1) / threads);
 }
 
 template <class A, class T, int W>
@@ -262,7 +342,7 @@ cudaError_t launch(const SequenceArgs& args, cudaStream_t stream) {
   const FoldGrid<int64_t> grid(args.in_layout);
   if (grid.bytes == 0) return cudaSuccess;
   if (launch_sort<A, T, 2>(args, stream) || launch_sort<A, T, 4>(args, stream) || launch_sort<A, T, 8>(args, stream) ||
-      launch_sort<A, T, 16>(args, stream)) {
+      launch_sort<A, T, 16>(args, stream) || launch_values<A, T>(args, stream)) {
     return cudaGetLastError();
   }
   const int64_t row_bytes = static_cast<int64_t>(sequence_rows(args)) * sizeof(A);

@@ -9,6 +9,22 @@
 namespace pyfold {
 namespace {
 
+// Whether each row is a whole number of kLanes lanes, which every operand has side by side at multiples of 16 bytes and
+// whose noise is whole blocks.
+template <int kLanes, class Args>
+bool whole(const Args& args) {
+  constexpr int64_t kAccess = 16;
+  const Window& window = args.noise.window;
+  bool all = args.geometry.numel % kLanes == 0;
+  if (args.noise.seeds != nullptr) all = all && window.flat && window.base % kNormalsPerBlock == 0;
+  args.each_view([&](const View& view) {
+    if (!view) return;
+    all = all && view.flat && reinterpret_cast<uintptr_t>(view.data) % kAccess == 0;
+    all = all && (args.geometry.rows == 1 || view.row_stride * size_of(view.dtype) % kAccess == 0);
+  });
+  return all;
+}
+
 // Out of line: few layouts need them, and they would fill every kernel many times over. The key comes in words: a
 // reference to it would put it into local memory.
 __device__ __noinline__ int64_t strided_offset(const View& view, const Geometry& geometry, int64_t i) {
@@ -16,8 +32,9 @@ __device__ __noinline__ int64_t strided_offset(const View& view, const Geometry&
 }
 
 __device__ __noinline__ float normal_at(uint32_t seed_low, uint32_t seed_high, uint32_t stream, uint32_t step,
-                                        const Window& window, const Geometry& geometry, int64_t i) {
-  const NoiseKey key = {seed_low, seed_high, stream, step};
+                                        uint64_t first_block, const Window& window, const Geometry& geometry,
+                                        int64_t i) {
+  const NoiseKey key = {seed_low, seed_high, stream, step, first_block};
   const int64_t element = window.base + offset_of(window, geometry, i);
   float normals[kNormalsPerBlock];
   normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
@@ -30,13 +47,19 @@ __device__ __noinline__ float normal_at(uint32_t seed_low, uint32_t seed_high, u
 
 // diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in 128-bit accesses where they lie
 // together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts them.
-template <class A, int kLanes>
+// kWhole: the host has seen that everything lies together (see whole), so no thread asks.
+template <class A, int kLaneCount, bool kWhole>
 class CudaTile {
  public:
   using Acc = A;
-  static constexpr bool kPassesCount = false;
+  static constexpr int kLanes = kLaneCount;
   struct Register {
     A lane[kLanes];
+
+    template <class C>
+    friend PYFOLD_HD Term<C, Register> operator*(C coefficient, const Register& value) {
+      return {coefficient, value};
+    }
   };
 
   __device__ __forceinline__ CudaTile(const Geometry& geometry, int64_t row, int64_t start)
@@ -71,11 +94,12 @@ class CudaTile {
     }
   }
 
-  __device__ __forceinline__ void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) const {
-    const NoiseKey key = noise_key(source, row_, offset);
-    const Window& window = source.window;
+  __device__ __forceinline__ void load(Register& out, const Noise& noise) const {
+    const NoiseKey key = noise.key(row_);
+    const Window& window = noise.source.window;
     const int64_t first = window.base + start_;
-    if (window.flat && first % kNormalsPerBlock == 0) {
+    const bool blocks = kWhole || (window.flat && first % kNormalsPerBlock == 0);
+    if (blocks) {
       PYFOLD_UNROLL
       for (int i = 0; i < kLanes; i += kNormalsPerBlock) {
         float normals[kNormalsPerBlock];
@@ -83,35 +107,39 @@ class CudaTile {
         PYFOLD_UNROLL
         for (int j = 0; j < kNormalsPerBlock; ++j) out.lane[i + j] = static_cast<A>(normals[j]);
       }
-      return;
-    }
-    PYFOLD_UNROLL
-    for (int i = 0; i < kLanes; ++i) {
-      out.lane[i] = i < count_ ? static_cast<A>(normal_at(key.seed_low, key.seed_high, key.stream, key.step, window,
-                                                          geometry_, start_ + i))
-                               : A{0};
+    } else {
+      PYFOLD_UNROLL
+      for (int i = 0; i < kLanes; ++i) {
+        out.lane[i] = i < count_ ? static_cast<A>(normal_at(key.seed_low, key.seed_high, key.stream, key.step,
+                                                            key.first_block, window, geometry_, start_ + i))
+                                 : A{0};
+      }
     }
   }
 
-  __device__ __forceinline__ void fill(Register& out, A value) const { pyfold::fill(out.lane, value, kLanes); }
-  __device__ __forceinline__ void scale(Register& out, A coefficient, const Register& x) const {
-    pyfold::scale(out.lane, coefficient, x.lane, kLanes);
+  template <class Terms>
+  __device__ __forceinline__ void let(Register& out, const Terms& sum) const {
+    add_up(*this, out, sum);
   }
-  __device__ __forceinline__ void add_scaled(Register& out, A coefficient, const Register& x) const {
-    pyfold::add_scaled(out.lane, coefficient, x.lane, kLanes);
+  template <class Terms>
+  __device__ __forceinline__ void write(const View& view, Register& out, const Terms& sum) const {
+    let(out, sum);
+    store(view, out);
   }
-  __device__ __forceinline__ void subtract_from(Register& out, const Register& x) const {
-    pyfold::subtract_from(out.lane, x.lane, kLanes);
+  __device__ __forceinline__ void write(const View& view, Register& out, const Noise& noise) const {
+    load(out, noise);
+    store(view, out);
   }
-  __device__ __forceinline__ void clip(Register& out, A low, A high) const {
-    pyfold::clip(out.lane, low, high, kLanes);
+  __device__ __forceinline__ void keep(Register&) const {}
+  __device__ __forceinline__ void subtract(Register& out, const Register& x, const Register& y) const {
+    pyfold::subtract(out.lane, x.lane, y.lane, kLanes);
   }
 
   __device__ __forceinline__ double dot(const Register& x, const Register& y) const {
     A sum = 0;
     PYFOLD_UNROLL
     for (int i = 0; i < kLanes; ++i) {
-      if (i < count_) sum += x.lane[i] * y.lane[i];
+      if (kWhole || i < count_) sum += x.lane[i] * y.lane[i];
     }
     return static_cast<double>(sum);
   }
@@ -137,7 +165,7 @@ class CudaTile {
   // All lanes of a flat operand, if they can move as one Pack.
   template <class T>
   __device__ __forceinline__ bool packed(const View& view, const T* first) const {
-    return view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0;
+    return kWhole || (view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0);
   }
 
   // body(lane, offset): along the innermost dimension offsets are a stride apart, and only its end costs divisions.

@@ -41,103 +41,50 @@ struct AffineStepArgs {
   View history_out;
   View next_input;
   View x0_out;
+
+  template <class Body>
+  void each_view(Body&& body) const {
+    for (const View* view : {&x, &base, &out, &history_out, &next_input, &x0_out}) body(*view);
+    for (const View& model : models) body(model);
+    for (const View& entry : history) body(entry);
+  }
 };
 
 namespace {
 
+template <class A>
+struct StepRow {
+  const double* row;
+#define PYFOLD_COLUMN(name) \
+  PYFOLD_HD Column<A> name() const { return {row + kStep_##name}; }
+  PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_COLUMN)
+#undef PYFOLD_COLUMN
+};
+
+static_assert(kStepColumns <= kMaxColumns);
+static_assert(kMaxModels == 3 && kMaxHistory == 4 && kMaxNoises == 3, "affine_step writes its sums out");
+
 template <class Tile>
 PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
-  using Acc = typename Tile::Acc;
-  using Register = typename Tile::Register;
-  const double* row = table_row(args.table, kStepColumns, tile.row());
-  const auto c = [row](int i) { return column<Acc>(row, i); };
+  const StepRow<typename Tile::Acc> c{table_row(args.table, kStepColumns, tile.row())};
+  const View *model = args.models, *history = args.history;
+  const bool needs_u = c.c_u() != 0 || args.history_out;
+  const bool needs_x0 = c.c_x0() != 0 || (needs_u && c.t() != 0) || args.x0_out;
 
-  // What is loaded lies in a register each where that spares a pass, else in one.
-  constexpr int kOperands = Tile::kPassesCount ? kMaxModels + 1 + kMaxHistory : 1;
-  Register x, e, operands[kOperands], x0, u, y;
-  const auto operand = [&](int i) -> Register& { return operands[Tile::kPassesCount ? i : 0]; };
+  typename Tile::Register x, e, x0, u, y, input;
   tile.load(x, args.x);
-  if (c(kStep_g1) == 1 && args.models[0] && !args.models[1]) {
-    tile.load(e, args.models[0]);
-  } else {
-    Sum<Tile> sum{e};
-    PYFOLD_UNROLL
-    for (int j = 0; j < kMaxModels; ++j) {
-      if (args.models[j] && c(kStep_g1 + j) != 0) {
-        tile.load(operand(j), args.models[j]);
-        sum.add(tile, c(kStep_g1 + j), operand(j), true);
-      }
-    }
-    sum.finish(tile);
-  }
-
-  const bool needs_u = c(kStep_c_u) != 0 || args.history_out;
-  const bool needs_x0 = c(kStep_c_x0) != 0 || (needs_u && c(kStep_t) != 0) || args.x0_out;
-  if (needs_x0) {
-    Sum<Tile> sum{x0};
-    sum.add(tile, c(kStep_p), x, true);
-    sum.add(tile, c(kStep_q), e, true);
-    sum.finish_clipped(tile, c(kStep_clip_min), c(kStep_clip_max));
-  }
-  if (needs_u) {
-    bool shared = false;
-    if constexpr (Tile::kPassesCount) {
-      // u is often what the model said, or x0. What is stored must not lie in an operand, which an output may be.
-      const bool of_e = c(kStep_s) == 1 && c(kStep_t) == 0 && !args.history_out;
-      const bool of_x0 = c(kStep_t) == 1 && c(kStep_s) == 0;
-      shared = c(kStep_r) == 0 && (of_e || of_x0);
-      if (shared) tile.share(u, of_e ? e : x0);
-    }
-    if (!shared) {
-      Sum<Tile> sum{u};
-      sum.add(tile, c(kStep_r), x, true);
-      sum.add(tile, c(kStep_s), e, true);
-      if (needs_x0) sum.add(tile, c(kStep_t), x0, true);
-      sum.finish(tile);
-    }
-  }
-
-  if constexpr (Tile::kPassesCount) {
-    // x' is computed where it will lie, unless it lies in something that is still to be read.
-    bool apart = args.out.data != args.base.data;
-    for (int j = 0; j < kMaxModels; ++j) apart = apart && args.out.data != args.models[j].data;
-    for (int i = 0; i < kMaxHistory; ++i) apart = apart && args.out.data != args.history[i].data;
-    if (apart) tile.aim(y, args.out);
-  }
-  Sum<Tile> next{y};
-  next.add(tile, c(kStep_a), x, true);
-  if (args.base && c(kStep_a_base) != 0) {
-    tile.load(operand(kMaxModels), args.base);
-    next.add(tile, c(kStep_a_base), operand(kMaxModels), true);
-  }
-  PYFOLD_UNROLL
-  for (int i = 0; i < kMaxHistory; ++i) {
-    if (args.history[i] && c(kStep_b1 + i) != 0) {
-      tile.load(operand(kMaxModels + 1 + i), args.history[i]);
-      next.add(tile, c(kStep_b1 + i), operand(kMaxModels + 1 + i), true);
-    }
-  }
-  if (needs_x0) next.add(tile, c(kStep_c_x0), x0, true);
-  if (needs_u) next.add(tile, c(kStep_c_u), u, true);
-  if (args.noise.seeds != nullptr) {
-    PYFOLD_UNROLL
-    for (int k = 0; k < kMaxNoises; ++k) {
-      if (c(kStep_d1 + k) != 0) {
-        tile.noise(operand(k), args.noise, row != nullptr ? noise_counter(row[kStep_n1 + k]) : 0);
-        next.add(tile, c(kStep_d1 + k), operand(k), true);
-      }
-    }
-  }
-  next.finish(tile);
-
-  tile.store(args.out, y);
+  tile.let(e, c.g1() * model[0] + c.g2() * model[1] + c.g3() * model[2]);
+  if (needs_x0) tile.let(x0, clip(c.p() * x + c.q() * e, c.clip_min(), c.clip_max()));
+  if (needs_u) tile.let(u, c.r() * x + c.s() * e + c.t() * x0);
+  if (args.history_out) tile.keep(u);
+  if (args.x0_out) tile.keep(x0);
+  tile.write(args.out, y,
+             c.a() * x + c.a_base() * args.base + c.b1() * history[0] + c.b2() * history[1] + c.b3() * history[2] +
+                 c.b4() * history[3] + c.c_x0() * x0 + c.c_u() * u + c.d1() * Noise{args.noise, c.n1().cell} +
+                 c.d2() * Noise{args.noise, c.n2().cell} + c.d3() * Noise{args.noise, c.n3().cell});
   if (args.history_out) tile.store(args.history_out, u);
   if (args.x0_out) tile.store(args.x0_out, x0);
-  if (args.next_input) {
-    if constexpr (Tile::kPassesCount) tile.aim(operand(0), args.next_input);
-    tile.scale(operand(0), c(kStep_c_in), y);
-    tile.store(args.next_input, operand(0));
-  }
+  if (args.next_input) tile.write(args.next_input, input, c.c_in() * y);
 }
 
 }  // namespace

@@ -25,25 +25,29 @@ struct NoisingArgs {
   View target;                      // add_noise, optional
   View cotangent;                   // residual_dot
   const void* row_scale = nullptr;  // residual_scale: one Acc a row
+
+  template <class Body>
+  void each_view(Body&& body) const {
+    for (const View* view : {&x0, &prediction, &out, &target, &cotangent}) body(*view);
+  }
 };
 
 namespace {
 
 template <class A>
 struct NoisingRow {
-#define PYFOLD_FIELD(name) A name;
-  PYFOLD_NOISING_COLUMNS(PYFOLD_FIELD)
-#undef PYFOLD_FIELD
+  const double* row;
+#define PYFOLD_COLUMN(name) \
+  PYFOLD_HD Column<A> name() const { return {row + kNoising_##name}; }
+  PYFOLD_NOISING_COLUMNS(PYFOLD_COLUMN)
+#undef PYFOLD_COLUMN
 };
+
+static_assert(kNoisingColumns <= kMaxColumns);
 
 template <class A>
 PYFOLD_HD NoisingRow<A> noising_row(const Table& table, int64_t sample) {
-  const double* row = table_row(table, kNoisingColumns, sample);
-  return {
-#define PYFOLD_READ(name) column<A>(row, kNoising_##name),
-      PYFOLD_NOISING_COLUMNS(PYFOLD_READ)
-#undef PYFOLD_READ
-  };
+  return {table_row(table, kNoisingColumns, sample)};
 }
 
 template <class Tile>
@@ -52,18 +56,11 @@ PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
   const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
   Register x0, epsilon, y, target;
   tile.load(x0, args.x0);
-  tile.noise(epsilon, args.noise);
-  Sum<Tile> sum{y};
-  sum.add(tile, c.alpha, x0, true);
-  sum.add(tile, c.sigma, epsilon, true);
-  sum.finish(tile);
-  // Before out is stored, which may be x0 itself.
+  tile.load(epsilon, Noise{args.noise});
+  tile.let(y, c.alpha() * x0 + c.sigma() * epsilon);
   if (args.target) {
-    Sum<Tile> target_sum{target};
-    target_sum.add(tile, c.target_x0, x0, true);
-    target_sum.add(tile, c.target_epsilon, epsilon, true);
-    target_sum.finish(tile);
-    tile.store(args.target, target);
+    tile.keep(y);
+    tile.write(args.target, target, c.target_x0() * x0 + c.target_epsilon() * epsilon);
   }
   tile.store(args.out, y);
 }
@@ -72,19 +69,10 @@ PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
 template <class Tile>
 PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRow<typename Tile::Acc>& c,
                         typename Tile::Register& out) {
-  typename Tile::Register operand;
-  Sum<Tile> target{out};
-  if (c.target_x0 != 0) {
-    tile.load(operand, args.x0);
-    target.add(tile, c.target_x0, operand);
-  }
-  if (c.target_epsilon != 0 && args.noise.seeds != nullptr) {
-    tile.noise(operand, args.noise);
-    target.add(tile, c.target_epsilon, operand);
-  }
-  target.finish(tile);
-  tile.load(operand, args.prediction);
-  tile.subtract_from(out, operand);
+  typename Tile::Register target, prediction;
+  tile.let(target, c.target_x0() * args.x0 + c.target_epsilon() * Noise{args.noise});
+  tile.load(prediction, args.prediction);
+  tile.subtract(out, prediction, target);
 }
 
 // weight * sum of residual^2 over the lanes.
@@ -93,7 +81,7 @@ PYFOLD_HD double residual_square(Tile& tile, const NoisingArgs& args) {
   const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
   typename Tile::Register r;
   residual(tile, args, c, r);
-  return static_cast<double>(c.weight) * tile.dot(r, r);
+  return static_cast<double>(static_cast<typename Tile::Acc>(c.weight())) * tile.dot(r, r);
 }
 
 // weight * sum of cotangent * residual over the lanes.
@@ -103,7 +91,7 @@ PYFOLD_HD double residual_dot(Tile& tile, const NoisingArgs& args) {
   typename Tile::Register r, cotangent;
   residual(tile, args, c, r);
   tile.load(cotangent, args.cotangent);
-  return static_cast<double>(c.weight) * tile.dot(cotangent, r);
+  return static_cast<double>(static_cast<typename Tile::Acc>(c.weight())) * tile.dot(cotangent, r);
 }
 
 // out = row_scale * weight * residual.
@@ -113,8 +101,8 @@ PYFOLD_HD void residual_scale(Tile& tile, const NoisingArgs& args) {
   const auto c = noising_row<Acc>(args.table, tile.row());
   typename Tile::Register r, scaled;
   residual(tile, args, c, r);
-  tile.scale(scaled, static_cast<const Acc*>(args.row_scale)[tile.row()] * c.weight, r);
-  tile.store(args.out, scaled);
+  const Acc scale = static_cast<const Acc*>(args.row_scale)[tile.row()] * c.weight();
+  tile.write(args.out, scaled, scale * r);
 }
 
 }  // namespace

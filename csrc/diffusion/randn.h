@@ -8,6 +8,11 @@ struct RandnArgs {
   Geometry geometry;
   NoiseSource noise;
   View out;
+
+  template <class Body>
+  void each_view(Body&& body) const {
+    body(out);
+  }
 };
 
 namespace {
@@ -15,9 +20,7 @@ namespace {
 template <class Tile>
 PYFOLD_HD void randn(Tile& tile, const RandnArgs& args) {
   typename Tile::Register z;
-  if constexpr (Tile::kPassesCount) tile.aim(z, args.out);
-  tile.noise(z, args.noise);
-  tile.store(args.out, z);
+  tile.write(args.out, z, Noise{args.noise});
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ struct MirrorFold {
 struct AbsFold {
   static constexpr int kComponents = 1;
   static constexpr int kParameters = 0;
+  static constexpr bool kMovesBits = true;
 
   template <class A>
   static PYFOLD_HD bool side(const A (&v)[1], const A*) {

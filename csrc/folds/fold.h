@@ -10,6 +10,7 @@
 // NaN counts as a tie. A fold kind is a header of its own with a type that offers
 //   kComponents   values folded together: 1, or 2 for a pair of channels
 //   kParameters   numbers it needs for each unit of kComponents values
+//   kMovesBits    whether it turns signs or exchanges values, and computes nothing
 //   side(v, p)    the bit of the values v
 //   reflect(v, m, p)  the linear map that the fold is at a unit with this bit; it is symmetric, so it is also its own
 //                     transpose

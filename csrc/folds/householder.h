@@ -11,6 +11,7 @@ namespace {
 struct HouseholderFold {
   static constexpr int kComponents = 2;
   static constexpr int kParameters = 2;
+  static constexpr bool kMovesBits = false;
 
   template <class A>
   static PYFOLD_HD bool side(const A (&v)[2], const A* p) {

@@ -10,6 +10,7 @@ namespace {
 struct MaxMinFold {
   static constexpr int kComponents = 2;
   static constexpr int kParameters = 0;
+  static constexpr bool kMovesBits = true;
 
   template <class A>
   static PYFOLD_HD bool side(const A (&v)[2], const A*) {

@@ -27,10 +27,27 @@ inline bool sequence_reach(FoldOp op, int r, bool shifts, SequenceReach& reach) 
   return false;
 }
 
+// What is wrong with an instruction of a program for units of so many rows, or null; reach becomes what it touches.
+inline const char* instruction_error(const FoldInstruction& given, SequenceMode mode, bool first, int rows,
+                                     SequenceReach& reach) {
+  const FoldOp op = static_cast<FoldOp>(given.op);
+  if (!sequence_reach(op, rows, given.j != 0, reach)) return "the program has an unknown instruction";
+  if (given.i >= rows || (reach.pair && (given.j >= rows || given.i == given.j))) {
+    return "an instruction leaves the rows of its unit";
+  }
+  if (mode == SequenceMode::kInverse && (op == FoldOp::kTri || op == FoldOp::kBox)) {
+    return "the bits of this program's box or tri say too little for its inverse";
+  }
+  if (op == FoldOp::kCrelu && !(first && rows == 1)) return "crelu takes one row, and comes first";
+  if (op == FoldOp::kMatrix && rows > kMaxMatrixRows) return "a matrix has at most 6 rows";
+  static_assert(kMaxMatrixRows == 6);
+  return nullptr;
+}
+
 // Copies a program of size numbers, five to each instruction, and checks that it stays inside its memory. rows becomes
-// the rows that a unit ends with. Returns null, or what is wrong.
+// the rows that a unit ends with, parameter_count how many parameters it needs. Returns null, or what is wrong.
 inline const char* sequence_program(SequenceArgs& args, const int64_t* program, int64_t size, const double* constants,
-                                    int64_t constant_count, int64_t parameter_count, int& rows) {
+                                    int64_t constant_count, int64_t& parameter_count, int& rows) {
   if (size % 5 != 0 || size / 5 > kMaxInstructions) return "a program has up to 280 instructions of 5 numbers";
   if (constant_count > kMaxConstants) return "a program has at most 104 constants";
   if (rows < 1 || rows > kMaxRows) return "a unit has 1 to 192 rows";
@@ -44,25 +61,16 @@ inline const char* sequence_program(SequenceArgs& args, const int64_t* program, 
     FoldInstruction& to = args.instructions[k];
     to = {static_cast<int16_t>(from[0]), static_cast<int16_t>(from[1]), static_cast<int16_t>(from[2]),
           static_cast<int16_t>(from[3]), static_cast<int16_t>(from[4])};
-    const FoldOp op = static_cast<FoldOp>(to.op);
     SequenceReach reach;
-    if (!sequence_reach(op, rows, to.j != 0, reach)) return "the program has an unknown instruction";
-    if (to.i >= rows || (reach.pair && (to.j >= rows || to.i == to.j))) {
-      return "an instruction leaves the rows of its unit";
-    }
-    const bool of_parameters = to.constant >= kParameters;
-    const int64_t first = of_parameters ? to.constant - kParameters : to.constant;
-    if (reach.constants != 0 && first + reach.constants > (of_parameters ? parameter_count : constant_count)) {
+    if (const char* wrong = instruction_error(to, args.mode, k == 0, rows, reach)) return wrong;
+    const int64_t end = reach.constants == 0 ? 0 : to.constant + reach.constants;
+    if (to.constant >= kParameters) {
+      parameter_count = std::max(parameter_count, end - kParameters);
+    } else if (end > constant_count) {
       return "an instruction leaves the constants of its program";
     }
-    if (args.mode == SequenceMode::kInverse && (op == FoldOp::kTri || op == FoldOp::kBox)) {
-      return "the bits of this program's box or tri say too little for its inverse";
-    }
-    if (op == FoldOp::kCrelu && (k != 0 || rows != 1)) return "crelu takes one row, and comes first";
-    if (op == FoldOp::kMatrix && rows > kMaxMatrixRows) return "a matrix has at most 6 rows";
-    static_assert(kMaxMatrixRows == 6);
     args.planes = std::max(args.planes, to.plane + reach.planes);
-    if (op == FoldOp::kCrelu) rows = 2;
+    if (static_cast<FoldOp>(to.op) == FoldOp::kCrelu) rows = 2;
   }
   std::copy(constants, constants + constant_count, args.constants);
   return nullptr;

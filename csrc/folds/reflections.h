@@ -15,14 +15,10 @@
 
 namespace pyfold {
 
-// False where no such fold has this name.
-inline bool reflection_named(std::string_view name, FoldKind& kind) {
-#define PYFOLD_ROW(row_kind, row_name, Fold) \
-  if (name == row_name) return kind = FoldKind::row_kind, true;
-  PYFOLD_REFLECTIONS(PYFOLD_ROW)
+// In the order of FoldKind.
+#define PYFOLD_ROW(kind, name, Fold) name,
+constexpr std::string_view kReflectionNames[] = {PYFOLD_REFLECTIONS(PYFOLD_ROW)};
 #undef PYFOLD_ROW
-  return false;
-}
 
 namespace {
 
@@ -42,6 +38,11 @@ inline auto with_reflection(FoldKind kind, Body&& body) {
 // Values folded together.
 inline int reflection_components(FoldKind kind) {
   return with_reflection(kind, [](auto fold) { return decltype(fold)::kComponents; });
+}
+
+// Numbers it needs for each unit.
+inline int reflection_parameters(FoldKind kind) {
+  return with_reflection(kind, [](auto fold) { return decltype(fold)::kParameters; });
 }
 
 }  // namespace

@@ -149,6 +149,7 @@ class SequenceRunner {
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
     tile_.read(in.plane, m);
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], m[l] != 0);  // a mirror undoes itself
   }
 
@@ -159,6 +160,7 @@ class SequenceRunner {
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
     tile_.read(in.plane, m);
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) v[l] = fold.undone(v[l], m[l] != 0);
   }
 
@@ -171,18 +173,21 @@ class SequenceRunner {
     uint8_t* __restrict below = tile_.flags(1);
     const A length = fold.length;
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) {
         above[l] = fold.above(v[l]);
         below[l] = fold.below(v[l]);
       }
       tile_.write(in.plane, above);
       tile_.write(in.plane + 1, below);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], true);
       return;
     }
     tile_.read(in.plane, above);
     tile_.read(in.plane + 1, below);
     const A shift = inverse() ? length + length : A{0};
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       const A high = above[l] != 0 ? shift - v[l] : v[l];
       v[l] = below[l] != 0 ? -shift - v[l] : high;
@@ -195,11 +200,14 @@ class SequenceRunner {
     A* __restrict v = tile_.row(in.i);
     uint8_t* __restrict m = tile_.flags(0);
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) m[l] = fold.side(v[l]);
       tile_.write(in.plane, m);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = fold.folded(v[l], m[l] != 0);
     } else {
       tile_.read(in.plane, m);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = fold.linear(v[l], m[l] != 0);
     }
   }
@@ -212,6 +220,7 @@ class SequenceRunner {
     uint8_t* __restrict m = tile_.flags(0);
     const A length = constant(in, 0), centre = constant(in, 1), twice = length + length, period = twice + twice;
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) {
         const A u = v[l] - centre;
         const A turns = floor_of((u + length) / period);
@@ -229,10 +238,12 @@ class SequenceRunner {
     }
     tile_.read(in.plane, m);  // the lowest bit of k
     if (!inverse()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? -v[l] : v[l];
       return;
     }
     read_cells(in.plane, cell);
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       const A y = v[l] - centre;
       v[l] = centre + (twice * cell[l] + (m[l] != 0 ? -y : y));
@@ -256,6 +267,7 @@ class SequenceRunner {
     A* __restrict b = tile_.row(in.j);
     uint8_t* __restrict m = tile_.flags(0);
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) {
         const A v[2] = {a[l], b[l]};
         m[l] = Fold::side(v, parameters);
@@ -264,6 +276,7 @@ class SequenceRunner {
     } else {
       tile_.read(in.plane, m);
     }
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       A v[2] = {a[l], b[l]};
       Fold::reflect(v, m[l] != 0, parameters);
@@ -277,22 +290,27 @@ class SequenceRunner {
     A* __restrict side = tile_.scratch();
     uint8_t* __restrict m = tile_.flags(0);
     const A start = affine() ? -constant(in, rows_) : A{0};
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) side[l] = start;
     for (int r = 0; r < rows_; ++r) {
       const A* __restrict v = tile_.row(r);
       const A normal = constant(in, r);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) side[l] = side[l] + normal * v[l];
     }
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) m[l] = side[l] > 0;
       tile_.write(in.plane, m);
     } else {
       tile_.read(in.plane, m);
     }
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) side[l] = m[l] != 0 ? side[l] + side[l] : A{0};
     for (int r = 0; r < rows_; ++r) {
       A* __restrict v = tile_.row(r);
       const A normal = constant(in, r);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = v[l] - side[l] * normal;
     }
   }
@@ -303,16 +321,19 @@ class SequenceRunner {
     A* __restrict b = tile_.row(1);
     uint8_t* __restrict m = tile_.flags(0);
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) m[l] = a[l] < 0;
       tile_.write(in.plane, m);
     } else {
       tile_.read(in.plane, m);
     }
     if (adjoint() || inverse()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) a[l] = m[l] != 0 ? -b[l] : a[l];
       rows_ = 1;
       return;
     }
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       b[l] = m[l] != 0 ? -a[l] : A{0};
       a[l] = m[l] != 0 ? A{0} : a[l];
@@ -327,8 +348,10 @@ class SequenceRunner {
       A* __restrict v = tile_.row(r);
       const A shift = in.j != 0 && affine() ? constant(in, 1 + r) : A{0};
       if (inverse()) {
+        PYFOLD_UNROLL
         for (int l = 0; l < n; ++l) v[l] = (v[l] - shift) / factor;
       } else {
+        PYFOLD_UNROLL
         for (int l = 0; l < n; ++l) v[l] = factor * v[l] + shift;
       }
     }
@@ -337,6 +360,7 @@ class SequenceRunner {
   PYFOLD_HD void matrix(const FoldInstruction& in) {
     const int n = n_;
     const int matrix = inverse() ? rows_ * rows_ : 0;
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       A x[kMaxMatrixRows], y[kMaxMatrixRows];
       for (int r = 0; r < rows_; ++r) {
@@ -360,6 +384,7 @@ class SequenceRunner {
     for (int r = 0; r < rows_; ++r) {
       A* __restrict v = tile_.row(r);
       if (forward()) {
+        PYFOLD_UNROLL
         for (int l = 0; l < n; ++l) {
           const A y = v[l];
           m[l] = (y > high) | (y < low);
@@ -368,6 +393,7 @@ class SequenceRunner {
         tile_.write(in.plane + r, m);
       } else {
         tile_.read(in.plane + r, m);
+        PYFOLD_UNROLL
         for (int l = 0; l < n; ++l) v[l] = m[l] != 0 ? A{0} : v[l];
       }
     }
@@ -377,9 +403,11 @@ class SequenceRunner {
   PYFOLD_HD void squared_length() {
     const int n = n_;
     A* __restrict square = tile_.scratch();
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) square[l] = 0;
     for (int r = 0; r < rows_; ++r) {
       const A* __restrict v = tile_.row(r);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) square[l] = square[l] + v[l] * v[l];
     }
   }
@@ -388,6 +416,7 @@ class SequenceRunner {
     const int n = n_;
     for (int r = 0; r < rows_; ++r) {
       A* __restrict v = tile_.row(r);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) v[l] = factor[l] * v[l];
     }
   }
@@ -401,6 +430,7 @@ class SequenceRunner {
     const A outer_square = constant(in, 0), inner_square = constant(in, 1);
     squared_length();
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) {
         inner[l] = square[l] < inner_square;
         between[l] = (square[l] < outer_square) & !(square[l] < inner_square);
@@ -412,6 +442,7 @@ class SequenceRunner {
       tile_.read(in.plane + 1, between);
     }
     const A middle = forward() ? outer_square / inner_square : inner_square / outer_square;
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) {
       const A inversion = between[l] != 0 ? outer_square / square[l] : A{1};
       square[l] = inner[l] != 0 ? middle : inversion;
@@ -426,11 +457,13 @@ class SequenceRunner {
     const A bound = constant(in, 0);
     squared_length();
     if (forward()) {
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) m[l] = square[l] > bound;
       tile_.write(in.plane, m);
     } else {
       tile_.read(in.plane, m);
     }
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) square[l] = m[l] != 0 ? bound / square[l] : A{1};
     scale_each(square);
   }
@@ -441,6 +474,7 @@ class SequenceRunner {
     uint8_t* __restrict m = tile_.flags(0);
     for (int bit = 0; bit < kCellPlanes; ++bit) {
       const bool sign = bit == kCellPlanes - 1;
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) m[l] = sign ? cell[l] < 0 : magnitude(cell[l]) >> bit & 1u;
       tile_.write(plane + bit, m);
     }
@@ -448,14 +482,17 @@ class SequenceRunner {
   PYFOLD_HD void read_cells(int plane, A* __restrict cell) {
     const int n = n_;
     uint8_t* __restrict m = tile_.flags(1);
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) cell[l] = 0;
     A weight = 1;
     for (int bit = 0; bit < kCellPlanes - 1; ++bit) {
       tile_.read(plane + bit, m);
+      PYFOLD_UNROLL
       for (int l = 0; l < n; ++l) cell[l] = cell[l] + (m[l] != 0 ? weight : A{0});
       weight = weight + weight;
     }
     tile_.read(plane + kCellPlanes - 1, m);
+    PYFOLD_UNROLL
     for (int l = 0; l < n; ++l) cell[l] = m[l] != 0 ? -cell[l] : cell[l];
   }
 

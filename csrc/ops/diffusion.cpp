@@ -16,11 +16,6 @@ void randn(Parser& read, Call& call) {
   read.finish_samples(args.noise.window);
 }
 
-void randn_cpu(Call& call) {
-  const RandnArgs& args = call.as<RandnArgs>();
-  cpu::launch_map<&Kernels::randn>(args, true, {&args.out});
-}
-
 void add_noise(Parser& read, Call& call) {
   NoisingArgs& args = call.begin<NoisingArgs>();
   read.samples(args.geometry);
@@ -30,11 +25,6 @@ void add_noise(Parser& read, Call& call) {
   read.view("out", args.out, Kind::kLower, kWritten);
   read.view("target", args.target, Kind::kLower, kWritten | kOptional);
   read.finish_samples(args.noise.window);
-}
-
-void add_noise_cpu(Call& call) {
-  const NoisingArgs& args = call.as<NoisingArgs>();
-  cpu::launch_map<&Kernels::add_noise>(args, true, {&args.out, &args.target});
 }
 
 // What the loss and its derivatives share.
@@ -84,11 +74,6 @@ void denoising_residual_scale(Parser& read, Call& call) {
   read.finish_samples(args.noise.window);
 }
 
-void denoising_residual_scale_cpu(Call& call) {
-  const NoisingArgs& args = call.as<NoisingArgs>();
-  cpu::launch_map<&Kernels::residual_scale>(args, cpu::draws_noise(args), {&args.out});
-}
-
 void affine_step(Parser& read, Call& call) {
   AffineStepArgs& args = call.begin<AffineStepArgs>();
   read.samples(args.geometry);
@@ -105,22 +90,21 @@ void affine_step(Parser& read, Call& call) {
   read.finish_samples(args.noise.window);
 }
 
-void affine_step_cpu(Call& call) {
-  const AffineStepArgs& args = call.as<AffineStepArgs>();
-  cpu::launch_map<&Kernels::affine_step>(args, args.noise.seeds != nullptr,
-                                         {&args.out, &args.history_out, &args.next_input, &args.x0_out});
+template <auto kernel, class Args>
+void map_cpu(Call& call) {
+  cpu::launch_map<kernel>(call.as<Args>(), {call.outputs, static_cast<size_t>(call.output_count)});
 }
 
 }  // namespace
 
 const std::vector<Op>& diffusion_ops() {
   static const std::vector<Op> ops = {
-      {"randn", randn, randn_cpu},
-      {"add_noise", add_noise, add_noise_cpu},
+      {"randn", randn, map_cpu<&Kernels::randn, RandnArgs>},
+      {"add_noise", add_noise, map_cpu<&Kernels::add_noise, NoisingArgs>},
       {"denoising_loss", denoising_loss, sum_cpu<&Kernels::residual_square>},
       {"denoising_residual_dot", denoising_residual_dot, sum_cpu<&Kernels::residual_dot>},
-      {"denoising_residual_scale", denoising_residual_scale, denoising_residual_scale_cpu},
-      {"affine_step", affine_step, affine_step_cpu},
+      {"denoising_residual_scale", denoising_residual_scale, map_cpu<&Kernels::residual_scale, NoisingArgs>},
+      {"affine_step", affine_step, map_cpu<&Kernels::affine_step, AffineStepArgs>},
   };
   return ops;
 }

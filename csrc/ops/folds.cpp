@@ -1,6 +1,7 @@
 #include "cpu/launch.h"
 #include "folds/layout.h"
 #include "folds/program.h"
+#include "folds/reflections.h"
 #include "ops/parser.h"
 
 // The folds of one reflection each, and the programs of folds (csrc/folds/sequence.h).
@@ -12,9 +13,10 @@ struct Units {
   int64_t dim = 0, groups = 1;
   bool halves = false;
 
-  explicit Units(Parser& read) {
+  void read_from(Parser& read) {
     read.integer("dim", dim);
-    halves = read.choice("pairing", {"adjacent", "halves"}) == 1;
+    constexpr std::string_view kPairings[] = {"adjacent", "halves"};
+    read.choice("pairing", kPairings, halves);
     read.integer("groups", groups, 1);
   }
   void lay_out(Parser& read, const char* name, const TensorRef& x, int components, bool any_dim,
@@ -59,21 +61,22 @@ void result_bits(Parser& read, const char* shape, const FoldLayout& layout, int6
 
 // --- one reflection
 
-void read_kind(Parser& read, FoldArgs& args) {
-  static_assert(static_cast<int>(FoldKind::kHouseholder) == 2);
-  args.kind = static_cast<FoldKind>(read.choice("kind", {"abs", "maxmin", "householder"}));
-}
+struct FoldCall : FoldArgs {
+  Units units;
+  bool save_bits = false;
+};
 
 struct Reflection {
-  FoldArgs& args;
+  FoldCall& args;
   TensorRef in{};
 
-  explicit Reflection(Call& call) : args(call.begin<FoldArgs>()) {}
+  explicit Reflection(Call& call) : args(call.begin<FoldCall>()) {}
 
+  void read_kind(Parser& read) { read.choice("kind", kReflectionNames, args.kind); }
   // The kind and the units are read already.
-  void lay_out(Parser& read, Call& call, const char* name, const Units& units, bool any_dim = true) {
-    const bool single = args.kind == FoldKind::kAbs;
-    units.lay_out(read, name, in, single ? 1 : 2, any_dim && single, args.layout);
+  void lay_out(Parser& read, Call& call, const char* name, bool any_dim = true) {
+    const int components = reflection_components(args.kind);
+    args.units.lay_out(read, name, in, components, any_dim && components == 1, args.layout);
     if (!read.ok()) return;
     args.in = in.data;
     args.dtype = in.dtype();
@@ -81,7 +84,7 @@ struct Reflection {
   }
   void angle(Parser& read, const Values& angle) {
     args.angle = angle.of(read, args.layout.lines());
-    if (args.kind == FoldKind::kHouseholder && !angle.given) read.fail(Wrong::kType, "angle");
+    if (read.ok() && reflection_parameters(args.kind) > 0 && !angle.given) read.fail(Wrong::kType, "angle");
   }
   void bits(Parser& read, const Values& bits, const Values* clamped = nullptr) {
     const int64_t bytes = args.layout.groups * bit_bytes(args.layout);
@@ -94,21 +97,21 @@ struct Reflection {
 
 void fold(Parser& read, Call& call) {
   Reflection fold(call);
-  FoldArgs& args = fold.args;
-  bool save_bits = false;
+  FoldCall& args = fold.args;
   read.tensor("x", Kind::kState, 0, fold.in);
   const Values bias(read, "bias", Kind::kAccumulation), angle(read, "angle", Kind::kAccumulation);
-  const Units units(read);
-  read_kind(read, args);
+  args.units.read_from(read);
+  fold.read_kind(read);
   read.number("gain", args.gain);
   read.number("clamp", args.clamp);
-  read.boolean("save_bits", save_bits);
-  fold.lay_out(read, call, "x", units, !bias.given);
+  read.boolean("save_bits", args.save_bits);
+  fold.lay_out(read, call, "x", !bias.given);
   args.bias = bias.of(read, args.layout.channels);
   fold.angle(read, angle);
   read.result_like("like", fold.in, &args.out);
-  result_bits(read, "bits", args.layout, save_bits ? 1 : 0, args.bits);
-  result_bits(read, "clamped", args.layout, save_bits && args.clamp > 0 ? args.layout.components : 0, args.clamped);
+  result_bits(read, "bits", args.layout, args.save_bits ? 1 : 0, args.bits);
+  const int clamped = args.save_bits && args.clamp > 0 ? args.layout.components : 0;
+  result_bits(read, "clamped", args.layout, clamped, args.clamped);
 }
 
 void fold_backward(Parser& read, Call& call) {
@@ -116,11 +119,11 @@ void fold_backward(Parser& read, Call& call) {
   read.tensor("grad", Kind::kState, 0, fold.in);
   const Values bits(read, "bits", Kind::kBits, 0), clamped(read, "clamped", Kind::kBits);
   const Values angle(read, "angle", Kind::kAccumulation);
-  const Units units(read);
-  read_kind(read, fold.args);
+  fold.args.units.read_from(read);
+  fold.read_kind(read);
   read.number("gain", fold.args.gain);
   read.boolean("transpose", fold.args.transpose);
-  fold.lay_out(read, call, "grad", units);
+  fold.lay_out(read, call, "grad");
   fold.angle(read, angle);
   fold.bits(read, bits, &clamped);
   read.result_like("like", fold.in, &fold.args.out);
@@ -131,8 +134,8 @@ void fold_rotate(Parser& read, Call& call) {
   fold.args.kind = FoldKind::kHouseholder;
   read.tensor("value", Kind::kState, 0, fold.in);
   const Values bits(read, "bits", Kind::kBits, 0), weight(read, "weight", Kind::kAccumulation, 0);
-  const Units units(read);
-  fold.lay_out(read, call, "value", units);
+  fold.args.units.read_from(read);
+  fold.lay_out(read, call, "value");
   fold.args.weight = weight.of(read, fold.args.layout.lines());
   fold.bits(read, bits);
   read.result_like("like", fold.in, &fold.args.out);
@@ -145,8 +148,8 @@ void fold_angle_grad(Parser& read, Call& call) {
   read.tensor("grad", Kind::kState, 0, fold.in);
   read.tensor("output", Kind::kState, 0, output);
   const Values bits(read, "bits", Kind::kBits, 0);
-  const Units units(read);
-  fold.lay_out(read, call, "grad", units);
+  fold.args.units.read_from(read);
+  fold.lay_out(read, call, "grad");
   if (read.ok() && !output.same_sizes(fold.in)) read.fail(Wrong::kShape, "output");
   if (read.ok() && !output.same_strides(fold.in)) read.fail(Wrong::kLayout, "output");
   fold.args.other = output.data;
@@ -162,40 +165,48 @@ void fold_cpu(Call& call) {
 
 // --- programs
 
-// program, constants, width, planes: five numbers to each instruction, and how many values a unit has.
-struct Program {
-  int narrow = 1, wide = 1;
-
-  Program(Parser& read, SequenceArgs& args, const Values& parameters) {
-    int64_t program[5 * kMaxInstructions + 1], width = 1;
-    double constants[kMaxConstants + 1];
-    const int64_t size = read.integers("program", program, 5 * kMaxInstructions + 1);
-    const int64_t count = read.numbers("constants", constants, kMaxConstants + 1);
-    read.integer("width", width, 1, kMaxRows);
-    if (!read.ok()) return;
-    narrow = wide = static_cast<int>(width);
-    const char* wrong = sequence_program(args, program, size, constants, count, parameters.count(), wide);
-    if (wrong != nullptr) read.fail(Wrong::kProgram, "program", -1, wrong);
-    args.parameters = parameters.of(read, parameters.count());
-  }
+struct SequenceCall : SequenceArgs {
+  Units units;
+  int narrow = 1, wide = 1;  // values of a unit, at both ends of the program
+  int64_t parameter_count = 0;
+  int direction = 0;
+  bool save_bits = false;
 };
 
+// program, constants, width: five numbers to each instruction, and how many values a unit has.
+void read_program(Parser& read, SequenceCall& args, const Values& parameters) {
+  int64_t program[5 * kMaxInstructions + 1], width = 1;
+  double constants[kMaxConstants + 1];
+  const int64_t size = read.integers("program", program, 5 * kMaxInstructions + 1);
+  const int64_t count = read.numbers("constants", constants, kMaxConstants + 1);
+  read.integer("width", width, 1, kMaxRows);
+  const char* wrong = nullptr;
+  if (read.options()) {
+    args.narrow = args.wide = static_cast<int>(width);
+    wrong = sequence_program(args, program, size, constants, count, args.parameter_count, args.wide);
+  } else if (args.parameter_count > parameters.count()) {
+    wrong = "an instruction leaves the constants of its program";
+  }
+  if (wrong != nullptr) read.fail(Wrong::kProgram, "program", -1, wrong);
+  args.parameters = parameters.of(read, parameters.count());
+}
+
 // in is the narrow end of the program unless reversed; where the ends differ the result has halves of its own.
-void lay_out(Parser& read, Call& call, SequenceArgs& args, const TensorRef& in, const char* name, const Units& units,
-             const Program& program, bool reversed, bool any_dim = true) {
-  Units of_wide = units;
+void lay_out(Parser& read, Call& call, SequenceCall& args, const TensorRef& in, const char* name, bool reversed,
+             bool any_dim = true) {
+  Units of_wide = args.units;
   of_wide.halves = true;
-  const bool widens = program.wide != program.narrow;
-  const int width = reversed ? program.wide : program.narrow;
-  (widens && reversed ? of_wide : units)
+  const bool widens = args.wide != args.narrow;
+  const int width = reversed ? args.wide : args.narrow;
+  (widens && reversed ? of_wide : args.units)
       .lay_out(read, name, in, width, any_dim && width == 1 && !widens, args.in_layout);
   args.out_layout = args.in_layout;
   if (widens && reversed) {
-    args.out_layout.components = program.narrow;
+    args.out_layout.components = args.narrow;
     args.out_layout.halves = false;
     args.out_layout.channels /= 2;
   } else if (widens) {
-    args.out_layout.components = program.wide;
+    args.out_layout.components = args.wide;
     args.out_layout.halves = true;
     args.out_layout.channels *= 2;
   }
@@ -206,35 +217,36 @@ void lay_out(Parser& read, Call& call, SequenceArgs& args, const TensorRef& in, 
   call.work = in.numel();
   if (widens && in.ndim == 0) return read.fail(Wrong::kUnits, name, -1, "a widened tensor needs a channel dimension");
   if (widens) {
-    out->sizes[units.dim] = args.out_layout.channels;
+    out->sizes[args.units.dim] = args.out_layout.channels;
     out->like = -1;
     out->in_order_of(in);
   }
 }
 
 void fold_sequence(Parser& read, Call& call) {
-  SequenceArgs& args = call.begin<SequenceArgs>();
+  SequenceCall& args = call.begin<SequenceCall>();
   TensorRef x{};
-  bool save_bits = false;
   read.tensor("x", Kind::kState, 0, x);
   const Values bias(read, "bias", Kind::kAccumulation), parameters(read, "parameters", Kind::kAccumulation);
-  const Units units(read);
-  const Program program(read, args, parameters);
-  read.boolean("save_bits", save_bits);
-  lay_out(read, call, args, x, "x", units, program, false, !bias.given);
+  args.units.read_from(read);
+  read_program(read, args, parameters);
+  read.boolean("save_bits", args.save_bits);
+  lay_out(read, call, args, x, "x", false, !bias.given);
   args.bias = bias.of(read, args.in_layout.channels);
-  result_bits(read, "program_bits", args.in_layout, save_bits ? args.planes : 0, args.bits);
+  result_bits(read, "program_bits", args.in_layout, args.save_bits ? args.planes : 0, args.bits);
 }
 
 void fold_sequence_apply(Parser& read, Call& call) {
-  SequenceArgs& args = call.begin<SequenceArgs>();
+  SequenceCall& args = call.begin<SequenceCall>();
   TensorRef value{};
   read.tensor("value", Kind::kState, 0, value);
   const Values bits(read, "bits", Kind::kBits, 0), parameters(read, "parameters", Kind::kAccumulation);
-  const Units units(read);
-  args.mode = static_cast<SequenceMode>(1 + read.choice("direction", {"tangent", "adjoint", "inverse"}));
-  const Program program(read, args, parameters);
-  lay_out(read, call, args, value, "value", units, program, args.mode != SequenceMode::kTangent);
+  args.units.read_from(read);
+  constexpr std::string_view kDirections[] = {"tangent", "adjoint", "inverse"};
+  read.choice("direction", kDirections, args.direction);
+  args.mode = static_cast<SequenceMode>(1 + args.direction);
+  read_program(read, args, parameters);
+  lay_out(read, call, args, value, "value", args.mode != SequenceMode::kTangent);
   args.bits = static_cast<uint8_t*>(bits.of(read, args.in_layout.groups * args.planes * bit_bytes(args.in_layout)));
 }
 

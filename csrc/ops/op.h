@@ -1,20 +1,25 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
+#include <atomic>
 #include <new>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "core/tensor_ref.h"
+#include "core/view.h"
 #include "cpu/tier.h"
 #include "folds/sequence.h"
 
 // Every op is declared once, by the function that reads its operands in order (diffusion.cpp, folds.cpp): run to
-// describe, it gives the schema and the list that Python words errors, makes shapes and raises versions by; run to
-// parse, the kernel's arguments or what is wrong. The front ends, csrc/torch and csrc/python, say through a Source what
-// each operand is, make the results, and launch. Nothing here knows torch or Python, or whose memory it is.
+// describe, it gives the schema and the list that Python words errors, makes shapes and raises versions by; run for the
+// options (numbers, texts, lists of numbers), what a prepared call keeps; run for the tensors, the kernel's arguments
+// or what is wrong. The front ends, csrc/torch and csrc/python, say through a Source what each operand is, make the
+// results, and launch. Nothing here knows torch or Python, or whose memory it is.
 namespace pyfold::ops {
 
 enum class Kind : uint8_t {
@@ -23,6 +28,7 @@ enum class Kind : uint8_t {
   kAccumulation,  // float64 beside float64, else float32, to which front ends convert
   kTable,         // float64
   kIntegers,      // int64
+  kSeeds,         // int64 [B], or keys, uint64 [B, 2]
   kBits,          // uint8
   kInt,
   kFloat,
@@ -100,7 +106,7 @@ class Source {
   ~Source() = default;
 };
 
-// One call, parsed.
+// One call, parsed. Its options are an Args in storage, and the window.
 struct Call {
   Error error;
   int32_t device_type = 0, device_index = 0;
@@ -109,14 +115,30 @@ struct Call {
   bool wide = false;  // whose results are float64
   void* sums = nullptr;
   void* scratch = nullptr;  // of the CUDA kernels' sums
-  int result_count = 0;
+  int result_count = 0, output_count = 0;
   Result results[4];
-  alignas(16) unsigned char storage[sizeof(SequenceArgs) + 8];
+  const View* outputs[4];  // what is written, of ops on samples
+  struct Integers {
+    int64_t count = 0, values[kMostDims];
+  } offset, global_shape;
+  size_t begun = 0;  // bytes
+  alignas(16) unsigned char storage[sizeof(SequenceArgs) + 64];
+
+  Call() {}
+  // What goes on from the options of a prepared call.
+  explicit Call(const Call& prepared) : begun(prepared.begun) {
+    memcpy(storage, prepared.storage, begun);
+    if (prepared.offset.count + prepared.global_shape.count == 0) return;
+    offset = prepared.offset;
+    global_shape = prepared.global_shape;
+  }
 
   template <class Args>
   Args& begin() {
-    static_assert(sizeof(Args) <= sizeof storage);
-    return *new (storage) Args();
+    static_assert(sizeof(Args) <= sizeof storage && std::is_trivially_copyable_v<Args>);
+    if (begun == 0) new (storage) Args();
+    begun = sizeof(Args);
+    return as<Args>();
   }
   template <class Args>
   Args& as() {
@@ -149,9 +171,18 @@ PYFOLD_EXPORT const std::vector<Op>& all();
 const std::vector<Op>& diffusion_ops();
 const std::vector<Op>& fold_ops();
 
-// False where something is wrong. Results are still to be made.
-PYFOLD_EXPORT bool parse(const Op& op, Source& source, Call& call);
-PYFOLD_EXPORT int64_t parse_count();
+// False where something is wrong. A call reads its options, or goes on from a prepared one's, and then its tensors;
+// results are still to be made.
+PYFOLD_EXPORT bool read_options(const Op& op, Source& source, Call& call);
+PYFOLD_EXPORT bool read_tensors(const Op& op, Source& source, Call& call);
+inline bool parse(const Op& op, Source& source, Call& call) {
+  return read_options(op, source, call) && read_tensors(op, source, call);
+}
+// How often either ran in this process.
+struct ReadCounts {
+  std::atomic<int64_t> options{0}, tensors{0};
+};
+PYFOLD_EXPORT ReadCounts& read_counts();
 
 // What the CUDA library leaves here when it is loaded.
 struct CudaLaunch {

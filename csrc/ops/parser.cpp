@@ -1,14 +1,8 @@
 #include "ops/parser.h"
 
 #include <algorithm>
-#include <atomic>
 
 namespace pyfold::ops {
-namespace {
-
-std::atomic<int64_t> parsed{0};
-
-}  // namespace
 
 void Result::in_order_of(const TensorRef& like) {
   int order[kMostDims];
@@ -44,35 +38,18 @@ const std::vector<Op>& all() {
 }
 
 std::string Op::schema() const {
+  constexpr const char* types[] = {"int", "float", "bool", "int[]", "float[]", "str"};  // from Kind::kInt on
   std::string text = std::string(name) + "(";
   char alias = 'a';
   for (const Operand& operand : operands) {
-    const bool optional = operand.flags & kOptional, written = operand.flags & kWritten;
     if (&operand != operands.data()) text += ", ";
-    switch (operand.kind) {
-      case Kind::kInt:
-        text += "int";
-        break;
-      case Kind::kFloat:
-        text += "float";
-        break;
-      case Kind::kBool:
-        text += "bool";
-        break;
-      case Kind::kInts:
-        text += "int[]";
-        break;
-      case Kind::kFloats:
-        text += "float[]";
-        break;
-      case Kind::kText:
-        text += "str";
-        break;
-      default:
-        text += "Tensor";
-        if (written) text += std::string("(") + alias++ + "!)";
-        if (operand.flags & kList) text += "[]";
-        if (optional) text += "?";
+    if (operand.kind >= Kind::kInt) {
+      text += types[static_cast<int>(operand.kind) - static_cast<int>(Kind::kInt)];
+    } else {
+      text += "Tensor";
+      if (operand.flags & kWritten) text += std::string("(") + alias++ + "!)";
+      if (operand.flags & kList) text += "[]";
+      if (operand.flags & kOptional) text += "?";
     }
     text += std::string(" ") + operand.name;
   }
@@ -82,14 +59,23 @@ std::string Op::schema() const {
   return results.size() != 1 ? text + ")" : text;
 }
 
-bool parse(const Op& op, Source& source, Call& call) {
-  parsed.fetch_add(1, std::memory_order_relaxed);
-  Parser parser(source, call);
+ReadCounts& read_counts() {
+  static ReadCounts counts;
+  return counts;
+}
+
+static bool read(Parser::Run run, std::atomic<int64_t>& count, const Op& op, Source& source, Call& call) {
+  count.fetch_add(1, std::memory_order_relaxed);
+  Parser parser(run, source, call);
   op.read(parser, call);
   return call.error.code == Wrong::kNothing;
 }
-
-int64_t parse_count() { return parsed.load(std::memory_order_relaxed); }
+bool read_options(const Op& op, Source& source, Call& call) {
+  return read(Parser::Run::kOptions, read_counts().options, op, source, call);
+}
+bool read_tensors(const Op& op, Source& source, Call& call) {
+  return read(Parser::Run::kTensors, read_counts().tensors, op, source, call);
+}
 
 CudaLaunch& cuda_launch() {
   static CudaLaunch shared;
@@ -99,9 +85,9 @@ CudaLaunch& cuda_launch() {
 // --- operands
 
 bool Parser::next(const char* name, Kind kind, unsigned flags) {
-  if (describing()) described_->operands.push_back({name, kind, flags});
+  if (described_ != nullptr) described_->operands.push_back({name, kind, flags});
   ++next_;
-  return ok();
+  return kind >= Kind::kInt ? options() : ok();
 }
 
 bool Parser::type_fits(Kind kind, const TensorRef& given) {
@@ -118,6 +104,8 @@ bool Parser::type_fits(Kind kind, const TensorRef& given) {
       return given.type == Element::kFloat64;
     case Kind::kIntegers:
       return given.type == Element::kInt64;
+    case Kind::kSeeds:
+      return given.type == Element::kInt64 || given.type == Element::kUInt64;
     case Kind::kBits:
       return given.type == Element::kUInt8;
     default:
@@ -127,7 +115,6 @@ bool Parser::type_fits(Kind kind, const TensorRef& given) {
 
 // found: kMake where the output is to be made.
 bool Parser::take(const char* name, int item, Kind kind, unsigned flags, TensorRef& out, Source::Found& found) {
-  if (!ok()) return false;
   out.type = Element::kOther;
   found = source_->tensor(next_ - 1, item, out);
   switch (found) {
@@ -172,7 +159,7 @@ void Parser::integer(const char* name, int64_t& out, int64_t low, int64_t high) 
 }
 
 void Parser::counter(const char* name, uint32_t& out) {
-  int64_t value = 0;
+  int64_t value = out;
   integer(name, value, 0, UINT32_MAX);
   out = static_cast<uint32_t>(value);
 }
@@ -182,18 +169,18 @@ void Parser::number(const char* name, double& out) {
 }
 
 void Parser::boolean(const char* name, bool& out) {
-  int64_t value = 0;
+  int64_t value = out;
   if (next(name, Kind::kBool, 0) && !source_->integer(next_ - 1, value)) fail(Wrong::kType, name);
   out = value != 0;
 }
 
-int Parser::choice(const char* name, std::initializer_list<std::string_view> allowed) {
+void Parser::choose(const char* name, std::span<const std::string_view> allowed, int& out) {
   std::string_view given;
-  if (!next(name, Kind::kText, 0)) return 0;
-  if (!source_->text(next_ - 1, given)) return fail(Wrong::kType, name), 0;
+  if (!next(name, Kind::kText, 0)) return;
+  if (!source_->text(next_ - 1, given)) return fail(Wrong::kType, name);
   const auto found = std::find(allowed.begin(), allowed.end(), given);
-  if (found == allowed.end()) return fail(Wrong::kRange, name), 0;
-  return static_cast<int>(found - allowed.begin());
+  if (found == allowed.end()) return fail(Wrong::kRange, name);
+  out = static_cast<int>(found - allowed.begin());
 }
 
 int64_t Parser::integers(const char* name, int64_t* out, int64_t limit) {
@@ -212,7 +199,7 @@ int64_t Parser::numbers(const char* name, double* out, int64_t limit) {
 
 // --- samples
 
-void Parser::place(View& view, const char* name, int item, const TensorRef& given) {
+void Parser::place(View& view, const char* name, int item, const TensorRef& given, unsigned flags) {
   if (view_count_ == 0) {
     if (given.ndim < 1 || given.ndim > kMaxDims + 1) return fail(Wrong::kBatch, name, item);
     Geometry& geometry = *geometry_;
@@ -233,13 +220,14 @@ void Parser::place(View& view, const char* name, int item, const TensorRef& give
   if (given.ndim > 0) view.row_stride = given.strides[0];
   for (int d = 1; d < given.ndim; ++d) view.stride[d - 1] = given.strides[d];
   views_[view_count_++] = &view;
+  if (flags & kWritten) call_.outputs[call_.output_count++] = &view;
 }
 
 void Parser::view(const char* name, View& view, Kind kind, unsigned flags) {
   TensorRef given;
   Source::Found found;
   if (!next(name, kind, flags)) return;
-  if (take(name, -1, kind, flags, given, found)) return place(view, name, -1, given);
+  if (take(name, -1, kind, flags, given, found)) return place(view, name, -1, given, flags);
   if (!ok() || found != Source::Found::kMake) return;
   // One like the state, or like the output before it, which lies in some order without gaps.
   const Element last = static_cast<Element>(views_[view_count_ - 1]->dtype);
@@ -250,8 +238,7 @@ void Parser::view(const char* name, View& view, Kind kind, unsigned flags) {
   made.like = made.type == first_.type && dense(first_) ? 0 : -1;
   std::copy(first_.sizes, first_.sizes + first_.ndim, made.sizes);
   made.in_order_of(first_);
-  TensorRef ref{nullptr, made.type, 0, 0, made.ndim, made.sizes, made.strides};
-  place(view, name, -1, ref);
+  place(view, name, -1, {nullptr, made.type, 0, 0, made.ndim, made.sizes, made.strides}, flags);
 }
 
 void Parser::views(const char* name, View* views, int least, int most, Kind kind) {
@@ -262,7 +249,7 @@ void Parser::views(const char* name, View* views, int least, int most, Kind kind
   for (int i = 0; i < count && ok(); ++i) {
     TensorRef given;
     Source::Found found;
-    if (take(name, i, kind, 0, given, found)) place(views[i], name, i, given);
+    if (take(name, i, kind, 0, given, found)) place(views[i], name, i, given, 0);
   }
 }
 
@@ -293,12 +280,22 @@ bool Parser::per_sample(const char* name, Kind kind, unsigned flags, const void*
   return true;
 }
 
+void Parser::seeds(NoiseSource& noise, unsigned flags) {
+  TensorRef given;
+  if (!tensor("seeds", Kind::kSeeds, flags, given)) return;
+  const bool keys = given.type == Element::kUInt64;
+  if (given.ndim != (keys ? 2 : 1) || given.sizes[0] != geometry_->rows || (keys && given.sizes[1] != 2))
+    return fail(Wrong::kShape, "seeds");
+  if (!given.contiguous()) return fail(Wrong::kLayout, "seeds");
+  noise.seeds = static_cast<const int64_t*>(given.data);
+  noise.seeds_stride = keys ? 2 : 1;
+}
+
 void Parser::noise(NoiseSource& noise, unsigned flags) {
-  const void *seeds = nullptr, *streams = nullptr, *positions = nullptr;
-  per_sample("seeds", Kind::kIntegers, flags, seeds, nullptr);
+  const void *streams = nullptr, *positions = nullptr;
+  seeds(noise, flags);
   per_sample("streams", Kind::kIntegers, kOptional, streams, &noise.streams_stride);
   per_sample("positions", Kind::kIntegers, kOptional, positions, &noise.positions_stride);
-  noise.seeds = static_cast<const int64_t*>(seeds);
   noise.streams = static_cast<const int64_t*>(streams);
   noise.positions = static_cast<const int64_t*>(positions);
   counter("stream", noise.stream);
@@ -306,10 +303,15 @@ void Parser::noise(NoiseSource& noise, unsigned flags) {
   window(noise.window);
 }
 
+int64_t Parser::window_part(const char* name, Call::Integers& out) {
+  if (const int64_t count = integers(name, out.values, kMaxDims); options()) out.count = count;
+  return out.count;
+}
+
 // The window of each sample that the tensors hold; without one, they hold whole samples.
 void Parser::window(Window& window) {
-  int64_t offset[kMaxDims], whole[kMaxDims];
-  const int64_t offsets = integers("offset", offset, kMaxDims), sizes = integers("global_shape", whole, kMaxDims);
+  const int64_t offsets = window_part("offset", call_.offset), sizes = window_part("global_shape", call_.global_shape);
+  const int64_t *offset = call_.offset.values, *whole = call_.global_shape.values;
   if (!ok()) return;
   const Geometry& geometry = *geometry_;
   const bool none = offsets == 0 && sizes == 0;
@@ -359,7 +361,7 @@ void Parser::check_overlaps() {
 // --- results
 
 Result* Parser::result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes) {
-  if (describing()) described_->results.push_back(shape);
+  if (described_ != nullptr) described_->results.push_back(shape);
   if (!ok()) return nullptr;
   Result& made = call_.result(type, slot);
   made.ndim = static_cast<int>(sizes.size());
@@ -382,7 +384,7 @@ Result* Parser::result_like(const char* shape, const TensorRef& like, void** slo
 void Parser::result_view(const char* shape, View& view, int operand) {
   const Result* made = result_like(shape, last_view_, &view.data, operand);
   if (made == nullptr) return;
-  place(view, shape, -1, {nullptr, made->type, 0, 0, made->ndim, made->sizes, made->strides});
+  place(view, shape, -1, {nullptr, made->type, 0, 0, made->ndim, made->sizes, made->strides}, kWritten);
 }
 
 }  // namespace pyfold::ops

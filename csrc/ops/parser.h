@@ -1,22 +1,26 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 
 #include "diffusion/program.h"
 #include "ops/op.h"
 
 namespace pyfold::ops {
 
-// Reads the operands of an op in their order. Where something is wrong, all that follows does nothing.
+// Reads the operands of an op in their order, the options in one run and the tensors in another; what is read in the
+// first must lie in the call. Where something is wrong, all that follows does nothing.
 class Parser {
  public:
-  Parser(Source& source, Call& call) : source_(&source), call_(call) {}
-  Parser(Op& described, Call& call) : described_(&described), call_(call) {}
+  enum class Run { kDescribe, kOptions, kTensors };
+  Parser(Run run, Source& source, Call& call) : run_(run), source_(&source), call_(call) {}
+  Parser(Op& described, Call& call) : run_(Run::kDescribe), described_(&described), call_(call) {}
 
-  bool describing() const { return described_ != nullptr; }
-  bool ok() const { return !describing() && call_.error.code == Wrong::kNothing; }
+  bool options() const { return run_ == Run::kOptions && call_.error.code == Wrong::kNothing; }
+  // Whether tensors are read, and nothing is wrong.
+  bool ok() const { return run_ == Run::kTensors && call_.error.code == Wrong::kNothing; }
   void fail(Wrong code, const char* operand, int item = -1, const char* text = "") {
-    if (ok()) call_.error = {code, operand, item, text};
+    if (ok() || options()) call_.error = {code, operand, item, text};
   }
 
   // --- one operand each. False where there is nothing to go on with.
@@ -25,7 +29,12 @@ class Parser {
   void counter(const char* name, uint32_t& out);
   void number(const char* name, double& out);
   void boolean(const char* name, bool& out);
-  int choice(const char* name, std::initializer_list<std::string_view> allowed);  // a number from 0
+  template <class Choice>  // a number from 0
+  void choice(const char* name, std::span<const std::string_view> allowed, Choice& out) {
+    int found = static_cast<int>(out);
+    choose(name, allowed, found);
+    out = static_cast<Choice>(found);
+  }
   int64_t integers(const char* name, int64_t* out, int64_t limit);
   int64_t numbers(const char* name, double* out, int64_t limit);
 
@@ -37,6 +46,7 @@ class Parser {
   // seeds, streams, positions, stream, step, offset, global_shape
   void noise(NoiseSource& noise, unsigned flags = 0);
   bool per_sample(const char* name, Kind kind, unsigned flags, const void*& data, int64_t* stride);
+  void seeds(NoiseSource& noise, unsigned flags);
   void finish_samples(Window& window);
 
   // --- results. shape names what Python's shape rules know it by.
@@ -50,8 +60,10 @@ class Parser {
 
  private:
   bool next(const char* name, Kind kind, unsigned flags);
+  void choose(const char* name, std::span<const std::string_view> allowed, int& out);
   bool take(const char* name, int item, Kind kind, unsigned flags, TensorRef& out, Source::Found& found);
-  void place(View& view, const char* name, int item, const TensorRef& given);
+  void place(View& view, const char* name, int item, const TensorRef& given, unsigned flags);
+  int64_t window_part(const char* name, Call::Integers& out);
   void window(Window& window);
   bool type_fits(Kind kind, const TensorRef& given);
 
@@ -63,6 +75,7 @@ class Parser {
   };
   void check_overlaps();
 
+  Run run_;
   Source* source_ = nullptr;
   Op* described_ = nullptr;
   Call& call_;

@@ -1,272 +1,21 @@
-#include <math.h>
+#include <stddef.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <exception>
-#include <memory>
 
-#include "diffusion/noising.h"
-#include "ops/op.h"
-#include "python/torch.h"
+#include "folds/unit_planes.h"
+#include "python/arguments.h"
 
 // Calls past torch's dispatcher, which costs three to five microseconds: more than a kernel of a few thousand elements.
-// An entry asks once whether anything watches or transforms the call, and whether it needs a gradient; then it parses
-// the arguments once and runs.
+// An entry asks once whether anything watches or transforms the call, and whether it needs a gradient; then it reads
+// the options, or takes those of a prepared call, binds the tensors, and runs.
 namespace pyfold {
 namespace {
 
 using ops::Call;
-using ops::Kind;
 using ops::Op;
 using ops::Operand;
-
-struct Dropped {
-  void operator()(PyObject* object) const { Py_XDECREF(object); }
-};
-using Owned = std::unique_ptr<PyObject, Dropped>;
-
-bool as_integer(PyObject* object, int64_t& out) {
-  if (!PyLong_CheckExact(object)) return false;
-  int overflow;
-  out = PyLong_AsLongLongAndOverflow(object, &overflow);
-  if (overflow != 0) out = overflow < 0 ? INT64_MIN : INT64_MAX;
-  return true;
-}
-
-bool as_number(PyObject* object, double& out) {
-  if (PyFloat_CheckExact(object)) return out = PyFloat_AS_DOUBLE(object), true;
-  if (!PyLong_CheckExact(object)) return false;
-  out = PyLong_AsDouble(object);
-  const bool fits = PyErr_Occurred() == nullptr;
-  PyErr_Clear();
-  return fits;
-}
-
-Element element_of(const DLTensor& given) {
-  if (given.lanes != 1) return Element::kOther;
-  const int type = given.code << 8 | given.bits;
-  constexpr int types[] = {2 << 8 | 32, 2 << 8 | 64, 4 << 8 | 16, 2 << 8 | 16, 64, 1 << 8 | 8};
-  return static_cast<Element>(std::find(types, types + 6, type) - types);
-}
-
-// Whether the tensor is plain memory on a device with kernels.
-bool describe(PyObject* object, TensorRef& out) {
-  DLTensor given;
-  if (torch.api->tensor_from_object(object, &given) != 0) return PyErr_Clear(), false;
-  out = {static_cast<char*>(given.data) + given.byte_offset,
-         element_of(given),
-         given.device_type,
-         given.device_id,
-         given.ndim,
-         given.shape,
-         given.strides};
-  if (out.device_type != kCpu && out.device_type != kCuda) return false;
-  const int64_t numel = out.numel();
-  if (given.data == nullptr && numel != 0) return false;  // the zeros that autograd makes up
-  // Half of a complex tensor may be negated lazily; it has gaps, unless it is a single number.
-  if (!out.floating() || (numel != 1 && out.contiguous())) return true;
-  static PyObject* const is_neg = interned("is_neg");
-  return says_no(PyObject_CallMethodNoArgs(object, is_neg));
-}
-
-// --- a table from coefficients: alpha, sigma, weight, and the target's two coefficients or the factors of 1, alpha and
-// sigma in each, where every coefficient is a number or a tensor of one or of each sample's
-
-struct Coefficient {
-  double number = 1;
-  TensorRef tensor{};
-
-  bool take(PyObject* object, int64_t samples) {
-    if (object == Py_None) return true;
-    if (!is_tensor(object)) return as_number(object, number) && isfinite(number);
-    if (!describe(object, tensor) || tensor.device_type != kCpu || !tensor.floating() || tensor.ndim > 1) return false;
-    return tensor.numel() == 1 || tensor.numel() == samples;
-  }
-  double of(int64_t sample) const {
-    if (tensor.data == nullptr) return number;
-    const int64_t at = tensor.ndim == 0 || tensor.sizes[0] == 1 ? 0 : sample * tensor.strides[0];
-    switch (tensor.dtype()) {
-      case DType::kFloat32:
-        return static_cast<const float*>(tensor.data)[at];
-      case DType::kFloat64:
-        return static_cast<const double*>(tensor.data)[at];
-      case DType::kBFloat16:
-        return widen(static_cast<const BFloat16*>(tensor.data)[at]);
-      default:
-        return widen(static_cast<const Float16*>(tensor.data)[at]);
-    }
-  }
-};
-
-// False where a coefficient is wrong, or not on the CPU.
-bool noising_rows(PyObject* tuple, int64_t samples, double* rows) {
-  if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) != 4) return false;
-  PyObject* target = PyTuple_GET_ITEM(tuple, 3);
-  Coefficient alpha, sigma, weight, of_x0, of_epsilon;
-  if (!alpha.take(PyTuple_GET_ITEM(tuple, 0), samples) || !sigma.take(PyTuple_GET_ITEM(tuple, 1), samples) ||
-      !weight.take(PyTuple_GET_ITEM(tuple, 2), samples) || !PyTuple_CheckExact(target)) {
-    return false;
-  }
-  const bool named = PyTuple_GET_SIZE(target) == 6;
-  double factor[6] = {};
-  for (int i = 0; named && i < 6; ++i) {
-    if (!as_number(PyTuple_GET_ITEM(target, i), factor[i])) return false;
-  }
-  if (!named && (PyTuple_GET_SIZE(target) != 2 || !of_x0.take(PyTuple_GET_ITEM(target, 0), samples) ||
-                 !of_epsilon.take(PyTuple_GET_ITEM(target, 1), samples))) {
-    return false;
-  }
-  for (int64_t b = 0; b < samples; ++b, rows += kNoisingColumns) {
-    const double a = alpha.of(b), s = sigma.of(b);
-    rows[kNoising_alpha] = a;
-    rows[kNoising_sigma] = s;
-    rows[kNoising_target_x0] = named ? factor[0] + factor[1] * a + factor[2] * s : of_x0.of(b);
-    rows[kNoising_target_epsilon] = named ? factor[3] + factor[4] * a + factor[5] * s : of_epsilon.of(b);
-    rows[kNoising_weight] = weight.of(b);
-    for (int c = 0; c < kNoisingColumns; ++c) {
-      if (!isfinite(rows[c])) return false;
-    }
-  }
-  return true;
-}
-
-// --- one call's arguments
-
-class Arguments final : public ops::Source {
- public:
-  Arguments(const Op& op, PyObject* const* args) : op_(op), args_(args) {}
-
-  enum class Way { kRun, kGradient, kDispatch, kFailed };
-
-  // What has to be known before anything is parsed.
-  Way way() {
-    const bool grad_enabled = !says_no(PyObject_CallNoArgs(torch.grad_enabled));
-    Way way = Way::kRun;
-    const char* output = nullptr;
-    for (size_t i = 0; i < op_.operands.size(); ++i) {
-      const Operand& operand = op_.operands[i];
-      if (operand.kind >= Kind::kInt || args_[i] == Py_None) continue;
-      const Py_ssize_t count = operand.flags & ops::kList ? size(i) : 1;
-      for (Py_ssize_t k = 0; k < count; ++k) {
-        PyObject* object = item(i, operand.flags & ops::kList ? static_cast<int>(k) : -1);
-        if (!is_tensor(object)) {
-          if (PyObject_TypeCheck(object, torch.tensor)) return Way::kDispatch;
-        } else {
-          const bool learns = grad_enabled && operand.kind <= Kind::kAccumulation && requires_grad(object);
-          if (operand.flags & ops::kWritten) output = operand.name;
-          if (learns) way = Way::kGradient;
-        }
-      }
-    }
-    if (way != Way::kGradient || output == nullptr) return way;
-    return explain({ops::Wrong::kGradient, output, -1, ""});
-  }
-
-  // Raises what is wrong; kDispatch where only torch can tell.
-  Way explain(const ops::Error& error) const {
-    Owned args(PyTuple_New(op_.operands.size()));
-    for (size_t i = 0; i < op_.operands.size(); ++i) PyTuple_SET_ITEM(args.get(), i, Py_NewRef(args_[i]));
-    Owned done(PyObject_CallFunction(torch.explain, "sssisO", op_.name, ops::name_of(error.code), error.operand,
-                                     error.item, error.text, args.get()));
-    return done == nullptr ? Way::kFailed : Way::kDispatch;
-  }
-
-  Found tensor(int i, int at, TensorRef& out) override {
-    PyObject* object = item(i, at);
-    const unsigned flags = op_.operands[i].flags;
-    const bool written = flags & ops::kWritten;
-    if (object == Py_None) return written && !(flags & ops::kOptional) ? Found::kMake : Found::kAbsent;
-    if (written && object == Py_True) return Found::kMake;
-    if (written && Py_TYPE(object) == Py_TYPE(PyTuple_GET_ITEM(torch.dtypes, 0))) {
-      int type = 0;
-      while (type < 4 && PyTuple_GET_ITEM(torch.dtypes, type) != object) ++type;
-      out.type = static_cast<Element>(type);
-      return type < 4 ? Found::kMake : Found::kNoTensor;
-    }
-    if (is_tensor(object)) {
-      if (!describe(object, out)) return Found::kUnreadable;
-      return op_.operands[i].kind != Kind::kAccumulation || converted(i, object, out) ? Found::kGiven
-                                                                                      : Found::kUnreadable;
-    }
-    if (op_.operands[i].kind != Kind::kTable || !PyTuple_CheckExact(object)) return Found::kNoTensor;
-    // The first operand is the samples.
-    TensorRef samples;
-    if (!describe(args_[0], samples) || samples.ndim == 0 || samples.device_type != kCpu) return Found::kUnreadable;
-    table_sizes_[0] = samples.sizes[0];
-    constexpr int64_t kFew = sizeof few_rows_ / sizeof few_rows_[0] / kNoisingColumns;
-    if (samples.sizes[0] > kFew) many_rows_.resize(samples.sizes[0] * kNoisingColumns);
-    double* rows = samples.sizes[0] > kFew ? many_rows_.data() : few_rows_;
-    if (!noising_rows(object, samples.sizes[0], rows)) return Found::kUnreadable;
-    out = {rows, Element::kFloat64, kCpu, 0, 2, table_sizes_, table_strides_};
-    return Found::kGiven;
-  }
-  int count(int i) override { return static_cast<int>(size(i)); }
-  bool integer(int i, int64_t& out) override {
-    if (op_.operands[i].kind != Kind::kBool) return as_integer(args_[i], out);
-    out = args_[i] == Py_True;
-    return PyBool_Check(args_[i]);
-  }
-  bool number(int i, double& out) override { return as_number(args_[i], out); }
-  bool text(int i, std::string_view& out) override {
-    Py_ssize_t length = 0;
-    const char* text = PyUnicode_CheckExact(args_[i]) ? PyUnicode_AsUTF8AndSize(args_[i], &length) : nullptr;
-    PyErr_Clear();
-    out = {text != nullptr ? text : "", static_cast<size_t>(length)};
-    return text != nullptr;
-  }
-  int64_t integers(int i, int64_t* out, int64_t limit) override { return several(i, out, limit, as_integer); }
-  int64_t numbers(int i, double* out, int64_t limit) override { return several(i, out, limit, as_number); }
-
- private:
-  // Parameters of other dtypes are taken in the accumulation type of the first operand. No gradient is needed here.
-  bool converted(int i, PyObject* object, TensorRef& out) {
-    TensorRef first;
-    if (!is_tensor(args_[0]) || !describe(args_[0], first) || !first.floating() || !out.floating()) return true;
-    const Element wanted = first.type == Element::kFloat64 ? Element::kFloat64 : Element::kFloat32;
-    if (out.type == wanted && out.contiguous()) return true;
-    static PyObject *const to = interned("to"), *const contiguous = interned("contiguous");
-    PyObject* dtype = PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(wanted));
-    Owned made(PyObject_CallMethodOneArg(object, to, dtype));
-    if (made != nullptr) converted_[i].reset(PyObject_CallMethodNoArgs(made.get(), contiguous));
-    PyErr_Clear();
-    return converted_[i] != nullptr && describe(converted_[i].get(), out);
-  }
-
-  static bool is_list(PyObject* object) { return PyList_CheckExact(object) || PyTuple_CheckExact(object); }
-
-  // Of a list of tensors, which may be one alone.
-  Py_ssize_t size(int i) {
-    if (is_tensor(args_[i])) return 1;
-    if (!is_list(args_[i])) return -1;
-    return PySequence_Fast_GET_SIZE(list(i));
-  }
-  // Lists, which are among the first operands, are copied: another thread may take tensors out of them meanwhile.
-  PyObject* list(int i) {
-    if (!PyList_CheckExact(args_[i])) return args_[i];
-    Owned& copy = lists_[i];
-    if (copy == nullptr) copy.reset(PyList_AsTuple(args_[i]));
-    return copy.get();
-  }
-  PyObject* item(int i, int at) {
-    return at < 0 || is_tensor(args_[i]) ? args_[i] : PySequence_Fast_GET_ITEM(list(i), at);
-  }
-  template <class T>
-  int64_t several(int i, T* out, int64_t limit, bool (*read)(PyObject*, T&)) {
-    if (!is_list(args_[i]) || PySequence_Fast_GET_SIZE(args_[i]) > limit) return -1;
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(args_[i]);
-    for (Py_ssize_t k = 0; k < count; ++k) {
-      if (!read(PySequence_Fast_GET_ITEM(args_[i], k), out[k])) return -1;
-    }
-    return count;
-  }
-
-  const Op& op_;
-  PyObject* const* args_;
-  Owned lists_[4], converted_[4];  // of the first operands
-  int64_t table_sizes_[2] = {0, kNoisingColumns}, table_strides_[2] = {kNoisingColumns, 1};
-  double few_rows_[16 * kNoisingColumns];
-  std::vector<double> many_rows_;
-};
 
 // --- running
 
@@ -316,50 +65,36 @@ std::string launch(size_t number, Call& call, void* stream) {
   return failed;
 }
 
-PyObject* run(size_t number, PyObject* const* args, Arguments& arguments) {
-  const Op& op = ops::all()[number];
-  Call call;
-  if (!ops::parse(op, arguments, call)) {
-    return arguments.explain(call.error) == Arguments::Way::kFailed ? nullptr : Py_NewRef(Py_None);
-  }
-  Owned made[4], scratch;
-  void* stream = nullptr;
-  if (call.device_type == kCuda) {
-    Owned current(PyObject_CallNoArgs(torch.cuda_device));
-    if (current == nullptr || ops::cuda_launch().launch == nullptr ||
-        PyLong_AsLong(current.get()) != call.device_index ||
-        torch.api->current_work_stream(kCuda, call.device_index, &stream) != 0) {
-      PyErr_Clear();
-      return Py_NewRef(Py_None);
-    }
-    if (const int64_t count = ops::cuda_launch().scratch(number, call); count > 0) {
-      ops::Result partial{Element::kFloat64, 1, -1, -1, {count}, {1}, &call.scratch};
-      scratch.reset(make(partial, args, kCuda));
-      TensorRef tensor;
-      if (scratch == nullptr || !describe(scratch.get(), tensor)) return nullptr;
-      call.scratch = tensor.data;
-    }
-  }
-  for (int i = 0; i < call.result_count; ++i) {
-    const ops::Result& result = call.results[i];
-    if (result.slot == nullptr) continue;
-    TensorRef tensor;
-    made[i].reset(make(result, args, call.device_type));
-    if (made[i] == nullptr) return nullptr;
-    if (!describe(made[i].get(), tensor)) return PyErr_Format(PyExc_RuntimeError, "pyfold: no memory to write to");
-    *result.slot = tensor.data;
-  }
-  if (const std::string failed = launch(number, call, stream); !failed.empty()) {
-    return PyErr_Format(PyExc_RuntimeError, "pyfold::%s: %s", op.name, failed.c_str());
-  }
-  // Results, the first one bare where it alone was asked for; of an op that writes operands the first of these, and all
-  // that were made.
+// The stream and the memory that a launch on CUDA needs; false where torch must see to it.
+bool on_current_device(size_t number, PyObject* const* args, Call& call, void*& stream, Owned& scratch) {
+  const Owned current(PyObject_CallNoArgs(torch.cuda_device));
+  const bool here = current != nullptr && ops::cuda_launch().launch != nullptr &&
+                    PyLong_AsLong(current.get()) == call.device_index &&
+                    torch.api->current_work_stream(kCuda, call.device_index, &stream) == 0;
+  PyErr_Clear();
+  if (!here) return false;
+  const int64_t count = ops::cuda_launch().scratch(number, call);
+  if (count == 0) return true;
+  TensorRef tensor;
+  scratch.reset(make({Element::kFloat64, 1, -1, -1, {count}, {1}, &call.scratch}, args, kCuda));
+  if (scratch == nullptr || !describe(scratch.get(), tensor)) return PyErr_Clear(), false;
+  call.scratch = tensor.data;
+  return true;
+}
+
+// Results, the first one bare where it alone was asked for; of an op that writes operands the first of these, and all
+// that were made.
+PyObject* returned(const Op& op, PyObject* const* args, const Call& call, const Owned* made) {
   PyObject* returned[4];
   int count = 0;
   for (size_t i = 0; i < op.operands.size(); ++i) {
     if (!(op.operands[i].flags & ops::kWritten) || !is_tensor(args[i])) continue;
-    static PyObject* const is_inference = interned("is_inference");
-    if (says_no(PyObject_CallMethodNoArgs(args[i], is_inference))) {
+    // Tensors of inference mode count no versions. is_inference() would let other threads run, and a daemon thread that
+    // does so at the interpreter's end aborts in torch.
+    static PyObject* const version = interned("_version");
+    if (const Owned counted(PyObject_GetAttr(args[i], version)); counted == nullptr) {
+      PyErr_Clear();
+    } else {
       Owned tuple(PyTuple_Pack(1, args[i])), raised(PyObject_CallOneArg(torch.increment_version, tuple.get()));
       if (raised == nullptr) return nullptr;
     }
@@ -375,33 +110,167 @@ PyObject* run(size_t number, PyObject* const* args, Arguments& arguments) {
   return all;
 }
 
+// The call already has the options of a prepared one, or none.
+PyObject* run(size_t number, PyObject* const* args, Arguments& arguments, Call& call, bool prepared) {
+  const Op& op = ops::all()[number];
+  if (!(prepared ? ops::read_tensors(op, arguments, call) : ops::parse(op, arguments, call))) {
+    return arguments.explain(call.error) == Arguments::Way::kFailed ? nullptr : Py_NewRef(Py_None);
+  }
+  Owned made[4], scratch;
+  void* stream = nullptr;
+  if (call.device_type == kCuda && !on_current_device(number, args, call, stream, scratch)) return Py_NewRef(Py_None);
+  for (int i = 0; i < call.result_count; ++i) {
+    const ops::Result& result = call.results[i];
+    if (result.slot == nullptr) continue;
+    TensorRef tensor;
+    made[i].reset(make(result, args, call.device_type));
+    if (made[i] == nullptr) return nullptr;
+    if (!describe(made[i].get(), tensor)) return PyErr_Format(PyExc_RuntimeError, "pyfold: no memory to write to");
+    *result.slot = tensor.data;
+  }
+  if (const std::string failed = launch(number, call, stream); !failed.empty()) {
+    return PyErr_Format(PyExc_RuntimeError, "pyfold::%s: %s", op.name, failed.c_str());
+  }
+  return returned(op, args, call, made);
+}
+
 // --- entries
 
 PyObject* gradients[ops::kOpCount];
 
-template <bool gated>
-PyObject* entry(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  const size_t number = PyLong_AsSize_t(self);
-  const Op& op = ops::all()[number];
-  if (count != static_cast<Py_ssize_t>(op.operands.size())) {
-    std::string names;
-    for (const Operand& operand : op.operands) names += (names.empty() ? "" : ", ") + std::string(operand.name);
-    return PyErr_Format(PyExc_TypeError, "%s takes %s", op.name, names.c_str());
-  }
-  if (torch.api == nullptr || (gated && watched())) Py_RETURN_NONE;
-  Arguments arguments(op, args);
-  switch (gated ? arguments.way() : Arguments::Way::kRun) {
+// What asks whether torch must see the call, and whether it needs a gradient (way() of pyfold/ops/_autograd.py says
+// why).
+PyObject* gated(size_t number, PyObject* const* args, Call& call, bool prepared) {
+  if (watched()) Py_RETURN_NONE;
+  Arguments arguments(ops::all()[number], args, prepared);
+  switch (arguments.way()) {
     case Arguments::Way::kRun:
-      return run(number, args, arguments);
+      return run(number, args, arguments, call, prepared);
     case Arguments::Way::kGradient:
       if (gradients[number] == nullptr) Py_RETURN_NONE;
-      return PyObject_Vectorcall(gradients[number], args, count, nullptr);
+      return PyObject_Vectorcall(gradients[number], args, ops::all()[number].operands.size(), nullptr);
     case Arguments::Way::kDispatch:
       Py_RETURN_NONE;
     case Arguments::Way::kFailed:
       break;
   }
   return nullptr;
+}
+
+PyObject* check_count(const Op& op, Py_ssize_t count) {
+  if (count == static_cast<Py_ssize_t>(op.operands.size())) return Py_None;
+  std::string names;
+  for (const Operand& operand : op.operands) names += (names.empty() ? "" : ", ") + std::string(operand.name);
+  return PyErr_Format(PyExc_TypeError, "%s takes %s", op.name, names.c_str());
+}
+
+constexpr size_t kMostOperands = 24;
+
+template <bool asks>
+PyObject* entry(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  const size_t number = PyLong_AsSize_t(self);
+  const Op& op = ops::all()[number];
+  if (check_count(op, count) == nullptr) return nullptr;
+  Call call;
+  if (asks) return gated(number, args, call, false);
+  if (torch.api == nullptr) Py_RETURN_NONE;
+  Arguments arguments(op, args);
+  return run(number, args, arguments, call, false);
+}
+
+// Null, and an error, where there is no such op.
+const Op* op_of(PyObject* name) {
+  for (const Op& op : ops::all()) {
+    if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, op.name) == 0) return &op;
+  }
+  return PyErr_Format(PyExc_ValueError, "there is no op %R", name), nullptr;
+}
+
+// --- prepared calls: an op whose options were read once, and some operands that stay
+
+struct Prepared {
+  PyObject_HEAD vectorcallfunc call;
+  size_t number;
+  int64_t ndim, dim, size;  // of the first operand: its dimensions, and the size of one; negative: any
+  PyObject* operands;       // a tuple, with ... for those that each call gives
+  Call* options;
+};
+
+PyObject* call_prepared(PyObject* self, PyObject* const* given, size_t flags, PyObject* names) {
+  const Prepared& prepared = *reinterpret_cast<Prepared*>(self);
+  const Op& op = ops::all()[prepared.number];
+  const Py_ssize_t count = PyVectorcall_NARGS(flags), named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  static PyObject* const nothing = PyTuple_New(0);
+  PyObject* args[kMostOperands];
+  Py_ssize_t used = 0;  // of what is given
+  for (size_t i = 0; i < op.operands.size(); ++i) {
+    args[i] = PyTuple_GET_ITEM(prepared.operands, i);
+    if (args[i] != Py_Ellipsis) continue;
+    if (used < count) {
+      args[i] = given[used++];
+      continue;
+    }
+    args[i] = op.operands[i].flags & ops::kList ? nothing : Py_None;
+    for (Py_ssize_t k = 0; k < named; ++k) {
+      if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, k), op.operands[i].name) != 0) continue;
+      args[i] = given[count + k];
+      ++used;
+    }
+  }
+  if (used != count + named) {
+    return PyErr_Format(PyExc_TypeError, "this call of %s takes no other operands than those left open", op.name);
+  }
+  TensorRef first;
+  if (prepared.ndim >= 0 || prepared.dim >= 0) {
+    if (!is_tensor(args[0]) || !describe(args[0], first)) Py_RETURN_NONE;
+    if (prepared.ndim >= 0 && prepared.ndim != first.ndim) Py_RETURN_NONE;
+    if (prepared.dim >= 0 && (prepared.dim >= first.ndim || prepared.size != first.sizes[prepared.dim])) Py_RETURN_NONE;
+  }
+  Call call(*prepared.options);
+  return gated(prepared.number, args, call, true);
+}
+
+void free_prepared(PyObject* self) {
+  Prepared& prepared = *reinterpret_cast<Prepared*>(self);
+  PyTypeObject* type = Py_TYPE(self);
+  Py_XDECREF(prepared.operands);
+  delete prepared.options;
+  PyObject_Free(self);
+  Py_DECREF(type);
+}
+
+PyTypeObject* prepared_type() {
+  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Prepared, call), READONLY, nullptr},
+                                  {nullptr, 0, 0, 0, nullptr}};
+  static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(free_prepared)},
+                                {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                                {Py_tp_members, members},
+                                {0, nullptr}};
+  static PyType_Spec spec = {"pyfold._C.Prepared", sizeof(Prepared), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                             slots};
+  static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return type;
+}
+
+PyObject* prepare(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  constexpr Py_ssize_t kFirst = 4;
+  int64_t shape[3];
+  bool fits = count >= kFirst;
+  for (int i = 0; fits && i < 3; ++i) fits = as_integer(args[1 + i], shape[i]);
+  if (!fits) return PyErr_Format(PyExc_TypeError, "prepare takes op, ndim, dim, size, operands");
+  const Op* op = op_of(args[0]);
+  if (op == nullptr || check_count(*op, count - kFirst) == nullptr) return nullptr;
+  if (torch.api == nullptr) Py_RETURN_NONE;
+  Owned owned(reinterpret_cast<PyObject*>(PyObject_New(Prepared, prepared_type())));
+  if (owned == nullptr) return nullptr;
+  Prepared& made = *reinterpret_cast<Prepared*>(owned.get());
+  const size_t number = op - ops::all().data();
+  made = {made.ob_base, call_prepared, number, shape[0], shape[1], shape[2], PyTuple_New(count - kFirst), new Call()};
+  for (Py_ssize_t i = kFirst; i < count; ++i) PyTuple_SET_ITEM(made.operands, i - kFirst, Py_NewRef(args[i]));
+  Arguments arguments(*op, args + kFirst);
+  if (ops::read_options(*op, arguments, *made.options)) return owned.release();
+  return arguments.explain(made.options->error) == Arguments::Way::kFailed ? nullptr : Py_NewRef(Py_None);
 }
 
 PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -413,13 +282,32 @@ PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return PyBool_FromLong(fits && noising_rows(args[1], table.sizes[0], static_cast<double*>(table.data)));
 }
 
+// The parameters of a program of planes (csrc/folds/unit_planes.h); None where torch must see it, or a gradient may
+// flow.
+PyObject* unit_planes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "unit_planes takes normal, offset, dtype");
+  TensorRef normal, offset, out;
+  double number = 0;
+  const bool fits = !watched() && is_tensor(args[0]) && values(args[0], 2, number, normal) &&
+                    values(args[1], 1, number, offset) && !requires_grad(args[0]) &&
+                    !(is_tensor(args[1]) && requires_grad(args[1])) && unit_planes_fit(normal, offset);
+  if (!fits) Py_RETURN_NONE;
+  const bool wide = args[2] == PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(Element::kFloat64));
+  const int64_t size = normal.numel() + normal.numel() / std::max<int64_t>(normal.sizes[normal.ndim - 1], 1);
+  Owned made(make({wide ? Element::kFloat64 : Element::kFloat32, 1, -1, -1, {size}, {1}, nullptr}, args, kCpu));
+  if (made == nullptr || !describe(made.get(), out)) return nullptr;
+  pyfold::unit_planes(normal, offset, out);
+  return made.release();
+}
+
 PyObject* differentiate(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  for (size_t i = 0; count == 2 && i < ops::kOpCount; ++i) {
-    if (PyUnicode_CompareWithASCIIString(args[0], ops::all()[i].name) != 0) continue;
-    gradients[i] = Py_NewRef(args[1]);
-    Py_RETURN_NONE;
-  }
-  return PyErr_Format(PyExc_TypeError, "differentiate takes the name of an op, and what runs it with a gradient");
+  const Op* op = count == 2 ? op_of(args[0]) : nullptr;
+  if (op == nullptr)
+    return PyErr_Occurred()
+               ? nullptr
+               : PyErr_Format(PyExc_TypeError, "differentiate takes an op's name and what runs it with a gradient");
+  gradients[op - ops::all().data()] = Py_NewRef(args[1]);
+  Py_RETURN_NONE;
 }
 
 PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -447,6 +335,11 @@ PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
+PyObject* read_counts(PyObject*, PyObject*) {
+  const ops::ReadCounts& counts = ops::read_counts();
+  return Py_BuildValue("(LL)", (long long)counts.options.load(), (long long)counts.tensors.load());
+}
+
 template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
 PyCFunction fast() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -460,8 +353,15 @@ void add_calls(PyObject* module) {
       {"use_torch", fast<use_torch>(), METH_FASTCALL, "What is asked of torch; False where it cannot answer."},
       {"differentiate", fast<differentiate>(), METH_FASTCALL, "What runs an op's calls that need a gradient."},
       {"noising_table", fast<noising_table>(), METH_FASTCALL, "Fills in a table from coefficients; whether it could."},
-      {"parse_count", [](PyObject*, PyObject*) { return PyLong_FromLongLong(ops::parse_count()); }, METH_NOARGS,
-       "How many calls of ops were parsed by this process."},
+      {"unit_planes", fast<unit_planes>(), METH_FASTCALL,
+       "The parameters of a program of planes, where torch need not look."},
+      {"prepare", fast<prepare>(), METH_FASTCALL,
+       "A call of an op whose options are read once: takes its name, ndim and the size in dim that the first operand "
+       "has\n"
+       "(-1: any), and the operands, ... for those that each call gives, the first in order and others by name. A "
+       "call\n"
+       "runs like _C.<op>; None where torch must see it, the shape is another, or something is wrong."},
+      {"read_counts", read_counts, METH_NOARGS, "How often this process read (options, tensors) of calls."},
       {nullptr, nullptr, 0, nullptr},
   };
   static PyMethodDef calls[ops::kOpCount], runs[ops::kOpCount];

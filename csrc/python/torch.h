@@ -2,6 +2,7 @@
 
 #include <Python.h>
 #include <stdint.h>
+#include <structmember.h>  // after Python.h
 
 #include <vector>
 

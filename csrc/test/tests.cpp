@@ -100,9 +100,14 @@ void test_collapse() {
 // Four lanes at a time, as a GPU thread works, without its memory: the programs' text is one, so its bits must be too.
 struct FourLanes {
   using Acc = float;
-  static constexpr bool kPassesCount = false;
+  static constexpr int kLanes = 4;
   struct Register {
     float lane[4];
+
+    template <class C>
+    friend Term<C, Register> operator*(C coefficient, const Register& value) {
+      return {coefficient, value};
+    }
   };
   const Geometry& geometry;
   int64_t at_row, start;
@@ -116,14 +121,19 @@ struct FourLanes {
     float* first = static_cast<float*>(view.data) + at_row * view.row_stride + start;
     for (int i = 0; i < 4 && start + i < geometry.numel; ++i) first[i] = value.lane[i];
   }
-  void noise(Register& out, const NoiseSource& source, uint32_t offset = 0) const {
-    normal_block(noise_key(source, at_row, offset), static_cast<uint64_t>(start) / 4, out.lane);
+  void load(Register& out, const Noise& noise) const {
+    normal_block(noise.key(at_row), static_cast<uint64_t>(start) / 4, out.lane);
   }
-  void fill(Register& out, float value) const { pyfold::fill(out.lane, value, 4); }
-  void scale(Register& out, float c, const Register& x) const { pyfold::scale(out.lane, c, x.lane, 4); }
-  void add_scaled(Register& out, float c, const Register& x) const { pyfold::add_scaled(out.lane, c, x.lane, 4); }
-  void subtract_from(Register& out, const Register& x) const { pyfold::subtract_from(out.lane, x.lane, 4); }
-  void clip(Register& out, float low, float high) const { pyfold::clip(out.lane, low, high, 4); }
+  template <class Terms>
+  void let(Register& out, const Terms& sum) const {
+    add_up(*this, out, sum);
+  }
+  template <class Terms>
+  void write(const View& view, Register& out, const Terms& sum) const {
+    let(out, sum);
+    store(view, out);
+  }
+  void keep(Register&) const {}
 };
 
 void test_four_lanes_equal_a_tile() {
@@ -165,7 +175,8 @@ void test_four_lanes_equal_a_tile() {
   EXPECT(std::memcmp(tile.data(), lanes.data(), tile.size() * sizeof(float)) == 0);
 }
 
-// Stream and step are sums modulo 2^32 of the number, what the device holds and the row's counter.
+// Stream and step are sums modulo 2^32 of the number, what the device holds and the row's counter, whose high half
+// counts in streams of 2048.
 void test_noise_of_streams_and_positions() {
   constexpr int64_t kRows = 3, kNumel = 70;
   constexpr int64_t kWrap = int64_t{1} << 32;
@@ -175,9 +186,15 @@ void test_noise_of_streams_and_positions() {
     std::vector<float> out(kRows * kNumel);
     RandnArgs args;
     args.geometry = {kRows, kNumel, 1, {kNumel}};
-    args.noise = {
-        seeds, stream, step, device ? streams : nullptr, streams_stride, device ? positions : nullptr, positions_stride,
-        {}};
+    args.noise = {seeds,
+                  1,
+                  stream,
+                  step,
+                  device ? streams : nullptr,
+                  streams_stride,
+                  device ? positions : nullptr,
+                  positions_stride,
+                  {}};
     args.noise.window.stride[0] = 1;
     args.out.data = out.data();
     args.out.row_stride = kNumel;
@@ -200,7 +217,7 @@ void test_noise_of_streams_and_positions() {
   AffineStepArgs args;
   args.geometry = {kRows, kNumel, 1, {kNumel}};
   args.table = {row, 1, nullptr, 0};
-  args.noise = {seeds, 4, 6, streams, 1, positions, 1, {}};
+  args.noise = {seeds, 1, 4, 6, streams, 1, positions, 1, {}};
   args.noise.window.stride[0] = 1;
   for (View* view : {&args.x, &args.out}) {
     view->data = view == &args.x ? x.data() : out.data();
@@ -213,10 +230,36 @@ void test_noise_of_streams_and_positions() {
     return out;
   };
   EXPECT(step(9) == draw(4, 15, 1, 1, true));
-  EXPECT(step(-2.5) == draw(4, 4, 1, 1, true));
-  EXPECT(step(0x1p40 + 3) == draw(4, 9, 1, 1, true));
+  // The high half of a counter goes to the stream, from bit 11 on.
+  EXPECT(step(-2.5) == draw(4 - 2048, 4, 1, 1, true));
+  EXPECT(step(0x1p40 + 3) == draw(4 + (256 << 11), 9, 1, 1, true));
+  EXPECT(step(0x1p53 - 1) == draw(4 + 0xFFFFF800, 5, 1, 1, true));
   for (double beyond : {0x1p63, -0x1p70, static_cast<double>(NAN), static_cast<double>(INFINITY)})
     EXPECT(step(beyond) == each);
+}
+
+// A key's element 0 lies in its block, and blocks wrap at 2^64: what a window of the seed's noise draws.
+void test_noise_of_keys() {
+  constexpr int64_t kNumel = 1500, kBlocks[] = {0, 1, 0xFFFFFFFF, int64_t{1} << 61, -3, -200};
+  for (const int64_t block : kBlocks) {
+    const int64_t key[] = {-42, block};
+    std::vector<float> out(kNumel), lanes(kNumel + 3);
+    RandnArgs args;
+    args.geometry = {1, kNumel, 1, {kNumel}};
+    args.noise.seeds = key;
+    args.noise.seeds_stride = 2;
+    args.noise.window.stride[0] = 1;
+    args.out.data = out.data();
+    args.out.row_stride = kNumel;
+    args.out.stride[0] = 1;
+    cpu::diffusion_kernels().randn(args, 0, cpu::task_count(args.geometry));
+    for (int64_t i = 0; i < kNumel; i += 4) {
+      float four[4];
+      normal_block(noise_key(key[0], 0, 0, 0), static_cast<uint64_t>(block) + i / 4, four);
+      std::memcpy(&lanes[i], four, sizeof four);
+    }
+    EXPECT(std::memcmp(out.data(), lanes.data(), kNumel * sizeof(float)) == 0);
+  }
 }
 
 // One unit as a GPU thread holds it; writes a bit for each plane.
@@ -337,6 +380,7 @@ int main() {
     cpu::set_tier(cpu::tier_name(tier));
     test_four_lanes_equal_a_tile();
     test_noise_of_streams_and_positions();
+    test_noise_of_keys();
     test_one_unit_equals_a_tile();
   }
   std::printf(failures == 0 ? "all hold\n" : "%d do not hold\n", failures);

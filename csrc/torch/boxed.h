@@ -31,14 +31,16 @@ inline Element element_of(ScalarType type) {
       return Element::kInt64;
     case ScalarType::Byte:
       return Element::kUInt8;
+    case ScalarType::UInt64:
+      return Element::kUInt64;
     default:
       return Element::kOther;
   }
 }
 
 inline ScalarType scalar_type_of(Element element) {
-  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16,
-                                  ScalarType::Half,  ScalarType::Long,   ScalarType::Byte};
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half,
+                                  ScalarType::Long,  ScalarType::Byte,   ScalarType::UInt64};
   return types[static_cast<int>(element)];
 }
 

@@ -1,8 +1,7 @@
 """A node pack for ComfyUI: pyfold's samplers (SAMPLER), spacings (SIGMAS) and seeded noise (NOISE) for custom sampling.
 
-Install pyfold into ComfyUI's Python, then put one file into ``custom_nodes``, say ``pyfold_nodes.py``::
-
-    from pyfold.adapters.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+Install pyfold into ComfyUI's Python and put the source tree's folder ``comfyui/pyfold`` into ``custom_nodes``. docs/comfyui.md
+compares every sampler of ComfyUI's KSampler.
 
 The nodes appear under "sampling/pyfold"; connect them to SamplerCustomAdvanced. They work on models of epsilon and v prediction
 (Stable Diffusion), whose states ComfyUI keeps as ``x0 + sigma eps``, and on flows (Flux, SD3), ``(1 - sigma) x0 + sigma eps``.
@@ -11,10 +10,15 @@ Nothing of ComfyUI is imported before a node runs.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyfold import diffusion
@@ -26,14 +30,36 @@ from pyfold.ops import randn
 _FLOW = diffusion.flow()
 #: On a flow these are euler, heun and euler_ancestral.
 _SAME = ("flow_euler", "flow_heun", "flow_ancestral")
-SAMPLERS = sorted(name for name, sampler in ALL_SAMPLERS.items() if sampler.on_sigmas and name not in _SAME)
+#: ComfyUI's names of samplers that have another name here, or options of their own.
+_COMFY: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("euler", {}),
+    # In ComfyUI's variables the ancestral step is DDPM's posterior.
+    "ddpm": ("euler_ancestral", {}),
+    "dpmpp_sde_gpu": ("dpmpp_sde", {}),
+    "dpmpp_2m_sde_gpu": ("dpmpp_2m_sde", {}),
+    "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", {"solver": "heun"}),
+    "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde", {"solver": "heun"}),
+    "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", {}),
+}
+SAMPLERS = sorted({*_COMFY, *(n for n, s in ALL_SAMPLERS.items() if s.on_sigmas and n not in _SAME)})
+#: What ComfyUI's KSampler offers and this pack does not.
+MISSING = (
+    "euler_cfg_pp", "euler_ancestral_cfg_pp", "heunpp2", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_2m_cfg_pp", "lcm", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp", "gradient_estimation_cfg_pp",
+    "sa_solver_pece",
+)  # fmt: skip
+#: Whose last step, where it goes to 0, is the denoised sample in ComfyUI, not an extrapolation.
+_ENDS_DENOISED = ("lms", "ipndm", "gradient_estimation")
 #: What a flow runs in place of a sampler whose noise is made for variance-exploding states.
 _ON_FLOWS = {"euler_ancestral": "flow_ancestral"}
-#: Its variable sigma / alpha is too coarsely stepped by a flow's sigmas.
-_NOT_ON_FLOWS = ("edm_stochastic",)
-#: Starts a flow a ten-thousandth below pure noise, where sigma / alpha is infinite.
-_NOT_FROM_PURE_NOISE = ("dpm2_ancestral",)
-SPACINGS = ("simple", "karras", "exponential", "polyexponential", "beta", "kl_optimal")
+#: Their variable sigma / alpha is too coarsely stepped by a flow's sigmas.
+_NOT_ON_FLOWS = ("edm_stochastic", "dpm2_ancestral")
+SPACINGS = (
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic", "kl_optimal",
+    "polyexponential",
+)  # fmt: skip
+#: In place of a sampler's own eta or noise_scale.
+_OWN = -1.0
 
 
 def _is_flow(model_sampling: Any) -> bool:
@@ -45,61 +71,178 @@ def seeds_of(seed: int, indices: Any) -> torch.Tensor:
     return torch.tensor([(int(seed) + int(i) + 2**63) % 2**64 - 2**63 for i in indices], dtype=torch.int64)
 
 
-def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, *, sampler, **options):
+class SeedOfBatch(int):
+    """ComfyUI's seed, an int, that knows the ``batch_index`` of the latents it came with: a sampler gets nothing else."""
+
+    indices: tuple[int, ...] = ()
+
+
+def passable(sigmas: torch.Tensor, way: str) -> torch.Tensor:
+    """The sigmas [n] without those that a sampler of this ``way`` cannot go to: for one that falls those not below all before
+    them, for one that turns repetitions. Schedulers round two to one, other nodes edit them, and unsampling flips them;
+    ComfyUI's own multistep samplers divide by the distance between such a pair."""
+    values = sigmas.detach().double().tolist()
+    kept: list[int] = []
+    for i, value in enumerate(values):
+        last = values[kept[-1]] if kept else math.inf
+        if value < last or way == "rests" or (way == "turns" and value != last):
+            kept.append(i)
+    if len(kept) == len(values):
+        return sigmas
+    dropped = [round(value, 6) for i, value in enumerate(values) if i not in set(kept)]
+    which = "are not below those before them" if way == "falls" else "repeat the one before"
+    warnings.warn(f"pyfold: sigmas that {which} are left out: {dropped}", stacklevel=2)
+    return sigmas[kept]
+
+
+def _ends_denoised(plan: diffusion.Plan) -> diffusion.Plan:
+    """The same plan, its last row the model's x0 alone."""
+    last = {**dict.fromkeys(plan.rows[-1], 0.0), "q": 1.0, "c_x0": 1.0, "c_in": plan.rows[-1].get("c_in", 1.0)}
+    return dataclasses.replace(plan, rows=(*plan.rows[:-1], last))
+
+
+def sample(
+    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None = None,
+    callback: Callable[..., Any] | None = None, disable: bool | None = None, *, sampler: str, **options: Any,
+) -> torch.Tensor:  # fmt: skip
     """A sampler function as ComfyUI's KSAMPLER calls it; its noise is from ``extra_args["seed"]`` plus the place in the batch.
+
+    The place is the latent's ``batch_index`` where the seed is :class:`SeededNoise`'s. A draw belongs to the sigma that it
+    leads to, so samplers chained on parts of the sigmas, with one seed, draw what one sampler draws on all of them.
 
     Args:
         model, x, sigmas, extra_args, callback, disable: ComfyUI's.
-        sampler: a name in ``pyfold.diffusion.SAMPLERS``; options: of that sampler.
+        sampler: a name in :data:`SAMPLERS`; options: of that sampler.
+
+    Returns:
+        The state at the last sigma; ``x`` where there are fewer than two sigmas.
+
+    Raises:
+        ValueError: an option is out of range, or the sampler is none for the model's kind of states.
     """
+    sampler, own = _COMFY.get(sampler, (sampler, {}))
+    options = {**own, **options}
+    one = isinstance(sigmas, torch.Tensor) and sigmas.dim() == 1
+    if one and len(sigmas) < 2:
+        return x
     flow = _is_flow(model.inner_model.inner_model.model_sampling)
-    known = ALL_SAMPLERS[sampler].alias_of or sampler
-    if flow and known in _NOT_ON_FLOWS:
+    name = ALL_SAMPLERS[sampler].alias_of or sampler
+    if flow and name in _NOT_ON_FLOWS:
         raise ValueError(f"sampler {sampler!r} is for models of epsilon and v prediction, got a flow")
     schedule = _FLOW if flow else SCHEDULE
-    make = ALL_SAMPLERS[_ON_FLOWS[known] if flow and known in _ON_FLOWS else sampler]
-    points = points_of(sigmas, schedule)
-    if points[0].alpha == 0 and known in _NOT_FROM_PURE_NOISE:
-        points[0] = schedule.at_ratio(9999.0)
+    make = ALL_SAMPLERS[_ON_FLOWS[name] if flow and name in _ON_FLOWS else sampler]
+    way = make.way(options)
+    if one:
+        sigmas = passable(sigmas, way)
+        if len(sigmas) < 2:
+            return x
+    points = points_of(sigmas, schedule, way)
     plan = make(schedule, prediction="x0", clip=None, spacing=points, **options)
-    seeds = seeds_of((extra_args or {}).get("seed") or 0, range(len(x))).to(x.device)
-    told = (lambda point: point.sigma) if flow else (lambda point: point.ratio)
-    return run(plan, model, x, sigmas, extra_args, callback, disable, seeds=seeds, sigma_of=told)
+    if name in _ENDS_DENOISED and points[-1].sigma == 0:
+        plan = _ends_denoised(plan)
+    seed = (extra_args or {}).get("seed") or 0
+    indices = getattr(seed, "indices", ())
+    seeds = seeds_of(seed, indices if len(indices) == len(x) else range(len(x))).to(x.device)
+    sigma_of = (lambda point: point.sigma) if flow else (lambda point: point.ratio)
+    return run(plan, model, x, sigmas, extra_args, callback, disable, seeds=seeds, sigma_of=sigma_of)
 
 
 class PyfoldSampler:
-    """A SAMPLER. eta, noise_scale and order go to samplers that have them; order 0 is the sampler's own."""
+    """A SAMPLER. eta, noise_scale and order go to samplers that have them; -1, of order 0, is the sampler's own."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "sampling/pyfold", "get_sampler", ("SAMPLER",)
 
     @classmethod
-    def INPUT_TYPES(cls):
-        number = {"min": 0.0, "max": 100.0, "step": 0.01, "round": False}
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        number = {"default": _OWN, "min": _OWN, "max": 100.0, "step": 0.01, "round": False}
+        own = "-1: the sampler's own"
         return {
             "required": {
                 "sampler_name": (SAMPLERS, {"default": "dpmpp_multistep"}),
-                "eta": ("FLOAT", {**number, "default": 0.0, "tooltip": "strength of the noise that is put back"}),
-                "noise_scale": ("FLOAT", {**number, "default": 1.0}),
+                "eta": ("FLOAT", {**number, "tooltip": f"strength of the noise that is put back; {own}"}),
+                "noise_scale": ("FLOAT", {**number, "tooltip": f"what that noise is multiplied by; {own}"}),
                 "order": ("INT", {"default": 0, "min": 0, "max": 4, "tooltip": "0: the sampler's own"}),
             }
         }
 
-    def get_sampler(self, sampler_name, eta, noise_scale, order):
+    def get_sampler(self, sampler_name: str, eta: float, noise_scale: float, order: int) -> tuple[Any]:
         if sampler_name not in SAMPLERS:
             raise ValueError(f"sampler_name must be one of {', '.join(SAMPLERS)}, got {sampler_name!r}")
-        given = {"eta": eta, "noise_scale": noise_scale, **({"order": order} if order else {})}
-        has = inspect.signature(ALL_SAMPLERS[sampler_name]).parameters
+        given = {name: value for name, value in (("eta", eta), ("noise_scale", noise_scale)) if value != _OWN}
+        given |= {"order": order} if order else {}
+        has = inspect.signature(ALL_SAMPLERS[_COMFY.get(sampler_name, (sampler_name, {}))[0]]).parameters
         options = {"sampler": sampler_name, **{name: value for name, value in given.items() if name in has}}
         return (importlib.import_module("comfy.samplers").KSAMPLER(sample, options),)
 
 
+def _simple(sampling: Any, steps: int) -> list[float]:
+    table = sampling.sigmas.double()
+    return [float(table[len(table) - 1 - int(i * (len(table) / steps))]) for i in range(steps)] + [0.0]
+
+
+def _by_times(sampling: Any, steps: int, *, last: bool) -> list[float]:
+    """At times with equal distances from the greatest sigma's to the least's, that one included or not, and 0."""
+    start, end = (float(sampling.timestep(sigma)) for sigma in (sampling.sigma_max, sampling.sigma_min))
+
+    def at(time: float) -> float:
+        return float(sampling.sigma(torch.tensor(time, dtype=torch.float32)))
+
+    if not last:
+        return [at(time) for time in np.linspace(start, end, steps + 1)[:-1]] + [0.0]
+    if at(end) < 1e-5:  # the least is 0 already
+        return [at(time) for time in np.linspace(start, end, steps + 1)]
+    return [at(time) for time in np.linspace(start, end, steps)] + [0.0]
+
+
+def _ddim_uniform(sampling: Any, steps: int) -> list[float]:
+    """Every so many of the table from its second entry on: a step more or less than asked for, as in ComfyUI."""
+    table = sampling.sigmas.double()
+    zero = float(table[1]) < 1e-5
+    picked = table[1 :: max(len(table) // (steps + zero), 1)].tolist()
+    return [*reversed(picked), *([] if zero else [0.0])]
+
+
+def _beta(sampling: Any, steps: int) -> list[float]:
+    """The table at quantiles of Beta(0.6, 0.6), rounded to entries (Lee et al. 2024); an entry met twice counts once."""
+    quantiles = spacings.beta_quantiles(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    # The median is between two entries of a table of even length: to the even one, not to where the last bit points.
+    entries = np.rint(quantiles.round(12) * (len(sampling.sigmas) - 1)).astype(int).tolist()
+    return [float(sampling.sigmas[i]) for i in dict.fromkeys(entries)] + [0.0]
+
+
+def _linear_quadratic(sampling: Any, steps: int, threshold: float = 0.025) -> list[float]:
+    """Half of the steps linearly from 1 down to ``1 - threshold``, the others along a parabola with the same slope there,
+    to 0; times the greatest sigma (Genmo's Mochi 1)."""
+    high = float(sampling.sigma_max)
+    if steps == 1:
+        return [high, 0.0]
+    linear = steps // 2
+    curved = steps - linear
+    slope = threshold / linear
+    # 1 - s = threshold + slope k + curve k^2 reaches 1 after the rest.
+    curve = (1 - threshold - slope * curved) / curved**2
+    down = [slope * i for i in range(linear)] + [threshold + slope * k + curve * k * k for k in range(curved)] + [1.0]
+    return [(1 - d) * high for d in down]
+
+
+#: ComfyUI's schedulers that read the model's table or times; the others are formulas of its ends.
+_OF_MODELS: dict[str, Any] = {
+    "simple": _simple,
+    "sgm_uniform": lambda sampling, steps: _by_times(sampling, steps, last=False),
+    "normal": lambda sampling, steps: _by_times(sampling, steps, last=True),
+    "ddim_uniform": _ddim_uniform,
+    "beta": _beta,
+    "linear_quadratic": _linear_quadratic,
+}
+
+
 class PyfoldScheduler:
-    """SIGMAS of a model, from its greatest to 0: "simple" takes every so many of its table, the others are formulas."""
+    """SIGMAS of a model, from its greatest to 0, by ComfyUI's schedulers and polyexponential."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "sampling/pyfold", "get_sigmas", ("SIGMAS",)
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "model": ("MODEL",),
@@ -109,7 +252,7 @@ class PyfoldScheduler:
             }
         }
 
-    def get_sigmas(self, model, spacing, steps, denoise):
+    def get_sigmas(self, model: Any, spacing: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         if spacing not in SPACINGS:
             raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
         if not 0 <= denoise <= 1:
@@ -120,9 +263,8 @@ class PyfoldScheduler:
             return (torch.zeros(0),)
         # Less denoising is the end of a longer way.
         total, sampling = int(steps / denoise), model.get_model_object("model_sampling")
-        if spacing == "simple":
-            table = sampling.sigmas.double()
-            levels = [float(table[len(table) - 1 - int(i * (len(table) / total))]) for i in range(total)] + [0.0]
+        if spacing in _OF_MODELS:
+            levels = _OF_MODELS[spacing](sampling, total)
         else:
             flow = _is_flow(sampling)
             ends = {"sigma_min": float(sampling.sigma_min), "sigma_max": float(sampling.sigma_max)}
@@ -132,19 +274,41 @@ class PyfoldScheduler:
 
 
 class SeededNoise:
-    """A NOISE: each latent of a batch has the noise of its own seed, ``seed`` plus its batch_index, in any batch."""
+    """A NOISE: each latent of a batch has the noise of its own seed, ``seed`` plus its batch_index, in any batch.
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    Args:
+        seed: of the first latent.
+        add_noise: whether noise is put on the latents; else they go on from where another sampler stopped, whose steps drew
+            from the same seed.
+    """
+
+    def __init__(self, seed: int, add_noise: bool = True):
+        self.seed, self.add_noise = SeedOfBatch(seed), add_noise
 
     def generate_noise(self, input_latent: dict[str, Any]) -> torch.Tensor:
         """Like ``input_latent["samples"]``, on the CPU, as ComfyUI's own; the same bits on any device."""
         samples = input_latent["samples"]
+        if getattr(samples, "is_nested", False):
+            nested: torch.Tensor = self._nested(samples, input_latent)
+            return nested
         indices = input_latent.get("batch_index")
         indices = range(len(samples)) if indices is None else indices
         if len(indices) != len(samples):
             raise ValueError(f"batch_index must have {len(samples)} entries, got {len(indices)}")
+        # ComfyUI asks for the noise, then hands the seed to the sampler.
+        self.seed = SeedOfBatch(self.seed)
+        self.seed.indices = tuple(int(i) for i in indices)
+        if not self.add_noise:
+            return torch.zeros(samples.shape, dtype=samples.dtype)
         return randn(seeds_of(self.seed, indices), samples.shape[1:], dtype=samples.dtype)
+
+    def _nested(self, samples: Any, input_latent: dict[str, Any]) -> Any:
+        """Of latents of several parts, as video and its sound: one sample's noise runs on from part to part."""
+        parts = samples.unbind()
+        sizes = [math.prod(part.shape[1:]) for part in parts]
+        flat = {**input_latent, "samples": parts[0].new_zeros(1).expand(len(parts[0]), sum(sizes))}
+        pieces = torch.split(self.generate_noise(flat), sizes, dim=1)
+        return type(samples)([piece.reshape(part.shape).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)])
 
 
 class PyfoldNoise:
@@ -153,12 +317,13 @@ class PyfoldNoise:
     CATEGORY, FUNCTION, RETURN_TYPES = "sampling/pyfold", "get_noise", ("NOISE",)
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         seed = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
-        return {"required": {"noise_seed": ("INT", seed)}}
+        add = {"default": True, "tooltip": "off for a sampler that goes on where another stopped, with the same seed"}
+        return {"required": {"noise_seed": ("INT", seed), "add_noise": ("BOOLEAN", add)}}
 
-    def get_noise(self, noise_seed):
-        return (SeededNoise(noise_seed),)
+    def get_noise(self, noise_seed: int, add_noise: bool = True) -> tuple[SeededNoise]:
+        return (SeededNoise(noise_seed, add_noise),)
 
 
 NODE_CLASS_MAPPINGS = {"PyfoldSampler": PyfoldSampler, "PyfoldScheduler": PyfoldScheduler, "PyfoldNoise": PyfoldNoise}
@@ -168,4 +333,4 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PyfoldNoise": "Seeded Noise (pyfold)",
 }
 
-__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "SAMPLERS", "SPACINGS", "SeededNoise", "sample"]
+__all__ = ["MISSING", "NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "SAMPLERS", "SPACINGS", "SeededNoise", "sample"]

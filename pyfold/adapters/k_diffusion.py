@@ -5,29 +5,44 @@
 ``callback`` gets the same dictionary, and torch's generator gives the same numbers. What differs:
 
 - ``seeds=`` (int64 [B]) makes the noise of each sample from its own seed inside the step: the same bits in any batch, on any
-  device. It excludes ``noise_sampler``.
+  device. It excludes ``noise_sampler``. A draw belongs to the sigma that it leads to, so a run on ``sigmas[k:]`` from the
+  state that another ended with draws as the unbroken run does; ``before=`` says which sigmas were visited before these, where
+  the run returns to some of them (a restart).
 - The state is float32 for a model in half precision, and coefficients are float64.
-- sigmas are read on the host once, before the first step, and must decrease; ``order`` of ``sample_lms`` goes up to 4, and its
+- sigmas are read on the host once, before the first step. They must decrease, but for ``sample_euler``, ``sample_heun`` and
+  ``sample_dpm_2``, and, without repeating one, ``sample_lms`` and ``sample_dpmpp_2m``: these also run backwards, from an
+  image to its noise. One sigma is no step, and returns ``x``. ``order`` of ``sample_lms`` goes up to 4, and its
   integrals are exact.
 - Where k-diffusion draws noise that it multiplies by 0, none is drawn.
 - The default noise of the SDE functions is :class:`BrownianTreeNoiseSampler` of this module, which needs no torchsde.
+
+Example:
+    >>> from pyfold.adapters import k_diffusion as sampling
+    >>> sigmas = torch.tensor([10.0, 1.0, 0.0])
+    >>> x = sampling.sample_euler(lambda x, sigma: 0.2 * x, torch.ones(1, 2), sigmas, disable=True)
+    >>> x.shape
+    torch.Size([1, 2])
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import operator
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pyfold import diffusion
 from pyfold._requirements import need
-from pyfold.diffusion import Plan, Point, Schedule
+from pyfold.diffusion import Attempt, Plan, Point, Schedule
 from pyfold.diffusion.loop import Drawn, churned
+from pyfold.diffusion.samplers import Sampler
+from pyfold.ops._checks import as_seeds, check_seeds
 
 Denoiser = Callable[..., torch.Tensor]
 NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -42,15 +57,26 @@ class BrownianTreeNoiseSampler:
     Args:
         x: like the noise.
         sigma_min, sigma_max: ends of the path.
-        seed: an int for the whole batch, or one for each sample; by default drawn from torch's generator.
+        seed: an int of 64 bits for the whole batch, or seeds or keys, one for each sample; by default drawn from torch's
+            generator.
         transform: the path's time as a function of sigma.
     """
 
-    def __init__(self, x, sigma_min, sigma_max, seed=None, transform=lambda sigma: sigma):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        sigma_min: float | torch.Tensor,
+        sigma_max: float | torch.Tensor,
+        seed: int | Iterable[int] | torch.Tensor | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] = lambda sigma: sigma,
+    ) -> None:
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
-        self.transform, self.batched = transform, not isinstance(seed, int)
-        seeds = torch.as_tensor([seed] if not self.batched else list(seed), device=x.device)
+        self.transform, self.batched = transform, isinstance(seed, torch.Tensor) or not hasattr(seed, "__index__")
+        several: Any = seed
+        if self.batched and not isinstance(seed, torch.Tensor):
+            several = list(several)
+        seeds = as_seeds(several, 1, x.device).to(x.device)
         if self.batched and len(seeds) != len(x):
             raise ValueError(f"seed must be an int or {len(x)} of them, got {len(seeds)}")
         low, high = sorted(self._time(sigma) for sigma in (sigma_min, sigma_max))
@@ -61,22 +87,33 @@ class BrownianTreeNoiseSampler:
     def _time(self, sigma: Any) -> float:
         return float(self.transform(torch.as_tensor(sigma)))
 
-    def __call__(self, sigma, sigma_next):
+    def __call__(self, sigma: float | torch.Tensor, sigma_next: float | torch.Tensor) -> torch.Tensor:
         start, end = (min(max(self._time(s), self.path.low), self.path.high) for s in (sigma, sigma_next))
         increment = self.path.normal(end, start).to(self.dtype)
         return increment if self.batched else increment[0]
 
 
-def points_of(sigmas: torch.Tensor, schedule: Schedule = SCHEDULE) -> list[Point]:
-    """The points at k-diffusion's sigmas, read on the host; of a flow schedule, at its own sigmas."""
+def points_of(sigmas: torch.Tensor, schedule: Schedule = SCHEDULE, way: str = "falls") -> list[Point]:
+    """The points at k-diffusion's sigmas, read on the host; of a flow schedule, at its own sigmas.
+
+    Args:
+        way: how they may go, as a sampler's ``way`` has it.
+    """
     if not isinstance(sigmas, torch.Tensor) or sigmas.dim() != 1:
         raise ValueError(f"sigmas must be a tensor of one dimension, got {sigmas!r}")
     values = sigmas.detach().double().tolist()
-    if len(values) < 2 or not all(0 <= v < math.inf for v in values) or any(b >= a for a, b in pairwise(values)):
-        raise ValueError(f"sigmas must be at least 2, finite, from 0 and decreasing, got {values}")
+    refused: Callable[[float, float], bool] = {"falls": operator.le, "turns": operator.eq, "rests": lambda a, b: False}[way]
+    if not values or not all(0 <= v < math.inf for v in values) or any(refused(a, b) for a, b in pairwise(values)):
+        must = {"falls": " and decreasing", "turns": ", and not repeat", "rests": ""}[way]
+        raise ValueError(f"sigmas must be finite, from 0{must}, got {values}")
     if schedule.is_flow and values[0] > 1:
         raise ValueError(f"sigmas of a flow must be in [0, 1], got {values}")
     return [schedule.at_ratio(v / (1 - v) if v < 1 else math.inf) if schedule.is_flow else schedule.at_ratio(v) for v in values]
+
+
+def visited(sigmas: Any) -> list[Point]:
+    """The points at the sigmas that a run has visited before."""
+    return [SCHEDULE.at_ratio(sigma) for sigma in torch.as_tensor(sigmas).detach().double().tolist()]
 
 
 def _check_noise(x: torch.Tensor, seeds: Any, noise_sampler: NoiseSampler | None) -> torch.Tensor | None:
@@ -84,10 +121,8 @@ def _check_noise(x: torch.Tensor, seeds: Any, noise_sampler: NoiseSampler | None
         return None
     if noise_sampler is not None:
         raise ValueError("seeds and noise_sampler must not both be given")
-    seeds = torch.as_tensor(seeds, dtype=torch.int64, device=x.device)
-    if seeds.shape != (len(x),):
-        raise ValueError(f"seeds must have shape {(len(x),)}, got {tuple(seeds.shape)}")
-    return seeds
+    seeds = as_seeds(seeds, len(x), x.device)
+    return check_seeds(seeds.to(x.device), len(x), x.device)
 
 
 @contextlib.contextmanager
@@ -167,127 +202,108 @@ def run(
     return state.to(x.dtype)
 
 
-def _churned(method, model, x, sigmas, extra_args, callback, disable, s_churn, s_tmin, s_tmax, s_noise, seeds):
-    plan = diffusion.edm_stochastic(
-        SCHEDULE, prediction="x0", method=method, spacing=points_of(sigmas),
-        churn=s_churn, churn_min=s_tmin, churn_max=s_tmax, noise_scale=s_noise,
-    )  # fmt: skip
-    return run(plan, model, x, sigmas, extra_args, callback, disable, seeds=seeds)
+#: k-diffusion's names for options of pyfold's samplers.
+_OURS = {
+    "s_churn": "churn", "s_tmin": "churn_min", "s_tmax": "churn_max", "s_noise": "noise_scale", "solver_type": "solver",
+}  # fmt: skip
+_CHURN: dict[str, Any] = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+_NOISE: dict[str, Any] = {"eta": 1.0, "s_noise": 1.0, "noise_sampler": None}
 
 
-def _noised(sampler, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds, brownian=False, **options):
-    plan = sampler(SCHEDULE, prediction="x0", spacing=points_of(sigmas), **options)
-    if noise_sampler is None and seeds is None:
-        if brownian:
-            noise_sampler = BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max())
-        else:
-            noise_sampler = lambda sigma, sigma_next: torch.randn_like(x)  # noqa: E731
-    return run(plan, model, x, sigmas, extra_args, callback, disable, seeds=seeds, noise_sampler=noise_sampler)
+def _of_signature(
+    name: str,
+    make: Sampler,
+    words: str,
+    own: dict[str, Any],
+    *,
+    brownian: bool = False,
+    check: Callable[[dict[str, Any]], None] | None = None,
+    **fixed: Any,
+) -> Callable[..., torch.Tensor]:
+    """k-diffusion's function of this name: ``(model, x, sigmas, extra_args=None, callback=None, disable=None, <own>, *,
+    seeds=None, before=())``.
+
+    Args:
+        make: pyfold's sampler. words: what the function is. own: its own options and their defaults, by k-diffusion's names.
+        brownian: whether its noise is that of one Brownian path by default.
+        check: of its own options. fixed: further options for ``make``.
+    """
+    anywhere, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    shared = {"extra_args": None, "callback": None, "disable": None, **own}
+    signature = inspect.Signature(
+        [inspect.Parameter(required, anywhere) for required in ("model", "x", "sigmas")]
+        + [inspect.Parameter(option, anywhere, default=default) for option, default in shared.items()]
+        + [inspect.Parameter("seeds", named, default=None), inspect.Parameter("before", named, default=())]
+    )
+
+    def sample(*args: Any, **kwargs: Any) -> torch.Tensor:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        options = {option: given[option] for option in own if option != "noise_sampler"}
+        if check is not None:
+            check(options)
+        options = {_OURS.get(option, option): value for option, value in options.items()}
+        x, sigmas, seeds, noise_sampler = given["x"], given["sigmas"], given["seeds"], given.get("noise_sampler")
+        options |= fixed
+        if make is diffusion.dpmpp_sde:
+            # A noise sampler's two increments are what it makes them; those from seeds are put together in the step.
+            options["brownian"] = seeds is not None
+        points = points_of(sigmas, way=make.way(options))
+        if len(points) == 1:
+            return cast(torch.Tensor, x)
+        plan = make(SCHEDULE, prediction="x0", spacing=points, before=visited(given["before"]), **options)
+        if "noise_sampler" in own and noise_sampler is None and seeds is None:
+            # A step to 0 draws nothing.
+            path = BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max()) if brownian and plan.noisy else None
+            noise_sampler = path or _default_noise(x)
+        return run(
+            plan, given["model"], x, sigmas, given["extra_args"], given["callback"], given["disable"], seeds=seeds,
+            noise_sampler=noise_sampler,
+        )  # fmt: skip
+
+    made: Any = sample
+    made.__signature__, made.__name__, made.__qualname__, made.__doc__ = signature, name, name, words
+    return sample
 
 
-def sample_euler(
-    model, x, sigmas, extra_args=None, callback=None, disable=None,
-    s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, *, seeds=None,
-):  # fmt: skip
-    """Euler's method with churn: :func:`pyfold.diffusion.edm_stochastic`."""
-    return _churned(
-        "euler", model, x, sigmas, extra_args, callback, disable, s_churn, s_tmin, s_tmax, s_noise, seeds
-    )  # fmt: skip
+def _default_noise(x: torch.Tensor) -> NoiseSampler:
+    return lambda sigma, sigma_next: torch.randn_like(x)
 
 
-def sample_heun(
-    model, x, sigmas, extra_args=None, callback=None, disable=None,
-    s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, *, seeds=None,
-):  # fmt: skip
-    """Heun's method with churn: :func:`pyfold.diffusion.edm_stochastic`."""
-    return _churned(
-        "heun", model, x, sigmas, extra_args, callback, disable, s_churn, s_tmin, s_tmax, s_noise, seeds
-    )  # fmt: skip
+def _check_solver(options: dict[str, Any]) -> None:
+    if options["solver_type"] not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {options['solver_type']!r}")
 
 
-def sample_dpm_2(
-    model, x, sigmas, extra_args=None, callback=None, disable=None,
-    s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, *, seeds=None,
-):  # fmt: skip
-    """The midpoint method with churn: :func:`pyfold.diffusion.edm_stochastic`."""
-    return _churned(
-        "dpm2", model, x, sigmas, extra_args, callback, disable, s_churn, s_tmin, s_tmax, s_noise, seeds
-    )  # fmt: skip
+_EDM = "with churn: :func:`pyfold.diffusion.edm_stochastic`."
+_MULTISTEP = ":func:`pyfold.diffusion.dpmpp_multistep` of order"
 
-
-def sample_euler_ancestral(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, s_noise=1.0, noise_sampler=None, *, seeds=None
-):
-    """:func:`pyfold.diffusion.euler_ancestral`."""
-    return _noised(
-        diffusion.euler_ancestral, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds,
-        eta=eta, noise_scale=s_noise,
-    )  # fmt: skip
-
-
-def sample_dpm_2_ancestral(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, s_noise=1.0, noise_sampler=None, *, seeds=None
-):
-    """:func:`pyfold.diffusion.dpm2_ancestral`."""
-    return _noised(
-        diffusion.dpm2_ancestral, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds,
-        eta=eta, noise_scale=s_noise,
-    )  # fmt: skip
-
-
-def sample_dpmpp_2s_ancestral(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, s_noise=1.0, noise_sampler=None, *, seeds=None
-):
-    """:func:`pyfold.diffusion.dpmpp_2s_ancestral`."""
-    return _noised(
-        diffusion.dpmpp_2s_ancestral, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds,
-        eta=eta, noise_scale=s_noise,
-    )  # fmt: skip
-
-
-def sample_dpmpp_sde(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, s_noise=1.0, noise_sampler=None, r=1 / 2,
-    *, seeds=None,
-):  # fmt: skip
-    """:func:`pyfold.diffusion.dpmpp_sde`."""
-    # A noise sampler's two increments are what it makes them; those from seeds are put together in the step.
-    return _noised(
-        lambda *args, **options: diffusion.dpmpp_sde(*args, brownian=seeds is not None, **options),
-        model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds, True, eta=eta, noise_scale=s_noise, r=r,
-    )  # fmt: skip
-
-
-def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None, *, seeds=None):
-    """:func:`pyfold.diffusion.dpmpp_multistep` of order 2."""
-    return _noised(diffusion.dpmpp_multistep, model, x, sigmas, extra_args, callback, disable, None, seeds)
-
-
-def sample_dpmpp_2m_sde(
-    model, x, sigmas, extra_args=None, callback=None, disable=None,
-    eta=1.0, s_noise=1.0, noise_sampler=None, solver_type="midpoint", *, seeds=None,
-):  # fmt: skip
-    """:func:`pyfold.diffusion.dpmpp_multistep` of order 2 with noise; ``solver_type`` "midpoint" or "heun"."""
-    if solver_type not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
-    return _noised(
-        diffusion.dpmpp_multistep, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds, True,
-        eta=eta, noise_scale=s_noise, solver=solver_type,
-    )  # fmt: skip
-
-
-def sample_dpmpp_3m_sde(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1.0, s_noise=1.0, noise_sampler=None, *, seeds=None
-):
-    """:func:`pyfold.diffusion.dpmpp_multistep` of order 3 as published, with noise."""
-    return _noised(
-        diffusion.dpmpp_multistep, model, x, sigmas, extra_args, callback, disable, noise_sampler, seeds, True,
-        eta=eta, noise_scale=s_noise, order=3, solver="heun",
-    )  # fmt: skip
-
-
-def sample_lms(model, x, sigmas, extra_args=None, callback=None, disable=None, order=4, *, seeds=None):
-    """:func:`pyfold.diffusion.lms`."""
-    return _noised(diffusion.lms, model, x, sigmas, extra_args, callback, disable, None, seeds, order=order)
+sample_euler = _of_signature("sample_euler", diffusion.edm_stochastic, f"Euler's method {_EDM}", _CHURN, method="euler")
+sample_heun = _of_signature("sample_heun", diffusion.edm_stochastic, f"Heun's method {_EDM}", _CHURN, method="heun")
+sample_dpm_2 = _of_signature("sample_dpm_2", diffusion.edm_stochastic, f"The midpoint method {_EDM}", _CHURN, method="dpm2")
+sample_euler_ancestral = _of_signature(
+    "sample_euler_ancestral", diffusion.euler_ancestral, ":func:`pyfold.diffusion.euler_ancestral`.", _NOISE
+)
+sample_dpm_2_ancestral = _of_signature(
+    "sample_dpm_2_ancestral", diffusion.dpm2_ancestral, ":func:`pyfold.diffusion.dpm2_ancestral`.", _NOISE
+)
+sample_dpmpp_2s_ancestral = _of_signature(
+    "sample_dpmpp_2s_ancestral", diffusion.dpmpp_2s_ancestral, ":func:`pyfold.diffusion.dpmpp_2s_ancestral`.", _NOISE
+)
+sample_dpmpp_sde = _of_signature(
+    "sample_dpmpp_sde", diffusion.dpmpp_sde, ":func:`pyfold.diffusion.dpmpp_sde`.", {**_NOISE, "r": 1 / 2}, brownian=True
+)
+sample_dpmpp_2m = _of_signature("sample_dpmpp_2m", diffusion.dpmpp_multistep, f"{_MULTISTEP} 2.", {})
+sample_dpmpp_2m_sde = _of_signature(
+    "sample_dpmpp_2m_sde", diffusion.dpmpp_multistep, f'{_MULTISTEP} 2 with noise; ``solver_type`` "midpoint" or "heun".',
+    {**_NOISE, "solver_type": "midpoint"}, brownian=True, check=_check_solver,
+)  # fmt: skip
+sample_dpmpp_3m_sde = _of_signature(
+    "sample_dpmpp_3m_sde", diffusion.dpmpp_multistep, f"{_MULTISTEP} 3 as published, with noise.", _NOISE, brownian=True,
+    order=3, solver="heun",
+)  # fmt: skip
+sample_lms = _of_signature("sample_lms", diffusion.lms, ":func:`pyfold.diffusion.lms`.", {"order": 4})
 
 
 def _check_ends(sigma_min: float, sigma_max: float) -> tuple[float, float]:
@@ -297,10 +313,14 @@ def _check_ends(sigma_min: float, sigma_max: float) -> tuple[float, float]:
     return low, high
 
 
+Callback = Callable[[dict[str, Any]], Any]
+
+
 def sample_dpm_fast(
-    model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None,
-    eta=0.0, s_noise=1.0, noise_sampler=None, *, seeds=None,
-):  # fmt: skip
+    model: Denoiser, x: torch.Tensor, sigma_min: float, sigma_max: float, n: int, extra_args: dict[str, Any] | None = None,
+    callback: Callback | None = None, disable: bool | None = None, eta: float = 0.0, s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None, *, seeds: Any = None,
+) -> torch.Tensor:  # fmt: skip
     """:func:`pyfold.diffusion.dpm_fast`: ``n`` evaluations. ``callback`` gets t and t_up (minus log sigma) as well."""
     low, high = _check_ends(sigma_min, sigma_max)
     plan = diffusion.dpm_fast(
@@ -309,24 +329,26 @@ def sample_dpm_fast(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     levels = [plan.points[i].ratio for i in plan.step_starts] + [low]
     if noise_sampler is None and seeds is None:
-        noise_sampler = lambda sigma, sigma_next: torch.randn_like(x)  # noqa: E731
+        noise_sampler = _default_noise(x)
 
-    def told(info):
+    def with_times(info: dict[str, Any]) -> None:
         t = info["sigma"].log().neg()
-        callback({**info, "t": t, "t_up": t})
+        if callback is not None:
+            callback({**info, "t": t, "t_up": t})
 
     return run(
         plan, model, x, torch.tensor(levels, dtype=dtype, device=x.device), extra_args,
-        None if callback is None else told, disable, seeds=seeds, noise_sampler=noise_sampler,
+        None if callback is None else with_times, disable, seeds=seeds, noise_sampler=noise_sampler,
     )  # fmt: skip
 
 
-@torch.no_grad()
 def sample_dpm_adaptive(
-    model, x, sigma_min, sigma_max, extra_args=None, callback=None, disable=None, order=3, rtol=0.05, atol=0.0078,
-    h_init=0.05, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, eta=0.0, s_noise=1.0, noise_sampler=None,
-    return_info=False, *, seeds=None,
-):  # fmt: skip
+    model: Denoiser, x: torch.Tensor, sigma_min: float, sigma_max: float, extra_args: dict[str, Any] | None = None,
+    callback: Callback | None = None, disable: bool | None = None, order: int = 3, rtol: float = 0.05, atol: float = 0.0078,
+    h_init: float = 0.05, pcoeff: float = 0.0, icoeff: float = 1.0, dcoeff: float = 0.0, accept_safety: float = 0.81,
+    eta: float = 0.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, return_info: bool = False,
+    *, seeds: Any = None,
+) -> torch.Tensor | tuple[torch.Tensor, dict[str, int]]:  # fmt: skip
     """:func:`pyfold.diffusion.dpm_adaptive`: whether a step is accepted is read from the device, once a step.
 
     A rejected step keeps its first evaluation, so ``nfe`` is ``order * steps - n_reject``.
@@ -334,30 +356,32 @@ def sample_dpm_adaptive(
     low, high = _check_ends(sigma_min, sigma_max)
     seeds = _check_noise(x, seeds, noise_sampler)
     info = {"steps": 0, "nfe": 0, "n_accept": 0, "n_reject": 0}
-    scalar = {"dtype": torch.float64 if x.dtype == torch.float64 else torch.float32, "device": x.device}
-    ask = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    ask = noise_sampler or _default_noise(x)
 
-    def noise(n, sigma, sigma_next):
-        return ask(torch.tensor(sigma, **scalar), torch.tensor(sigma_next, **scalar))
+    def scalar(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=dtype, device=x.device)
+
+    def noise(n: int, sigma: float, sigma_next: float) -> torch.Tensor:
+        return ask(scalar(sigma), scalar(sigma_next))
 
     with _progress(None, disable) as advance:
 
-        def denoise(value, sigma):
+        def denoise(value: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             advance()
             return model(value, sigma.to(x.dtype), **(extra_args or {}))
 
-        def tell(tried):
+        def report(tried: Attempt) -> None:
             info.update(
                 steps=tried.steps, nfe=tried.evaluations, n_accept=tried.steps - tried.rejected, n_reject=tried.rejected
             )
             if callback is not None:
-                sigma = torch.tensor(tried.point.ratio, **scalar)
+                sigma = scalar(tried.point.ratio)
                 t = sigma.log().neg()
-                error = torch.tensor(tried.error, **scalar)
                 callback(
                     {
                         "sigma": sigma, "sigma_hat": sigma, "x": tried.x.to(x.dtype), "i": tried.steps - 1, "t": t, "t_up": t,
-                        "denoised": tried.x0.to(x.dtype), "error": error, "h": tried.h, **info,
+                        "denoised": tried.x0.to(x.dtype), "error": scalar(tried.error), "h": tried.h, **info,
                     }
                 )  # fmt: skip
 
@@ -365,7 +389,7 @@ def sample_dpm_adaptive(
             denoise, SCHEDULE, x.shape[1:], torch.zeros(len(x), dtype=torch.int64) if seeds is None else seeds,
             prediction="x0", order=order, rtol=rtol, atol=atol, h=h_init, proportional=pcoeff, integral=icoeff,
             derivative=dcoeff, safety=accept_safety, eta=eta, noise_scale=s_noise, sigma_min=low, sigma_max=high,
-            device=x.device, dtype=x.dtype, x=x, noise=noise if seeds is None else None, callback=tell,
+            device=x.device, dtype=x.dtype, x=x, noise=noise if seeds is None else None, callback=report,
         )  # fmt: skip
     result = result.to(x.dtype)
     return (result, info) if return_info else result
@@ -387,3 +411,46 @@ __all__ = [
     "sample_heun",
     "sample_lms",
 ]
+
+_ARGUMENTS = {
+    "model": "``model(x, sigma, **extra_args)`` -> the denoised x; sigma is [B].",
+    "x": "the state, [B, ...], at the first sigma.",
+    "sigmas": "falling, on any device; 0 at the end is the data.",
+    "sigma_min": "where it ends, above 0.",
+    "sigma_max": "where x stands.",
+    "n": "evaluations of the model.",
+    "extra_args": "for the model.",
+    "callback": "called with a dictionary after each evaluation.",
+    "disable": "True for no progress bar; None for one on a terminal alone.",
+    "eta": "how much noise; 0 for none.",
+    "order": "of the method.",
+    "rtol": "relative tolerance of a step.",
+    "atol": "absolute tolerance of a step.",
+    "h_init": "the first step, in -log sigma.",
+    "pcoeff": "proportional part of the step's controller.",
+    "icoeff": "integral part.",
+    "dcoeff": "derivative part.",
+    "accept_safety": "how much longer a step may become.",
+    "return_info": "also return the counts of steps.",
+    "solver_type": '"midpoint" or "heun".',
+    "r": "where the second evaluation lies in a step.",
+    "s_churn": "noise put back before steps, in all.",
+    "s_tmin": "the least sigma at which it is.",
+    "s_tmax": "the greatest.",
+    "s_noise": "a factor of the noise.",
+    "noise_sampler": "``noise_sampler(sigma, sigma_next)`` -> noise like x.",
+    "seeds": "int64 [B], ints or keys, uint64 [B, 2]; noise from seeds, in place of a noise_sampler.",
+    "before": "the sigmas visited before these, where the run returns to some of them.",
+}
+
+
+def _describe(name: str) -> None:
+    """What all functions share, appended to a docstring."""
+    function = globals()[name]
+    arguments = "\n".join(f"    {argument}: {_ARGUMENTS[argument]}" for argument in inspect.signature(function).parameters)
+    result = "x at the last sigma" + (", or (x, counts)." if "return_info" in arguments else ".")
+    function.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n{arguments}\n\nReturns:\n    {result}"
+
+
+for _name in __all__[1:]:
+    _describe(_name)

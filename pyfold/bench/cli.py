@@ -149,10 +149,10 @@ def _second_look(
     slowdowns = compare(old, list(measured.values()))
     for _ in range(_SECOND_LOOKS):
         for key in [key for key, value in slowdowns.items() if value > limit]:
-            again = measure(*runs[key], budget=_LONGER * budget)
-            now = compare(old, [again])[key]
+            repeated = measure(*runs[key], budget=_LONGER * budget)
+            now = compare(old, [repeated])[key]
             if now < slowdowns[key]:
-                measured[key], slowdowns[key] = again, now
+                measured[key], slowdowns[key] = repeated, now
     return slowdowns
 
 
@@ -162,9 +162,9 @@ def _below_floors(measured: dict[str, Measured], runs: Runs, budget: float) -> l
 
     for _ in range(_SECOND_LOOKS):
         for key in [key for key, value in measured.items() if value.below_floor]:
-            again = measure(*runs[key], budget=_LONGER * budget)
-            if again.ratios["eager"] > measured[key].ratios["eager"]:
-                measured[key] = again
+            repeated = measure(*runs[key], budget=_LONGER * budget)
+            if repeated.ratios["eager"] > measured[key].ratios["eager"]:
+                measured[key] = repeated
     return [value for value in measured.values() if value.below_floor]
 
 
@@ -181,10 +181,10 @@ def _show(arguments: argparse.Namespace) -> int:
     from pyfold.bench import read_json, table
     from pyfold.bench.plot import plot
 
-    shown = read_json(arguments.show)[0]
-    print(table(shown, arguments.markdown))
+    listed = read_json(arguments.show)[0]
+    print(table(listed, arguments.markdown))
     if arguments.plot:
-        plot(shown, arguments.plot)
+        plot(listed, arguments.plot)
     return 0
 
 
@@ -291,8 +291,8 @@ def _say_changes(
     limit = arguments.fail_above
     slower = {key: value for key, value in slowdowns.items() if limit is not None and value > limit}
     print(f"\nsince {arguments.compare} ({about_old.get('date')}), {len(slowdowns)} rows, relative to their peers:")
-    shown = slower or dict(list(slowdowns.items())[:3])
-    for key, value in shown.items():
+    listed = slower or dict(list(slowdowns.items())[:3])
+    for key, value in listed.items():
         print(f"  {key}: {abs(value):.1%} {'slower' if value > 0 else 'faster'}")
     if limit is None:
         return 0

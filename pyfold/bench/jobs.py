@@ -87,9 +87,9 @@ def _gan(s: Setting) -> Case:
 
         def run() -> tuple[torch.Tensor, ...]:
             fake = generator(z)
-            shown = real.detach().requires_grad_()
-            logits = discriminator(shown)
-            loss = non_saturating_d(logits, discriminator(fake.detach())) + r1_penalty(logits, shown, 1.0)
+            inputs = real.detach().requires_grad_()
+            logits = discriminator(inputs)
+            loss = non_saturating_d(logits, discriminator(fake.detach())) + r1_penalty(logits, inputs, 1.0)
             torch.autograd.grad(loss, of_d)
             return torch.autograd.grad(non_saturating_g(discriminator(fake)), of_g)
 

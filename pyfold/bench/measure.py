@@ -34,7 +34,9 @@ class Measured:
     """One row at one setting.
 
     Attributes:
-        seconds: the median of pyfold's time; with ``spread``, half the interquartile range over it.
+        row, group, size, dtype: which one.
+        seconds: the median of pyfold's time.
+        spread: half the interquartile range over the median.
         ratios: how many times longer each peer takes: above 1, pyfold is faster.
         bandwidth: the rate of the bytes that must move over that of ``torch.add(a, b, out=c)`` on arrays of the same size.
         generator: for noise, the share of the time that the generator alone would take.
@@ -125,7 +127,13 @@ def _limits(case: Case, setting: Setting) -> dict[str, Form]:
 def measure(row: Row, setting: Setting, budget: float = 0.5, case: Case | None = None) -> Measured:
     """Runs one row at one setting, for about ``budget`` seconds beyond what its forms need to get warm.
 
-    ``case`` is what ``row.build(setting)`` gave, if it is built already.
+    Args:
+        row, setting: which one.
+        budget: seconds.
+        case: what ``row.build(setting)`` gave, if it is built already.
+
+    Returns:
+        The measured row.
     """
     case = case or row.build(setting)
     forms = {name: form for name, form in case.forms.items() if form is not None}

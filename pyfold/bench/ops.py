@@ -10,7 +10,8 @@ import torch
 
 import pyfold
 from pyfold import diffusion
-from pyfold.bench.rows import FEATURES, Case, Form, Setting, row
+from pyfold._torch_private import stateless_generator
+from pyfold.bench.rows import FEATURES, IMAGES, Case, Form, Setting, row
 from pyfold.ops import FOLDS, OPS
 
 
@@ -20,6 +21,18 @@ def _randn(s: Setting) -> Case:
     forms = {
         "pyfold": lambda: pyfold.randn(seeds, s.shape[1:], out=out),
         "eager": lambda: torch.randn(s.shape, dtype=s.dtype, device=s.device, out=out),
+    }
+    return Case(forms, moved=out.numel() * out.element_size(), normals=out.numel())
+
+
+@row("randn of keys", "ops", shapes={"small": IMAGES["small"], "middle": (4, 4, 256, 256)}, floor=5.0)
+def _randn_of_keys(s: Setting) -> Case:
+    out, theirs = (torch.empty(s.shape, dtype=s.dtype, device=s.device) for _ in range(2))
+    keys = torch.stack([s.seeds(), 2**40 * s.seeds()], 1).view(torch.uint64)
+    each, torchs = keys.reshape(-1, *[1] * (len(s.shape) - 1), 2), stateless_generator(s.device)
+    forms = {
+        "pyfold": lambda: pyfold.randn(keys, s.shape[1:], out=out),
+        "eager": torchs and (lambda: torchs.normal_(each, theirs)),
     }
     return Case(forms, moved=out.numel() * out.element_size(), normals=out.numel())
 

@@ -56,11 +56,11 @@ def _add_fold_rows(name: str) -> None:
         return {form: partial(fold, x) for form, fold in folds.items() if fold is not None and form in ("pyfold", "eager")}
 
     @row(f"fold {name}, no gradient", "overhead", **_OPTIONS)
-    def plain(s: Setting) -> Case:
+    def without_gradient(s: Setting) -> Case:
         return Case(forms(s, False), overhead=True)
 
     @row(f"fold {name}, with gradient", "overhead", **_OPTIONS)
-    def recorded(s: Setting) -> Case:
+    def with_gradient(s: Setting) -> Case:
         return Case(forms(s, True), overhead=True, grad=True)
 
 

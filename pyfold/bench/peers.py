@@ -61,5 +61,5 @@ class Peers:
         """The function through torch.compile, or None without it."""
         if not self.compiler:
             return None
-        torch._dynamo.reset()  # else the compiler gives up after eight functions
+        torch.compiler.reset()  # else the compiler gives up after eight functions
         return torch.compile(function, fullgraph=True)

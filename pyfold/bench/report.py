@@ -54,7 +54,15 @@ def _cells(rows: Sequence[Measured]) -> list[tuple[str, list[str]]]:
 
 
 def table(rows: Sequence[Measured], markdown: bool = False) -> str:
-    """A table for each group, for a terminal or in Markdown."""
+    """A table for each group, for a terminal or in Markdown.
+
+    Args:
+        rows: measured.
+        markdown: else for a terminal.
+
+    Returns:
+        The text.
+    """
     parts = []
     for group, about in GROUPS.items():
         of_group = [r for r in rows if r.group == group]
@@ -69,8 +77,8 @@ def table(rows: Sequence[Measured], markdown: bool = False) -> str:
         widths = [max(len(heading), *map(len, cells)) for heading, cells in columns]
         lines = [f"{group}: {about}"]
         for cells in ([heading for heading, _ in columns], *zip(*(c for _, c in columns), strict=True)):
-            first, *rest = zip(cells, widths, strict=True)
-            lines.append("  ".join([f"  {first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)]).rstrip())
+            first, *others = zip(cells, widths, strict=True)
+            lines.append("  ".join([f"  {first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip())
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -89,6 +97,13 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, rows: Sequence[Measured], **more: Any) -> None:
+    """Writes rows with the machine and the date, to a temporary name first.
+
+    Args:
+        path: of the file.
+        rows: measured.
+        more: what else the file holds, by name.
+    """
     record = {
         "format": _FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -105,15 +120,21 @@ def write_json(path: Path, rows: Sequence[Measured], **more: Any) -> None:
 def read_json(path: Path) -> tuple[list[Measured], dict[str, Any]]:
     """The rows of a file, and everything else in it.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        (rows, the rest by name).
+
     Raises:
         ValueError: the file is not one that ``write_json`` wrote.
     """
     try:
         record = json.loads(Path(path).read_text())
-        known = {f.name for f in fields(Measured)}
+        columns = {f.name for f in fields(Measured)}
         if record["format"] != _FORMAT:
             raise KeyError("format")
-        rows = [Measured(**{k: v for k, v in row.items() if k in known}) for row in record.pop("rows")]
+        rows = [Measured(**{k: v for k, v in row.items() if k in columns}) for row in record.pop("rows")]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a result of pyfold bench --json") from error
     return rows, record
@@ -134,7 +155,14 @@ def slowdown(old: Measured, new: Measured) -> float:
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured]) -> dict[str, float]:
-    """The slowdown of every row that both have, by its key, the slowest first."""
+    """The slowdown of every row that both have, by its key, the slowest first.
+
+    Args:
+        old, new: measured rows.
+
+    Returns:
+        {key: new time over old}.
+    """
     before = {row.key: row for row in old}
     both = {row.key: slowdown(before[row.key], row) for row in new if row.key in before}
     return dict(sorted(both.items(), key=lambda item: -item[1]))

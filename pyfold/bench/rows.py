@@ -30,7 +30,14 @@ Form = Callable[[], object]
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a row: a size, a dtype, a device, and what there is to compare with."""
+    """One point of a row: a size, a dtype, a device, and what there is to compare with.
+
+    Attributes:
+        shape: of the main tensor.
+        dtype, device: of it.
+        peers: what there is to compare with.
+        level: the size's name.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -113,7 +120,17 @@ def row(name: str, group: str, **options: Any) -> Callable[[Callable[[Setting], 
 def settings(
     row: Row, levels: Sequence[str], dtypes: Sequence[torch.dtype], device: torch.device, peers: Peers
 ) -> Iterator[Setting]:
-    """The points of a row among the levels and dtypes asked for."""
+    """The points of a row among the levels and dtypes asked for.
+
+    Args:
+        row: of the benchmark.
+        levels: names of sizes.
+        dtypes, device: of the tensors.
+        peers: what there is to compare with.
+
+    Returns:
+        An iterator of settings.
+    """
     for dtype in dtypes:
         for level, shape in row.shapes.items():
             if level in levels and dtype in row.dtypes:

@@ -84,14 +84,18 @@ SAMPLERS: dict[str, tuple[Callable[[], diffusion.Plan], str | None, dict[str, An
 
 
 def diffusers_loop(
-    scheduler: Any, start: Callable[[], torch.Tensor], model: Callable, asked: dict[str, Any], seeds: torch.Tensor | None = None
+    scheduler: Any,
+    start: Callable[[], torch.Tensor],
+    model: Callable[..., Any],
+    asked: dict[str, Any],
+    seeds: torch.Tensor | None = None,
 ) -> Form:
     """A whole run from ``start()``. In between, the scheduler is put back to where set_timesteps left it, its tables kept."""
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True  # else it warns; scaling the input is no part of the step
     fresh = dict(vars(scheduler))
 
-    def run():
+    def run() -> torch.Tensor:
         for name, value in fresh.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
         state = start()
@@ -109,9 +113,9 @@ def _add_loop_row(name: str) -> None:
 
     @row(f"{name}, {STEPS} steps", "loops", dtypes=(torch.float32,), shapes={k: IMAGES[k] for k in ("small", "middle")})
     def loop(s: Setting) -> Case:
-        x, said = s.tensors(2)
+        x, output = s.tensors(2)
         plan, seeds = make(), s.seeds()
-        model = lambda x, t, **_: said  # noqa: E731
+        model = lambda x, t, **_: output  # noqa: E731
         forms: dict[str, Form | None] = {
             "pyfold": lambda: diffusion.sample(model, plan, s.shape[1:], seeds, x=x, device=s.device)
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyfold.diffusion import formulas, spacings
+from pyfold.diffusion import formulas, rl, serve, spacings
 from pyfold.diffusion.brownian import BROWNIAN_STREAM, BrownianPath, brownian_noise
 from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.guidance import (
@@ -17,13 +17,13 @@ from pyfold.diffusion.guidance import (
     with_gradient,
 )
 from pyfold.diffusion.loop import inpaint, sample
+from pyfold.diffusion.objectives import ECMLoss, MeanFlowLoss, NoisedInterval, NoisedPair, SCMLoss, ShortcutLoss, with_next_time
 from pyfold.diffusion.plan import Plan
 from pyfold.diffusion.predictions import PREDICTIONS, convert
 from pyfold.diffusion.samplers import SAMPLERS, Attempt, ddim_inverse, dpm_adaptive, sampler
+from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.diffusion.schedules import (
     SCHEDULES,
-    Point,
-    Schedule,
     edm,
     flow,
     flow_for_length,
@@ -65,10 +65,16 @@ __all__ = [
     "WEIGHTINGS",
     "Attempt",
     "BrownianPath",
+    "ECMLoss",
+    "MeanFlowLoss",
     "Noised",
+    "NoisedInterval",
+    "NoisedPair",
     "Plan",
     "Point",
+    "SCMLoss",
     "Schedule",
+    "ShortcutLoss",
     "TrainingLoss",
     "brownian_noise",
     "convert",
@@ -87,9 +93,11 @@ __all__ = [
     "inpaint",
     "renorm",
     "rescale",
+    "rl",
     "sample",
     "sampler",
     "self_condition",
+    "serve",
     "spacings",
     "sub_vp",
     "trigflow",
@@ -102,6 +110,7 @@ __all__ = [
     "vp_scaled_linear",
     "vp_sigmoid",
     "with_gradient",
+    "with_next_time",
     "zero_terminal_snr",
     *SAMPLERS,
 ]

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pyfold.diffusion.plan import Plan
-from pyfold.diffusion.schedules import check_number
+from pyfold.diffusion.schedule import check_number
 from pyfold.ops import add_noise, randn
+from pyfold.ops._checks import as_seeds, check_seeds, seed_count
 
 #: The stream of the path's nodes.
 BROWNIAN_STREAM = 4
@@ -22,7 +23,7 @@ class BrownianPath:
     draws. Any two times that are further apart than ``resolution`` have the law of a Brownian motion; nearer ones share a draw.
 
     Args:
-        seeds: int64 [B].
+        seeds: int64 [B], ints of 64 bits, or keys, as in :func:`pyfold.randn`.
         shape: of one sample.
         low, high: the path's times; W(low) = 0.
         depth: halvings, from 0 to 28. Another depth is another path.
@@ -30,11 +31,16 @@ class BrownianPath:
 
     Raises:
         ValueError: low and high that are not finite or not rising, or a depth out of its range.
+
+    Example:
+        >>> path = BrownianPath(torch.tensor([7]), (2,), 0.0, 1.0)
+        >>> bool((path(0.0) == 0).all())
+        True
     """
 
     def __init__(
         self,
-        seeds: torch.Tensor,
+        seeds: torch.Tensor | Sequence[int] | int,
         shape: Sequence[int],
         low: float,
         high: float,
@@ -42,8 +48,9 @@ class BrownianPath:
         depth: int = 28,
         dtype: torch.dtype = torch.float32,
     ):
-        if not isinstance(seeds, torch.Tensor) or seeds.dtype != torch.int64 or seeds.dim() != 1:
-            raise TypeError(f"seeds must be an int64 tensor [B], got {seeds!r}")
+        if not isinstance(seeds, torch.Tensor):
+            seeds = as_seeds(seeds, 1, torch.device("cpu"))
+        seeds = check_seeds(seeds, seed_count(seeds), seeds.device)
         if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise TypeError(f"shape must be a sequence of ints from 0, got {shape!r}")
         low, high = check_number("low", low), check_number("high", high)
@@ -57,10 +64,11 @@ class BrownianPath:
     @property
     def resolution(self) -> float:
         """The distance below which two times may share a draw."""
-        return (self.high - self.low) / 2**self.depth
+        return float((self.high - self.low) / 2**self.depth)
 
     def _bridge(self, mean: torch.Tensor, std: float, node: int) -> torch.Tensor:
-        return add_noise(mean, 1.0, std, self.seeds, stream=BROWNIAN_STREAM, step=node)
+        bridged: torch.Tensor = add_noise(mean, 1.0, std, self.seeds, stream=BROWNIAN_STREAM, step=node)
+        return bridged
 
     def __call__(self, t: float) -> torch.Tensor:
         """W(t) [B, *shape]."""
@@ -124,6 +132,12 @@ def brownian_noise(
             ``dpmpp_sde``, ``seeds`` and ``ddpm``.
         low, high: sigma / alpha between which the path runs: the same for all numbers of steps that are to agree.
         seeds, shape, depth, dtype: of the path; the state's dtype.
+
+    Returns:
+        ``noise(stage)`` -> [B, *shape], as ``sample(noise=...)`` takes it.
+
+    Raises:
+        ValueError: when asked for a stage that goes to more noise, or out of [low, high].
     """
     path = BrownianPath(seeds, shape, low, high, depth=depth, dtype=dtype)
     times = [min(max(p.ratio, low), high) for p in plan.points] + [low]

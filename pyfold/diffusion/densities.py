@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from pyfold.diffusion.schedules import Schedule
+from pyfold.diffusion.schedule import Schedule
 
 
 def _spread(schedule: Schedule, u: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyfold.diffusion.schedules import Point
+from pyfold.diffusion.schedule import Point
 
 #: What a step may keep of the model's output for later steps.
 KEPT = ("x0", "epsilon", "flow")
@@ -94,7 +94,7 @@ class Step:
         at: where the model is evaluated, if not where the step starts.
         overwrites: ``keep`` takes the place of the newest earlier one instead of being put in front of it.
         starts: whether this is a step of its own; by default only the first of several stages is.
-        model_last: the model's output is also the last of the history, because u and x0 both leave it out.
+        churns_to: the level that the step's noise leads to, where it churns the state of the next step.
     """
 
     prev: Form
@@ -104,7 +104,7 @@ class Step:
     at: Point | None = None
     overwrites: bool = False
     starts: bool = False
-    model_last: bool = False
+    churns_to: Point | None = None
 
 
 def absent(value: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from pyfold.diffusion.formulas import Form, M, X, clipped, formula
 from pyfold.diffusion.plan import Plan
 from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS
 
 _COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
@@ -31,6 +33,21 @@ def guided(plan: Plan, scale: float) -> Plan:
     """The plan for a model that returns (conditional, unconditional): classifier-free guidance (Ho and Salimans 2022)
 
     ``e = scale conditional + (1 - scale) unconditional`` as two coefficients of the same step.
+
+    Args:
+        plan: from a sampler.
+        scale: of the guidance; 1 is the conditional model alone.
+
+    Returns:
+        A plan of the same steps and draws.
+
+    Raises:
+        ValueError: scale is not finite.
+
+    Example:
+        >>> plan = guided(pyfold.diffusion.ddim(pyfold.diffusion.vp_linear(), 4), scale=7.5)
+        >>> pyfold.diffusion.sample(lambda x, t: (x, x), plan, (2,), 3).shape
+        torch.Size([1, 2])
     """
     _finite("scale", scale)
     rows = tuple({**row, "g1": float(scale), "g2": 1.0 - scale} for row in plan.rows)
@@ -50,6 +67,9 @@ def guided_plus_plus(plan: Plan, scale: float) -> Plan:
     Args:
         plan: of a sampler of one evaluation a step, without clip; its noise comes from seeds.
         scale: of the guidance.
+
+    Returns:
+        A plan of the same steps and draws.
 
     Raises:
         ValueError: a plan of several evaluations a step, with clip, learned variance or other guidance, one that starts at
@@ -75,12 +95,14 @@ def _x0_of(plan: Plan, here: Point) -> Form:
     if here.alpha == 0:
         raise ValueError(f"plan must not start at pure noise (alpha 0), where nothing is known of x0, got {plan.name}")
     of_x, of_model = convert(plan.prediction, "x0", here.alpha, here.sigma, plan.data_std)
-    return X * of_x + M * of_model
+    x0: Form = X * of_x + M * of_model
+    return x0
 
 
 def _of_present(plan: Plan) -> list[float]:
     """What of each next state is the present one, where it is written as that and all x0 so far."""
-    result, past = [], []
+    result: list[float] = []
+    past: list[Form] = []
     for i, (row, here) in enumerate(zip(plan.rows, plan.points, strict=True)):
         if clipped(row):
             raise ValueError(f"plan must be without clip, got {plan.name} with {row['clip_min']:g} to {row['clip_max']:g}")
@@ -88,9 +110,9 @@ def _of_present(plan: Plan) -> list[float]:
             raise ValueError(f"plan must be without other guidance, got {plan.name}")
         x0 = _x0_of(plan, here)
         # The model's output by x0 of this stage, and what was kept before by x and x0 of all stages.
-        known = {"m": (Form(**{f"x0 {i}": 1.0}) - X * x0["x"]) / x0["m"]}
-        known |= {f"h{j + 1}": form for j, form in enumerate(past)}
-        after, u = (form.over(**known) for form in formula(row))
+        solved = {"m": (Form(**{f"x0 {i}": 1.0}) - X * x0["x"]) / x0["m"]}
+        solved |= {f"h{j + 1}": form for j, form in enumerate(past)}
+        after, u = (form.over(**solved) for form in formula(row))
         result.append(float(after["x"]))
         # x of before by x of after; a state that nothing is left of stays an unknown of its own.
         before = (X - after.without("x")) / after["x"] if after["x"] else Form(**{f"x {i}": 1.0})
@@ -106,6 +128,10 @@ def guided_by_energy(plan: Plan, schedule: Schedule | None = None, prediction: s
     Args:
         plan: from a sampler.
         schedule, prediction: the plan's own may be left out.
+        weight: of the energy; an inverse temperature.
+
+    Returns:
+        A plan of the same steps and draws.
 
     Raises:
         ValueError: the plan has three model outputs already, was made for another prediction, or visits pure noise with
@@ -161,7 +187,7 @@ def with_gradient(
 def _combined(rows: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """e of the step, flat [B, N]."""
     weights = [rows[:, _COLUMN[f"g{j + 1}"], None] for j in range(len(models))]
-    return sum(w.to(m.dtype) * m.flatten(1) for w, m in zip(weights, models, strict=True))
+    return reduce(add, (w.to(m.dtype) * m.flatten(1) for w, m in zip(weights, models, strict=True)))
 
 
 def _scaled(rows: torch.Tensor, columns: tuple[str, ...], factor: torch.Tensor) -> torch.Tensor:
@@ -173,11 +199,21 @@ def _scaled(rows: torch.Tensor, columns: tuple[str, ...], factor: torch.Tensor) 
 
 
 def rescale(strength: float = 0.7) -> Adaptation:
-    """Guided output with the standard deviation of the conditional one, that much of it (Lin et al. 2024, eq. 14 to 16)."""
+    """Guided output with the standard deviation of the conditional one, that much of it (Lin et al. 2024, eq. 14 to 16).
+
+    Args:
+        strength: in [0, 1]; 0 changes nothing.
+
+    Returns:
+        What ``sample(adapt=...)`` takes: it changes the rows of a step by what the model said.
+
+    Raises:
+        ValueError: strength is out of range.
+    """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
 
-    def adapt(rows, x, models):
+    def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
         ratio = models[0].flatten(1).std(1) / _combined(rows, models).std(1)
         return _scaled(rows, ("g1", "g2", "g3"), strength * ratio + 1 - strength)
 
@@ -185,11 +221,21 @@ def rescale(strength: float = 0.7) -> Adaptation:
 
 
 def renorm(limit: float = 1.0) -> Adaptation:
-    """Guided output no longer than ``limit`` times the conditional one (Lumina-Image 2.0)."""
+    """Guided output no longer than ``limit`` times the conditional one (Lumina-Image 2.0).
+
+    Args:
+        limit: positive.
+
+    Returns:
+        What ``sample(adapt=...)`` takes: it changes the rows of a step by what the model said.
+
+    Raises:
+        ValueError: limit is not positive and finite.
+    """
     if not 0 < limit < math.inf:
         raise ValueError(f"limit must be positive, got {limit}")
 
-    def adapt(rows, x, models):
+    def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
         ratio = models[0].flatten(1).norm(dim=1) / _combined(rows, models).norm(dim=1)
         return _scaled(rows, ("g1", "g2", "g3"), (limit * ratio).clamp(max=1.0))
 
@@ -202,13 +248,19 @@ def dynamic_threshold(quantile: float = 0.995, least: float = 1.0, most: float =
     Args:
         quantile: in [0, 1].
         least, most: of the bound; ``least`` 1 leaves what lies in [-1, 1].
+
+    Returns:
+        What ``sample(adapt=...)`` takes: it changes the rows of a step by what the model said.
+
+    Raises:
+        ValueError: quantile is outside [0, 1], or not 0 < least <= most.
     """
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile must be in [0, 1], got {quantile}")
     if not 0 < least <= most:
         raise ValueError(f"least and most must be 0 < least <= most, got {least} and {most}")
 
-    def adapt(rows, x, models):
+    def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
         p, q = (rows[:, _COLUMN[name], None].to(x.dtype) for name in ("p", "q"))
         x0 = (p * x.flatten(1) + q * _combined(rows, models)).abs()
         # The k-th value, interpolated as torch.quantile does it, which refuses large inputs.

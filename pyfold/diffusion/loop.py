@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyfold.ops import INITIAL_STREAM, SAMPLER_STREAM, add_noise, affine_step, randn
+from pyfold.diffusion.draws import stream_and_step
+from pyfold.ops import INITIAL_STREAM, add_noise, randn
+from pyfold.ops._checks import as_seeds, as_sizes, check_batched, check_seeds, check_sizes, check_tensor, seed_count
+from pyfold.ops.step import PreparedStep
 
 if TYPE_CHECKING:
     from pyfold.diffusion.plan import Adaptations, Plan
@@ -16,11 +20,15 @@ Output = torch.Tensor | tuple[torch.Tensor, ...]
 Model = Callable[[torch.Tensor, torch.Tensor], Output]
 
 
+def outputs_of(models: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What a model returned, one or several."""
+    return (models,) if isinstance(models, torch.Tensor) else tuple(models)
+
+
 def stage(
+    step: Callable[..., torch.Tensor],
     x: torch.Tensor,
     models: torch.Tensor | Sequence[torch.Tensor],
-    table: torch.Tensor,
-    index: torch.Tensor | None,
     history: list[torch.Tensor],
     depth: int,
     overwrites: bool = False,
@@ -29,28 +37,30 @@ def stage(
     """One stage of any loop: the step, and its u into the history.
 
     Args:
-        x, models, table, index, operands: of :func:`pyfold.affine_step`.
+        step: :func:`pyfold.affine_step`, or a prepared one.
+        x, models, operands: of the step.
         history: earlier u, the newest first; this stage's is put in front, at most ``depth`` are kept. A full history's oldest
             tensor is read and overwritten in the same pass.
         overwrites: u takes the place of the newest instead.
     """
     if not depth:
-        return affine_step(x, models, table, index, history=history, **operands)
+        return step(x, models, history=history, **operands)
     if overwrites:
-        return affine_step(x, models, table, index, history=history, history_out=history[0], **operands)
+        return step(x, models, history=history, history_out=history[0], **operands)
     newest = history[-1] if len(history) == depth else torch.empty_like(x)
-    result = affine_step(x, models, table, index, history=history, history_out=newest, **operands)
+    result = step(x, models, history=history, history_out=newest, **operands)
     del history[depth - 1 :]
     history.insert(0, newest)
     return result
 
 
 class Drawn:
-    """The noise of a plan's counters from a function of them, which is asked once for each, in order."""
+    """The noise of a plan's draws from a function of the stages that bring them in, which is asked once for each, in order."""
 
     def __init__(self, plan: Plan, draw: Callable[[int], torch.Tensor]):
         self.plan, self.draw = plan, draw
         self.kept: dict[int, torch.Tensor] = {}
+        self.stages = {address: n for n, address in enumerate(plan.draws[:-1])}
 
     def __call__(self, n: int) -> torch.Tensor:
         if n not in self.kept:
@@ -63,38 +73,55 @@ class Drawn:
             # A step uses no noise of the steps before.
             self.kept = {n: value for n, value in self.kept.items() if n >= i}
         row: Mapping[str, float] = self.plan.rows[i]
-        terms = [row[f"d{k}"] * self(int(row[f"n{k}"])) for k in (1, 2, 3) if row.get(f"d{k}")]
+        terms = [row[f"d{k}"] * self(self.stages[int(row[f"n{k}"])]) for k in (1, 2, 3) if row.get(f"d{k}")]
         return sum(terms[1:], terms[0]).to(like) if terms else torch.zeros_like(like)
 
 
 def inpaint(
-    plan: Plan, known: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor, *, noised: bool = True
+    plan: Plan, original: torch.Tensor, mask: torch.Tensor, seeds: torch.Tensor, *, noised: bool = True
 ) -> Callable[[int, torch.Tensor], None]:
-    """A callback for :func:`sample`: where ``mask`` is true, the state is ``known``, noised to the level of each stage.
+    """A callback for :func:`sample`: where ``mask`` is true, the state is ``original``, noised to the level of each stage.
 
-    Its noise is the start's, so the known part lies on one straight path from there to itself.
+    Its noise is the start's, so that part lies on one straight path from there to itself.
 
     Args:
         plan: being run.
-        known: [B, ...], float32. mask: bool, broadcast against it. seeds: int64 [B].
-        noised: False for models that see the known part at no noise; then put it into the start, too. Where the known part is
+        original: [B, ...], float32. mask: bool, broadcast against it. seeds: int64 [B].
+        noised: False for models that see that part at no noise; then put it into the start, too. Where that part is
             frames or a rectangle, ``sample(region=...)`` does without this pass.
+
+    Returns:
+        ``callback(stage, x)``, which changes x in place.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: when called with a state of another shape than ``original``.
     """
 
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
 
     def callback(i: int, x: torch.Tensor) -> None:
-        if known.shape != x.shape:
-            raise ValueError(f"known must have the shape of the state, {tuple(x.shape)}, got {tuple(known.shape)}")
+        if original.shape != x.shape:
+            raise ValueError(f"original must have the shape of the state, {tuple(x.shape)}, got {tuple(original.shape)}")
         if not noised:
-            x.copy_(torch.where(mask, known.to(x.dtype), x))
+            x.copy_(torch.where(mask, original.to(x.dtype), x))
             return
         last = i + 1 == len(plan)
         alpha, sigma = (1.0, 0.0) if last else (plan.points[i + 1].alpha, plan.points[i + 1].sigma)
-        x.copy_(torch.where(mask, add_noise(known.to(x.dtype), alpha, sigma, seeds, stream=INITIAL_STREAM), x))
+        x.copy_(torch.where(mask, add_noise(original.to(x.dtype), alpha, sigma, seeds, stream=INITIAL_STREAM), x))
 
     return callback
+
+
+def _noise_of_stage(
+    plan: Plan, i: int, models: Any, x: torch.Tensor, seeds: torch.Tensor, noise: Drawn | None
+) -> tuple[Any, torch.Tensor | None]:
+    """(what the model predicts, what the stage adds in place of noise of the seeds)."""
+    if plan.learned:
+        prediction, levels = models.chunk(2, dim=1)
+        return prediction, _learned_noise(plan, i, levels, seeds, noise)
+    return models, None if noise is None else noise.of(i, x)
 
 
 def _learned_noise(plan: Plan, i: int, levels: torch.Tensor, seeds: torch.Tensor, noise: Drawn | None) -> torch.Tensor:
@@ -104,25 +131,34 @@ def _learned_noise(plan: Plan, i: int, levels: torch.Tensor, seeds: torch.Tensor
         return torch.zeros_like(levels)
     low, high = bounds
     log_variance = levels if plan.log_variance else low + (levels + 1) / 2 * (high - low)
-    z = randn(seeds, levels.shape[1:], stream=SAMPLER_STREAM, step=i, dtype=levels.dtype) if noise is None else noise(i)
+    z = plan.draw(i, seeds, levels.shape[1:], dtype=levels.dtype) if noise is None else noise(i)
     return (log_variance / 2).exp() * z
 
 
 def initial_noise(
     shape: Sequence[int],
-    seeds: torch.Tensor | Sequence[int],
+    seeds: torch.Tensor | Sequence[int] | int,
     std: float,
     device: torch.device,
     dtype: torch.dtype,
     x: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(state to start from: noise of the seeds, or a copy of x; seeds on the device)."""
-    if isinstance(seeds, str) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"seeds must be an int64 tensor or a sequence of ints, got {type(seeds).__name__}")
-    seeds = seeds.to(device) if isinstance(seeds, torch.Tensor) else torch.tensor(list(seeds), dtype=torch.int64, device=device)
+    if x is not None:
+        check_batched("x", check_tensor("x", x))
+    if isinstance(seeds, torch.Tensor) and seeds.device.type == "meta" != device.type:
+        raise ValueError(f"seeds must hold values, got a tensor on device {seeds.device}")
+    seeds = as_seeds(seeds, 1 if x is None else len(x), device)
+    seeds = check_seeds(seeds, seed_count(seeds), seeds.device).to(device)
+    shape = as_sizes("shape", shape)
+    check_sizes("shape", shape)
     if x is None:
+        if math.isnan(std):
+            raise ValueError("x must be given for a part of a plan that starts behind its first stage, got None")
         x = randn(seeds, shape, stream=INITIAL_STREAM, device=device, dtype=dtype)
         return x if std == 1 else x.mul_(std), seeds
+    if x.device.type == "meta" != device.type:
+        raise ValueError(f"x must hold values, got one on device {x.device}")
     if tuple(x.shape) != (len(seeds), *shape):
         raise ValueError(f"x must have shape {(len(seeds), *shape)}, got {tuple(x.shape)}")
     return (x.clone() if x.dtype == dtype and x.device == device else x.to(device, dtype, copy=True)), seeds
@@ -136,7 +172,9 @@ def churned(
         return x
     keep, add = plan.start_churn
     if noise is None and seeds is not None:
-        return add_noise(x, keep, add, seeds, stream=SAMPLER_STREAM, step=len(plan), out=x, **window)
+        place: dict[str, Any] = stream_and_step(plan.draws[-1])
+        noised: torch.Tensor = add_noise(x, keep, add, seeds, out=x, **place, **window)
+        return noised
     assert noise is not None
     return x.copy_(keep * x + add * noise(len(plan)).to(x))
 
@@ -147,6 +185,8 @@ def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool)
         return (slice(None),), {}
     if not x_given:
         raise ValueError("x must be given with region: it holds what is known, got None")
+    if not isinstance(region, (list, tuple)):
+        raise TypeError(f"region must be a sequence of slices, got {type(region).__name__}")
     if len(region) > len(shape):
         raise ValueError(f"region must have at most {len(shape)} slices, got {len(region)}")
     whole = [*region, *[slice(None)] * (len(shape) - len(region))]
@@ -159,16 +199,35 @@ def _region(region: Sequence[slice] | None, shape: Sequence[int], x_given: bool)
     return (slice(None), *whole), {"offset": offset, "global_shape": list(shape)}
 
 
+def _checked(model: Any, plan: Any, device: Any, dtype: Any, adapt: Any) -> torch.device:
+    """The device, once what else :func:`sample` is given is what it takes."""
+    if not hasattr(plan, "step_starts"):
+        raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
+    if not callable(model):
+        raise TypeError(f"model must be callable, got {type(model).__name__}")
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a torch.device or the name of one, got {type(device).__name__}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
+    if isinstance(adapt, torch.Tensor) or not isinstance(adapt, Iterable) or not all(map(callable, adapt)):
+        raise TypeError(f"adapt must be functions of (rows, x, models), got {adapt!r}")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be the name of one, got {device!r}") from error
+
+
 @torch.no_grad()
 def sample(
     model: Model,
     plan: Plan,
     shape: Sequence[int],
-    seeds: torch.Tensor | Sequence[int],
+    seeds: torch.Tensor | Sequence[int] | int,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     x: torch.Tensor | None = None,
+    history: list[torch.Tensor] | None = None,
     noise: Callable[[int], torch.Tensor] | None = None,
     region: Sequence[slice] | None = None,
     adapt: Adaptations = (),
@@ -184,11 +243,12 @@ def sample(
             three for :func:`guided`.
         plan: from a sampler.
         shape: of one sample.
-        seeds: int64 [B]; sample b depends on ``seeds[b]`` alone.
+        seeds: int64 [B], or ints of 64 bits, signed or not, or one for all; sample b depends on ``seeds[b]`` alone.
         device, dtype: where the model runs, and in what.
         x: start from this state instead of noise; it belongs to the first point of the plan.
-        noise: ``noise(n)`` gives the n-th standard normal [B, *shape] in place of ``pyfold.randn(..., stream=1, step=n)``: a
-            ``torch.Generator``'s, say. It is asked once for each n.
+        history: a list that outlives the call, for a run in parts (``plan[:8]``, then ``plan[8:]``) of a sampler that has one.
+        noise: ``noise(n)`` gives the standard normals [B, *shape] that stage n brings in, in place of ``plan.draw(n, seeds,
+            shape)``: a ``torch.Generator``'s, say. It is asked once for each n; ``len(plan)`` is that before the first stage.
         region: slices of one sample, outside of which ``x`` (then required) is known and kept as it is, at no noise: the first
             frames of a video, say, or what surrounds a rectangle. The model sees the whole; tell it there of each element's
             own time, 0 where it is known. Elements inside have the noise that they have without a region.
@@ -197,10 +257,15 @@ def sample(
 
     Returns:
         float32 [B, *shape], or float64.
+
+    Example:
+        >>> schedule = pyfold.diffusion.flow()
+        >>> plan = pyfold.diffusion.euler(schedule, 8, prediction="flow")
+        >>> two = sample(lambda x, t: x, plan, (3,), [1, 2])
+        >>> torch.equal(two[1:], sample(lambda x, t: x, plan, (3,), [2]))  # whatever else is in the batch
+        True
     """
-    if not hasattr(plan, "step_starts"):
-        raise TypeError(f"plan must be a pyfold.diffusion.Plan, got {type(plan).__name__}")
-    device = torch.device(device)
+    device = _checked(model, plan, device, dtype, adapt)
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x_given = x is not None
     x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
@@ -209,31 +274,29 @@ def sample(
     def crop(whole: torch.Tensor) -> torch.Tensor:
         return whole if region is None else whole[inside]
 
+    def full_stage(i: int, models: Any, counter: torch.Tensor) -> None:
+        models, added = _noise_of_stage(plan, i, models, x, seeds, drawn)
+        added = None if added is None else crop(added).to(part.dtype)
+        inner = [crop(output) for output in outputs_of(models)]
+        plan.step(part, inner, counter, history=history, seeds=seeds, noise=added, adapt=adapt, stage=i, **outputs)
+
     part, drawn = crop(x), None if noise is None else Drawn(plan, noise)
     churned(plan, part, seeds, None if drawn is None else lambda n: crop(drawn(n)), **window)
     separate = dtype != state or plan.scales_input
     model_input = (x * plan.start_scale).to(dtype) if separate else x
-    history: list[torch.Tensor] = []
+    history = [] if history is None else history
     outputs: dict[str, Any] = {"out": part, **window}
     if separate:
         outputs["next_input"] = crop(model_input)
-    plain = region is None and drawn is None and not (adapt or plan.learned or plan.base_output is not None)
-    table, of_seeds, depth, overwrites = plan.on(device)[0], seeds if plan.noisy else None, plan.history, plan.overwrites
+    one_pass = region is None and drawn is None and not (adapt or plan.learned or plan.base_output is not None)
+    step = PreparedStep(plan.on(device)[0], seeds=seeds if plan.noisy else None)
     for i, (time, counter) in enumerate(plan.stages(device, len(seeds))):
         models = model(model_input, time)
-        if plain:
-            # What plan.step does, without what it asks again at each stage.
-            stage(x, models, table, counter, history, depth, i in overwrites, seeds=of_seeds, **outputs)
+        if one_pass:
+            # What plan.step does, without what it asks anew at each stage.
+            stage(step, x, models, history, plan.history, i in plan.overwrites, index=counter, **outputs)
         else:
-            given = None
-            if plan.learned:
-                models, levels = models.chunk(2, dim=1)  # type: ignore[union-attr]
-                given = _learned_noise(plan, i, levels, seeds, drawn)
-            elif drawn is not None:
-                given = drawn.of(i, x)
-            given = None if given is None else crop(given).to(part.dtype)
-            inner = [crop(m) for m in ((models,) if isinstance(models, torch.Tensor) else models)]
-            plan.step(part, inner, counter, history=history, seeds=seeds, noise=given, adapt=adapt, stage=i, **outputs)
+            full_stage(i, models, counter)
         if callback is not None:
             callback(i, x)
             if separate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfold.diffusion.draws import Addresses, stream_and_step
 from pyfold.diffusion.formulas import BASE, Form, Step, U, X, row
+from pyfold.diffusion.loop import outputs_of
 from pyfold.diffusion.loop import stage as run_stage
 from pyfold.diffusion.predictions import check_prediction, convert
-from pyfold.diffusion.schedules import Point, Schedule
-from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, affine_table
+from pyfold.diffusion.schedule import Point, Schedule, check_number
+from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, affine_table, randn
 
 _D1 = AFFINE_STEP_COLUMNS.index("d1")
 Adaptations = Sequence[Callable[..., torch.Tensor]]
@@ -40,12 +42,20 @@ class Plan:
         start_std: standard deviation of the noise that sampling starts from.
         start_scale: c_in of the first stage.
         start_churn: (alpha, sigma) of ``alpha x + sigma noise`` before the first stage, or None.
+        draws: the addresses (pyfold.diffusion.draws) of the noise that each stage brings in, and behind them that of
+            ``start_churn``'s.
         step_starts: the stages at which the sampler's steps start; the stages between are inside a step.
         overwrites: the stages whose u takes the place of the newest earlier one instead of being put in front of it.
         prediction, data_std: what the model predicts, and the data's standard deviation in "F" and "trigflow".
         base_output: which of the model's outputs enters the step once more, with the rows' a_base.
         learned: (least, greatest) logarithm of the noise's variance at each stage, None for no noise, where the second half of
             the model's channels says which: the logarithm itself for ``log_variance``, else a part from -1 to 1.
+        log_variance: what the second half of the channels means, as above.
+
+    Example:
+        >>> plan = pyfold.diffusion.heun(pyfold.diffusion.vp_linear(), 3)
+        >>> len(plan), plan.name, plan.noisy  # two stages a step, and the last is a step of Euler
+        (5, 'heun', False)
     """
 
     name: str
@@ -57,6 +67,7 @@ class Plan:
     start_std: float = 1.0
     start_scale: float = 1.0
     start_churn: tuple[float, float] | None = None
+    draws: tuple[int, ...] = ()
     step_starts: tuple[int, ...] = ()
     overwrites: frozenset[int] = frozenset()
     prediction: str = ""
@@ -78,6 +89,46 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, part: slice) -> Plan:
+        """Some of the stages, whole steps: a run of one part after the other has the unbroken run's bits.
+
+        Its noise keeps its addresses. A sampler with a history needs one list through all parts (``sample(history=)``), and a
+        part behind the first needs the state, ``x=``.
+
+        Raises:
+            TypeError, ValueError: something else than a slice of stages between starts of steps.
+        """
+        if not isinstance(part, slice):
+            raise TypeError(f"a plan is cut by slices, got {part!r}")
+        start, stop, stride = part.indices(len(self))
+        if stride != 1 or start >= stop or not {start, stop} <= {*self.step_starts, len(self)}:
+            raise ValueError(f"a part of {self.name} must be from one of the stages {self.step_starts} to another, got {part}")
+        rows, learned = self.rows[start:stop], self.learned[start:stop]
+        first = start == 0
+        churn = self.start_churn if first else None
+        return replace(
+            self,
+            times=self.times[start:stop],
+            rows=rows,
+            noisy=churn is not None or any(learned) or any(row.get(d) for row in rows for d in ("d1", "d2", "d3")),
+            points=self.points[start:stop],
+            start_std=self.start_std if first else math.nan,
+            start_scale=self.start_scale if first else self.rows[start - 1].get("c_in", 1.0),
+            start_churn=churn,
+            draws=(*self.draws[start:stop], self.draws[-1]),
+            step_starts=tuple(i - start for i in self.step_starts if start <= i < stop),
+            overwrites=frozenset(i - start for i in self.overwrites if start <= i < stop),
+            learned=learned,
+        )
+
+    def draw(self, n: int, seeds: torch.Tensor | Sequence[int] | int, shape: Sequence[int], **options: Any) -> torch.Tensor:
+        """The noise [B, *shape] that stage n brings in, or ``start_churn`` for ``n = len(plan)``: a :func:`pyfold.randn`.
+
+        Args:
+            seeds, shape, options: of :func:`pyfold.randn`.
+        """
+        return randn(seeds, shape, **{**options, **stream_and_step(self.draws[n])})
 
     @cached_property
     def scales_input(self) -> bool:
@@ -105,10 +156,11 @@ class Plan:
 
     def stages(self, device: torch.device, samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(times [samples], counter [1]) of every stage on the device; of the last batch size asked for, made once."""
+        views: list[tuple[torch.Tensor, torch.Tensor]]
         key, views = self._device.get("views", (None, []))
         if key != (device, samples):
             _, times, counters = self.on(device)
-            views = list(zip(times[:-1, None].expand(-1, samples).unbind(), counters[:-1].split(1), strict=True))
+            views = list(zip(times[:-1, None].expand(-1, samples).unbind(), counters[:-1, None].unbind(), strict=True))
             self._device["views"] = (device, samples), views
         return views
 
@@ -118,7 +170,7 @@ class Plan:
         if past >= self.history:
             return table
         if at is not None or (index.device.type == "cpu" and not torch.compiler.is_compiling()):
-            for i in (at,) if at is not None else index.tolist():
+            for i in (at,) if at is not None else index.reshape(-1).tolist():
                 if 0 <= i < len(self.looks_back) and self.looks_back[i] > past:
                     needs = self.looks_back[i]
                     raise ValueError(f"history must hold {needs} earlier values at stage {i} of {self.name}, got {past}")
@@ -148,7 +200,8 @@ class Plan:
         Args:
             x: the state [B, ...].
             models: the model's output, or several for :func:`guided`.
-            index: int64 [1], or [B] with each sample at a stage of its own.
+            index: int64 [1], or [B] with each sample at a stage of its own; or of each frame or token, as
+                :func:`pyfold.affine_step` has it.
             history: the caller's list of earlier ``u``, the newest first, which outlives the steps; this stage's is put in
                 front.
             seeds: int64 [B], for a plan with noise.
@@ -176,13 +229,12 @@ class Plan:
         table = self._table(x.device, index, stage, len(past))
         place: torch.Tensor | None = index
         if adapt:
+            _refuse_segments(index, "adapt=")
             table, place = table[index.expand(x.shape[0])], None
-            outputs_of_model = (models,) if isinstance(models, torch.Tensor) else tuple(models)
             for change in adapt:
-                table = change(table, x, outputs_of_model)
-        drawn = seeds if self.noisy and noise is None else None
-        overwrites = stage in self.overwrites
-        return run_stage(x, models, table, place, past, self.history, overwrites, base=base, seeds=drawn, **outputs)
+                table = change(table, x, outputs_of(models))
+        operands = {"table": table, "index": place, "base": base, "seeds": seeds if self.noisy and noise is None else None}
+        return run_stage(affine_step, x, models, past, self.history, stage in self.overwrites, **operands, **outputs)
 
     def log_prob(
         self, x: torch.Tensor, models: torch.Tensor | Sequence[torch.Tensor], index: torch.Tensor, after: torch.Tensor
@@ -193,6 +245,7 @@ class Plan:
         no history; a step without noise has no density, its value is NaN. Computed and summed in float32 or wider, whatever
         the state's dtype: in a half type the sum would not see the policy.
         """
+        _refuse_segments(index, "a log-probability")
         if self.history or any(row.get(d) for row in self.rows for d in ("d2", "d3")):
             raise ValueError(f"log_prob needs a plan of one noise a step and no history, got {self.name}")
         table = self.on(x.device)[0]
@@ -202,6 +255,11 @@ class Plan:
         squares = ((after.to(wide) - mean) ** 2).flatten(1).sum(1)
         count = x[0].numel()
         return -squares / (2 * std**2) - count * (std.log() + 0.5 * math.log(2 * math.pi)) + torch.where(std > 0, 0, torch.nan)
+
+
+def _refuse_segments(index: torch.Tensor, what: str) -> None:
+    if index.dim() > 1:
+        raise ValueError(f"index must be one for each sample for {what}, got shape {tuple(index.shape)}")
 
 
 def _restored(values: dict[str, Any]) -> Plan:
@@ -216,11 +274,21 @@ class Rows:
         clip: bound on the predicted x0, or None.
         keeps: what U is: "x0", "epsilon" or "flow", made from the clipped x0; "" where nothing is kept.
         raw: make U from the model's prediction even where x0 is clipped.
+        before: points that the run has visited before.
     """
 
-    def __init__(self, schedule: Schedule, prediction: str, clip: float | None, keeps: str, *, raw: bool = False):
+    def __init__(
+        self,
+        schedule: Schedule,
+        prediction: str,
+        clip: float | None,
+        keeps: str,
+        *,
+        raw: bool = False,
+        before: Sequence[Point] = (),
+    ):
         check_prediction("prediction", prediction)
-        if clip is not None and not (clip > 0 and math.isfinite(clip)):
+        if clip is not None and not (check_number("clip", clip) > 0 and math.isfinite(clip)):
             raise ValueError(f"clip must be positive, got {clip}")
         self.schedule, self.prediction, self.clip, self.keeps = schedule, prediction, clip, keeps
         self.raw = raw or clip is None
@@ -228,6 +296,10 @@ class Rows:
         self.points: list[Point] = []
         self.step_starts: list[int] = []
         self.overwrites: set[int] = set()
+        if not isinstance(before, Sequence) or not all(isinstance(point, Point) for point in before):
+            raise TypeError(f"before must be points of pyfold.diffusion.Point, got {before!r}")
+        self.addresses = Addresses(before)
+        self.draws: list[int] = []
 
     def _output(self, wanted: str, here: Point, of: str = "") -> Form:
         """x0, epsilon or the flow: of the state and the model's output, or of another of them."""
@@ -252,9 +324,11 @@ class Rows:
         x0 = self._output("x0", here) if needs_x0 else None
         return row(Step(prev, keep, x0, self.clip))
 
-    def add(self, here: Point, steps: Step | Sequence[Step]) -> None:
-        """A step, or the stages of one, from the formulas that a rule gives."""
-        first, steps = len(self.rows), [steps] if isinstance(steps, Step) else list(steps)
+    def add(self, here: Point, there: Point, steps: Step | Sequence[Step]) -> None:
+        """A step between two points, or the stages of one, from the formulas that a rule gives."""
+        steps = [steps] if isinstance(steps, Step) else list(steps)
+        draws = self.addresses.step(here, there, [step.churns_to for step in steps])
+        self.draws += draws
         # The state before this stage, of BASE and of what came in since.
         start = BASE
         for k, step in enumerate(steps):
@@ -266,7 +340,7 @@ class Rows:
                 prev = prev.without(*(n for n in prev.terms if n[:5] == "noise" and abs(prev[n]) < 1e-14 * abs(form[n])))
             counters = sorted((int(name[5:]), value) for name, value in prev.terms.items() if name[:5] == "noise" and value)
             made = self._resolved(step, prev, step.at or here)
-            noises = [(d, first + n) for n, d in counters] or [(0.0, len(self.rows))]
+            noises = [(d, draws[n]) for n, d in counters] or [(0.0, draws[k])]
             assert len(noises) <= 3, "a step has at most 3 noises"
             made |= {f"{name}{j + 1}": value for j, pair in enumerate(noises) for name, value in zip("dn", pair, strict=True)}
             made = {name: value if name[0] == "n" else float(value) for name, value in made.items()}
@@ -298,6 +372,7 @@ class Rows:
             start_std=self.schedule.start_std(start),
             start_scale=scales[0],
             start_churn=churn,
+            draws=(*self.draws, 0 if churn is None else self.addresses.churn(self.points[0])),
             step_starts=tuple(self.step_starts),
             overwrites=frozenset(self.overwrites),
             prediction=self.prediction,

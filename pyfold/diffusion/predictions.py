@@ -31,9 +31,13 @@ def _trigflow(alpha: Any, sigma: Any, data_std: float) -> tuple[Any, Any]:
     return -of_x0, -of_epsilon
 
 
+def _of_target(target: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any, float], tuple[Any, Any]]:
+    return lambda alpha, sigma, data_std: target(alpha, sigma)
+
+
 #: (coefficient of x0, coefficient of epsilon) from alpha, sigma and the standard deviation of the data.
 PREDICTIONS: dict[str, Callable[[Any, Any, float], tuple[Any, Any]]] = {
-    **{name: lambda alpha, sigma, data_std, target=target: target(alpha, sigma) for name, target in TARGETS.items()},
+    **{name: _of_target(target) for name, target in TARGETS.items()},
     "score": _score,
     "F": _edm_f,
     "trigflow": _trigflow,
@@ -47,8 +51,8 @@ def check_prediction(name: str, value: str) -> None:
 
 
 def _has_zero(value: Any) -> bool:
-    """Not looked into on a device, where that would wait for it."""
-    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+    """Not looked into on a device, where that would wait for it, nor by the compiler."""
+    if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or torch.compiler.is_compiling()):
         return False
     return bool((value == 0).any()) if hasattr(value, "any") else value == 0
 
@@ -61,9 +65,16 @@ def convert(prediction: str, wanted: str, alpha: Any, sigma: Any, data_std: floa
         alpha, sigma: float64 numbers or arrays; their schedule's values at the time of x.
         data_std: standard deviation of the data, for "F" and "trigflow".
 
+    Returns:
+        r and s, float64.
+
     Raises:
         ValueError: an unknown name, or a prediction that says nothing about ``wanted`` there, such as epsilon about x0
             where alpha is 0.
+
+    Example:
+        >>> convert("epsilon", "x0", alpha=0.5, sigma=0.75)  # x0 = (x - 0.75 eps) / 0.5
+        (2.0, -1.5)
     """
     check_prediction("prediction", prediction)
     check_prediction("wanted", wanted)

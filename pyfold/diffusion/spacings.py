@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from pyfold.diffusion.schedules import MOST_STEPS, Point, Schedule, check_number, check_schedule, check_steps
+from pyfold.diffusion.schedule import MOST_STEPS, NEARLY_PURE, Point, Schedule, check_number, check_schedule, check_steps
 
 Points = Sequence[Point]
 FINAL = ("zero", "sigma_min")
@@ -27,8 +28,8 @@ def _end(schedule: Schedule, points: list[Point], final: str) -> list[Point]:
     return check_points(points)
 
 
-def check_points(points: Points) -> list[Point]:
-    """At least two, finite, and less noisy one after another."""
+def check_points(points: Points, way: str = "falls") -> list[Point]:
+    """At least two, finite, and less noisy one after another; noisier too where the way "turns", or alike where it "rests"."""
     points = list(points)
     if len(points) < 2:
         raise ValueError(f"spacing must have at least 2 points, got {len(points)}")
@@ -37,10 +38,10 @@ def check_points(points: Points) -> list[Point]:
             raise TypeError(f"spacing must be of pyfold.diffusion.Point, got {type(point).__name__} at {i}")
         if not (math.isfinite(point.alpha) and math.isfinite(point.sigma) and point.alpha >= 0 and point.sigma >= 0):
             raise ValueError(f"spacing must have finite alpha and sigma from 0, got {point} at {i}")
-        if i and not point.ratio < points[i - 1].ratio:
-            raise ValueError(
-                f"spacing must decrease in noise, got sigma / alpha {point.ratio:g} at {i} after {points[i - 1].ratio:g}"
-            )
+        before = points[i - 1].ratio if i else math.inf
+        if i and not (point.ratio < before or way == "rests" or (way == "turns" and point.ratio > before)):
+            must = "decrease in noise" if way == "falls" else "not repeat a point"
+            raise ValueError(f"spacing must {must}, got sigma / alpha {point.ratio:g} at {i} after {before:g}")
     return points
 
 
@@ -136,17 +137,31 @@ def sgm_uniform(schedule: Schedule, steps: int, final: str = "zero") -> list[Poi
 
 
 def span(schedule: Schedule, low: float | None, high: float | None) -> tuple[float, float]:
-    """Least and greatest noise, by default the schedule's."""
+    """Least and greatest noise, by default the schedule's; ``NEARLY_PURE`` where that is infinite."""
     check_schedule(schedule)
     # A flow's least noise is none; diffusers' thousandth of its time stands for it.
     first, last = (0, schedule.steps - 1) if schedule.steps else (schedule.t_min or 1e-3, schedule.t_max)
     ends = schedule.at(first), schedule.at(last)
-    default_low, default_high = (p.sigma if schedule.is_flow else p.ratio for p in ends)
+    default_low, default_high = (p.sigma if schedule.is_flow else p.ratio if p.alpha else NEARLY_PURE for p in ends)
     low, high = default_low if low is None else low, default_high if high is None else high
+    if schedule.is_flow and 1 < high < math.inf:
+        raise ValueError(f"sigma_max must be at most 1 on a flow schedule, got {high}")
+    return _rising(schedule, low, high)
+
+
+def _rising(schedule: Schedule, low: float, high: float) -> tuple[float, float]:
     if not 0 < low < high < math.inf:
         asked = f"got {low} and {high} on schedule {schedule.name}"
         raise ValueError(f"sigma_min and sigma_max must be finite and 0 < sigma_min < sigma_max, {asked}")
     return float(low), float(high)
+
+
+def ratio_span(schedule: Schedule, low: float | None, high: float | None) -> tuple[float, float]:
+    """Least and greatest sigma / alpha, by default the schedule's, of a flow too."""
+    if schedule.is_flow:
+        least = schedule.t_min or 1e-3
+        return _rising(schedule, schedule.at(least).ratio if low is None else low, NEARLY_PURE if high is None else high)
+    return span(schedule, low, high)
 
 
 def _at_levels(schedule: Schedule, levels: np.ndarray, final: str) -> list[Point]:
@@ -195,7 +210,7 @@ def exponential(
 
 
 @_spacing
-def vp(
+def vp_uniform(
     schedule: Schedule, steps: int, beta_d: float = 19.9, beta_min: float = 0.1, t_min: float = 1e-3, final: str = "zero"
 ) -> list[Point]:
     """``sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)`` for t from 1 to t_min (Karras et al. 2022, table 1, VP)."""
@@ -230,22 +245,34 @@ def kl_optimal(
     return _at_levels(schedule, np.tan(u * math.atan(low) + (1 - u) * math.atan(high)), final)
 
 
+@_spacing
+def angles(schedule: Schedule, steps: int, sigma_max: float | None = None, final: str = "zero") -> list[Point]:
+    """``tan((1 - k / steps) arctan max)`` for k from 0: equal steps of the angle arctan(sigma / alpha), the last one to none.
+
+    :func:`kl_optimal` without its point at the least noise, for samplers of few steps; TrigFlow's time (Lu and Song 2025).
+    ``sigma_max`` is of sigma / alpha, of a flow too.
+    """
+    _, high = ratio_span(schedule, None, sigma_max)
+    return at_ratios(schedule, [high, *np.tan(math.atan(high) * (1 - np.arange(1, steps) / steps))], final)
+
+
 def _beta_cdf(x: np.ndarray, a: float, b: float) -> np.ndarray:
     """The regularised incomplete beta function by its continued fraction (Abramowitz and Stegun 26.5.8)."""
     flip = x > (a + 1) / (a + b + 2)
-    x, a, b = np.where(flip, 1 - x, x), np.where(flip, b, a), np.where(flip, a, b)
+    beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    x, p, q = np.where(flip, 1 - x, x), np.where(flip, b, a), np.where(flip, a, b)
     fraction = np.zeros_like(x)
     for m in range(60, -1, -1):
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) if m else np.ones_like(x)
+        odd = -(p + m) * (a + b + m) * x / ((p + 2 * m) * (p + 2 * m + 1))
+        even = m * (q - m) * x / ((p + 2 * m - 1) * (p + 2 * m)) if m else np.ones_like(x)
         fraction = even / (1 + odd / (1 + fraction))
-    beta = math.lgamma(float(a.flat[0])) + math.lgamma(float(b.flat[0])) - math.lgamma(float((a + b).flat[0]))
     with np.errstate(divide="ignore"):
-        tail = np.exp(a * np.log(x) + b * np.log1p(-x) - beta) / a * fraction
+        tail: np.ndarray = np.exp(p * np.log(x) + q * np.log1p(-x) - beta) / p * fraction
     return np.where(flip, 1 - tail, tail)
 
 
-def _beta_quantile(u: np.ndarray, a: float, b: float) -> np.ndarray:
+def beta_quantiles(u: np.ndarray, a: float, b: float) -> np.ndarray:
+    """Quantiles u of the beta distribution, by halving."""
     low, high = np.zeros_like(u), np.ones_like(u)
     for _ in range(60):
         middle = (low + high) / 2
@@ -269,25 +296,29 @@ def beta(
     for name, value in (("a", a), ("b", b)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, got {value}")
-    return _at_levels(schedule, low + (high - low) * _beta_quantile(1 - np.linspace(0, 1, steps), a, b), final)
+    return _at_levels(schedule, low + (high - low) * beta_quantiles(1 - np.linspace(0, 1, steps), a, b), final)
 
 
 def stretch(points: Points, terminal: float) -> list[Point]:
     """A flow's points stretched so that the last step starts at the noise level ``terminal`` (LTX-Video's shift_terminal)."""
     if not 0 < terminal < 1:
         raise ValueError(f"terminal must be in (0, 1), got {terminal}")
+    if points[-2].alpha == 0:  # one step, from pure noise: nothing to stretch
+        return check_points(points)
     scale = (1 - terminal) / points[-2].alpha
     stretched = [Point(p.t, p.alpha * scale, 1 - p.alpha * scale) for p in points[:-1]]
     return check_points([*stretched, points[-1]])
 
 
-def choose_points(schedule: Schedule, steps: int, spacing: str | Callable[..., list[Point]] | Points) -> list[Point]:
-    """The points of a sampler's ``steps`` and ``spacing`` arguments."""
+def choose_points(
+    schedule: Schedule, steps: int, spacing: str | Callable[..., list[Point]] | Points, way: str = "falls"
+) -> list[Point]:
+    """The points of a sampler's ``steps`` and ``spacing`` arguments; those given as they are may go any ``way`` it takes."""
     check_schedule(schedule)
-    if not isinstance(spacing, (str, Iterable)) and not callable(spacing):
+    if isinstance(spacing, torch.Tensor) or (not isinstance(spacing, (str, Iterable)) and not callable(spacing)):
         raise TypeError(f"spacing must be a name, a function or points, got {type(spacing).__name__}")
     if not (isinstance(spacing, str) or callable(spacing)):
-        return check_points(spacing)
+        return check_points(spacing, way)
     check_steps(steps, schedule.steps or MOST_STEPS)
     if isinstance(spacing, str):
         if spacing not in SPACINGS:

@@ -11,9 +11,11 @@ import torch
 
 from pyfold.diffusion.densities import DENSITIES
 from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
-from pyfold.diffusion.schedules import Schedule, check_number, check_schedule
+from pyfold.diffusion.schedule import Schedule, check_number, check_schedule
 from pyfold.diffusion.weightings import WEIGHTINGS, weight_of_prediction
 from pyfold.ops import TRAINING_STREAM, add_noise, denoising_loss, mse_loss, randn
+from pyfold.ops._checks import check_batched, check_seeds, check_tensor
+from pyfold.ops._tensors import per_sample
 
 #: The stream that training times and coins are drawn from.
 TIME_STREAM = 3
@@ -26,8 +28,8 @@ class Noised:
     """A batch ready for the model, and what its loss is made of again.
 
     Attributes:
-        x_t: the model's input. t: what the model is told, float32 [B].
-        x0, seeds: as given. alpha, sigma, time: float64 [B], of the schedule.
+        x_t: the model's input. t: what the model is told, float32, of the shape of time.
+        x0, seeds: as given. alpha, sigma, time: float64, of the schedule: [B], or as the times were given.
         offset: what was added to the noise, or None.
         target: what the model should predict, where the loss keeps it; else None.
     """
@@ -44,20 +46,21 @@ class Noised:
 
 
 def _per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    return value.to(like.dtype) if value.dim() > 1 else per_sample(value.to(like.dtype), like)
 
 
-def _known(name: str, value: Any, table: dict[str, Any]) -> Any:
+def _named_or_function(name: str, value: Any, table: dict[str, Any]) -> Any:
     if isinstance(value, str) and value not in table:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, table))}, got {value!r}")
-    if not (isinstance(value, str) or callable(value)):
+    if not (isinstance(value, str) or callable(value)) or isinstance(value, type):
         raise TypeError(f"{name} must be a name or a function, got {type(value).__name__}")
     return value
 
 
 def uniform_of_seeds(seeds: torch.Tensor, step: int = 0) -> torch.Tensor:
     """A number in (0, 1) for each seed, float64 [B]: the normal distribution function of a normal of the time stream."""
-    return torch.special.ndtr(randn(seeds, (), stream=TIME_STREAM, step=step, dtype=torch.float64))
+    uniform: torch.Tensor = torch.special.ndtr(randn(seeds, (), stream=TIME_STREAM, step=step, dtype=torch.float64))
+    return uniform
 
 
 class TrainingLoss:
@@ -72,13 +75,20 @@ class TrainingLoss:
         schedule: of alpha and sigma.
         prediction: what the model predicts, a name in ``pyfold.diffusion.PREDICTIONS``.
         weighting: of the squared error, a name in ``WEIGHTINGS`` ("simple": none; Ho et al. 2020, eq. 14), or a function.
-        density: of the times, a name in ``DENSITIES``, or a function; ``functools.partial`` sets options of either.
+        density: of the times, a name in ``DENSITIES``, or a function; ``functools.partial`` sets options of either. By default
+            the schedule's ``training_density``: "lognormal" for ``edm()``, "uniform" for the others.
         offset_noise: standard deviation of noise that is the same over all of a channel, added to the noise.
         input_perturbation: standard deviation of noise, relative to sigma, that the model sees and need not predict (Ning et
             al. 2023, algorithm 1).
         keep_target: whether ``noise`` keeps what the model should predict, a tensor like x0, until the loss is taken. If not,
             it is made again from the seeds in forward and backward: the same values (in x0's dtype) for less memory. A draw
             costs more than the memory on a CPU, and next to nothing on a GPU.
+
+    Example:
+        >>> loss = TrainingLoss(pyfold.diffusion.vp_linear(), "epsilon")
+        >>> noised = loss.noise(torch.zeros(2, 3), torch.tensor([5, 6]))
+        >>> loss(torch.zeros(2, 3), noised).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -87,7 +97,7 @@ class TrainingLoss:
         prediction: str = "epsilon",
         weighting: str | Callable[..., Any] = "simple",
         *,
-        density: str | Callable[..., torch.Tensor] = "uniform",
+        density: str | Callable[..., torch.Tensor] | None = None,
         offset_noise: float = 0.0,
         input_perturbation: float = 0.0,
         keep_target: bool = False,
@@ -98,9 +108,11 @@ class TrainingLoss:
                 raise ValueError(f"{name} must be finite and from 0, got {value}")
         check_schedule(schedule)
         self.schedule, self.prediction = schedule, prediction
-        self.weighting = _known("weighting", weighting, WEIGHTINGS)
-        self.density = _known("density", density, DENSITIES)
-        self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
+        self.weighting = _named_or_function("weighting", weighting, WEIGHTINGS)
+        self.density = _named_or_function("density", schedule.training_density if density is None else density, DENSITIES)
+        if not isinstance(keep_target, bool):
+            raise TypeError(f"keep_target must be a bool, got {type(keep_target).__name__}")
+        self.offset_noise, self.input_perturbation = float(offset_noise), float(input_perturbation)
         self.keep_target = keep_target
 
     def times(self, seeds: torch.Tensor, strata: tuple[int, int] | None = None) -> torch.Tensor:
@@ -134,9 +146,12 @@ class TrainingLoss:
         Args:
             x0: clean samples [B, ...].
             seeds: int64 [B], a new one for each sample of each epoch.
-            t: the schedule's times [B], instead of ``times(seeds, strata)``.
+            t: the schedule's times, instead of ``times(seeds, strata)``: [B], or of each frame or token, shaped like ``x0``
+                with ones in the dimensions in which they stay the same.
             dtype: of the model's input, by default that of ``x0``.
         """
+        check_batched("x0", check_tensor("x0", x0))
+        seeds = check_seeds(seeds, x0.shape[0], x0.device)
         t = self.times(seeds, strata) if t is None else t.to(torch.float64)
         alpha, sigma = self.schedule.coefficients(t)
         scale = self.schedule.input_scale(alpha, sigma)
@@ -154,8 +169,8 @@ class TrainingLoss:
             shape = [x0.shape[1], *[1] * (x0.dim() - 2)] if x0.dim() > 1 else []
             offset = self.offset_noise * randn(seeds, shape, stream=TRAINING_STREAM, step=_OFFSET, dtype=x0.dtype)
             x_t = x_t + _per_sample(sigma * scale, x0) * offset
-        told = self.schedule.model_time(t, alpha, sigma).to(torch.float32)
-        return Noised(x_t if dtype is None else x_t.to(dtype), told, x0, alpha, sigma, seeds, t, offset, target)
+        model_time = self.schedule.model_time(t, alpha, sigma).to(torch.float32)
+        return Noised(x_t if dtype is None else x_t.to(dtype), model_time, x0, alpha, sigma, seeds, t, offset, target)
 
     def __call__(self, prediction: torch.Tensor, noised: Noised) -> torch.Tensor:
         """Per-sample loss [B] of the model's prediction for a noised batch."""
@@ -194,11 +209,23 @@ def self_condition(
     """The prediction of a model that is shown its own x0: ``model(x_t, t, x0)`` (Chen et al. 2023, section 3.2).
 
     A sample sees its x0 from a first evaluation, without gradient, with ``probability``, decided by its seed, and else zeros.
+
+    Args:
+        model: ``model(x_t, t, x0)``.
+        loss: says what the model predicts.
+        noised: what ``loss.noise`` gave.
+        probability: in [0, 1].
+
+    Returns:
+        The prediction, shaped like ``noised.x_t``.
+
+    Raises:
+        ValueError: a probability out of [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
     blank = torch.zeros_like(noised.x_t)
     with torch.no_grad():
         seen = loss.x0(model(noised.x_t, noised.t, blank), noised)
-        shown = _per_sample(uniform_of_seeds(noised.seeds, step=1) < probability, seen)
-    return model(noised.x_t, noised.t, torch.where(shown.bool(), seen, blank).to(blank.dtype))
+        conditioned = _per_sample(uniform_of_seeds(noised.seeds, step=1) < probability, seen)
+    return model(noised.x_t, noised.t, torch.where(conditioned.bool(), seen, blank).to(blank.dtype))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pyfold.diffusion.predictions import PREDICTIONS
-from pyfold.diffusion.schedules import Schedule
+from pyfold.diffusion.schedule import Schedule
 
 #: alpha and sigma at an end of a schedule: its square, and the inverse of that, are still ordinary numbers.
 _NEARLY_ZERO = 1e-70

@@ -111,8 +111,8 @@ def _levels_at_home(family: CreaseFamily) -> int | torch.Tensor:
 def fold_creases(kind: FoldKind, z: torch.Tensor, pairing: str = "adjacent", **parameters: Any) -> Iterator[Creases]:
     """The creases of a fold for its input [B, ..., C] with the bias added, one family after another."""
     if not kind.creased or kind.creases is None:
-        known = ", ".join(name for name, other in FOLDS.items() if other.creased)
-        raise ValueError(f"the creases of a {kind.name} fold are not hyperplanes; known are {known}")
+        creased = ", ".join(name for name, other in FOLDS.items() if other.creased)
+        raise ValueError(f"the creases of a {kind.name} fold are not hyperplanes; known are {creased}")
     width = kind.width(channels=z.shape[-1], **parameters)
     for family in kind.creases(split_units(z, width, -1, pairing if kind.paired else "adjacent"), **parameters):
         yield Creases(family.value.flatten(1), family.offsets, family.period, _levels_at_home(family))

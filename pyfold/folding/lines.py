@@ -18,6 +18,15 @@ def space_folding(patterns: torch.Tensor) -> float:
     ``chi = 1 - max_i d(pi_1, pi_i) / sum_i d(pi_i, pi_{i+1})``, d the number of creases between two patterns (the Hamming
     distance for bits). It is 0 where the distance from the start never falls back, also if no crease is crossed, and
     nears 1 the more often the path comes back to patterns it has left. It may change when the path is walked backwards.
+
+    Args:
+        patterns: whole numbers or bools, in the order of the path.
+
+    Returns:
+        chi, in [0, 1).
+
+    Raises:
+        ValueError: patterns of another shape, or none.
     """
     if patterns.dim() != 2 or len(patterns) == 0:
         raise ValueError(f"patterns must have shape [n, units] with n > 0, got {tuple(patterns.shape)}")
@@ -107,7 +116,7 @@ def _breakpoints(probe: Probe, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
     where it crosses.
     """
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    rows = probe.rows(a.unsqueeze(0))
+    rows = probe.batch(a.unsqueeze(0))
     index = 0
     while True:
         found = [t]
@@ -178,7 +187,7 @@ class _Walk:
 def _trace(probe: Probe, a: torch.Tensor, b: torch.Tensor, samples: int | None, patterns: bool) -> Line:
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     walk, outputs = _Walk(patterns), []
-    rows = probe.rows(a.unsqueeze(0))
+    rows = probe.batch(a.unsqueeze(0))
     if samples is not None:
         t = torch.linspace(0, 1, samples, dtype=torch.float64)
         for first in range(0, samples, rows):
@@ -224,6 +233,15 @@ def line(model: nn.Module, a: torch.Tensor, b: torch.Tensor, *, samples: int | N
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or range; no known activation; or, without samples, a
             model that bends inside a piece.
+
+    Returns:
+        Its creases, regions and patterns.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), pyfold.nn.Fold("abs"))
+        >>> _ = torch.nn.init.ones_(model[0].weight), torch.nn.init.zeros_(model[0].bias)
+        >>> line(model, torch.tensor([-3.0]), torch.tensor([3.0])).t.tolist()  # one crease, halfway
+        [0.0, 0.5, 1.0]
     """
     _check_ends(a, b)
     check_samples(samples)
@@ -239,7 +257,19 @@ def lines(
     call: Call | None = None,
     patterns: bool = True,
 ) -> list[Line]:
-    """:func:`line` for each pair of rows of a and b [pairs, ...]; ``patterns=False`` keeps no patterns, which may be large."""
+    """:func:`line` for each pair of rows of a and b.
+
+    Args:
+        model, samples, call: as for :func:`line`.
+        a, b: [pairs, ...].
+        patterns: False keeps none, which may be large.
+
+    Returns:
+        One for each pair.
+
+    Raises:
+        TypeError, ValueError: as for :func:`line`, or no pair.
+    """
     _check_ends(a, b)
     check_samples(samples)
     if a.dim() < 2 or len(a) == 0:

@@ -20,6 +20,19 @@ def tent_network(depth: int) -> nn.Sequential:
     """The tent map ``T(x) = 1 - |2x - 1|`` of [0, 1], ``depth`` times, one abs fold each; [B, 1] -> [B, 1], float64.
 
     It has ``2^depth`` linear pieces on [0, 1], and ``chi = 1 - depth / (2^depth - 1)`` from 0 to 1.
+
+    Args:
+        depth: how often it is folded, at least 1.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: a depth below 1.
+
+    Example:
+        >>> tent_network(2)(torch.tensor([[0.25], [0.5]], dtype=torch.float64)).flatten().tolist()
+        [1.0, 0.0]
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
@@ -30,6 +43,16 @@ def sawtooth_network(teeth: int, layers: int) -> nn.Sequential:
     """``teeth`` linear pieces from 0 to 1 and back by as many ReLUs, ``layers`` times; [B, 1] -> [B, 1], float64.
 
     It has ``teeth^layers`` linear pieces on [0, 1] (Montufar et al. 2014, section 2.3).
+
+    Args:
+        teeth: pieces of one layer.
+        layers: how often they are folded onto each other.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: less than one tooth or layer.
     """
     if teeth < 1 or layers < 1:
         raise ValueError(f"teeth and layers must be at least 1, got {teeth} and {layers}")

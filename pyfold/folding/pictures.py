@@ -18,7 +18,7 @@ from pyfold.folding.planes import Plane
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 PAPER, INK = "#fbfaf6", "#26242b"
 #: Creases of the first layers, then of later ones; told apart also without colour, by their lightness.
@@ -69,7 +69,7 @@ def _gradient_colours(slopes: np.ndarray) -> list[tuple[float, float, float]]:
     return [colorsys.hls_to_rgb(h, 0.965 - 0.2 * s, 0.65 * s) for h, s in zip(hue, strength, strict=True)]
 
 
-def crease_pattern(plane: Plane, axes: Axes | None = None) -> Figure:
+def crease_pattern(plane: Plane, axes: Axes | None = None) -> Figure | SubFigure:
     """The regions of a plane and the creases between them.
 
     A region's colour is the direction in which the first output grows there (strong where it grows fast); a crease's colour is
@@ -163,7 +163,10 @@ def unfolding(depth: int = 4) -> Figure:
     if not 1 <= depth <= 6:
         raise ValueError(f"depth must be in [1, 6], got {depth}")
     collections = _matplotlib("collections").collections
-    colour = lambda where: _matplotlib("colors").colormaps["plasma"](0.88 * where)  # noqa: E731
+
+    def colour(where: Any) -> Any:
+        return _matplotlib("colors").colormaps["plasma"](0.88 * where)
+
     figure = new_figure(2.5 * (depth + 1), 5.2)
     grid = figure.subplots(2, depth + 1, height_ratios=(1, 1.15), squeeze=False)
     for folds in range(depth + 1):

@@ -115,6 +115,14 @@ def plane(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or range; no known activation; a model that bends inside a
             region.
+
+    Returns:
+        The regions, and the creases between them.
+
+    Example:
+        >>> sheet = torch.nn.Sequential(torch.nn.Identity(), pyfold.nn.Fold("abs"))
+        >>> plane(sheet, torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).regions
+        4
     """
     for name, value in (("origin", origin), ("u", u), ("v", v)):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -134,7 +142,7 @@ def plane(
     polygons = [np.array([[p0, q0], [p1, q0], [p1, q1], [p0, q1]])]
     segments: list[np.ndarray] = []
     segment_stage: list[int] = []
-    rows = probe.rows(origin.unsqueeze(0))
+    rows = probe.batch(origin.unsqueeze(0))
 
     def parts_of(polygons: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """As many polygons at a time as may be read together."""

@@ -12,7 +12,7 @@ from torch import nn
 from pyfold.folding.creases import CreaseRule, Creases, rule_of
 from pyfold.nn import Fold
 
-_ROWS = 8192  # inputs in one call of the network, at most
+_MOST_INPUTS = 8192  # inputs in one call of the network, at most
 _VALUES = 1 << 24  # values of all layers that are held at a time
 _AFFINE = 1e-8  # departure of a value from affine over a piece, relative to its size, that float64 never reaches
 _ROUNDING = 1e-12  # and beside that, relative to the largest value of the network
@@ -28,7 +28,13 @@ class _Enough(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of an activation: its name in the model, what it is, and how many values decide its creases."""
+    """One call of an activation: its name in the model, what it is, and how many values decide its creases.
+
+    Attributes:
+        name: of the module, as ``named_modules`` has it.
+        kind: the activation.
+        units: values that decide its creases.
+    """
 
     name: str
     kind: str
@@ -77,7 +83,7 @@ class Probe:
         self._layers: list[Layer] = []
         self._layer_of: list[int] = []
         self._until: int | None = None
-        self._rows: int | None = None
+        self._batch: int | None = None
         for name, module, rule in found:
             module.register_forward_pre_hook(self._hook(name, rule))
 
@@ -104,15 +110,15 @@ class Probe:
             raise TypeError(f"model must return a tensor, got {type(outputs).__name__}; choose one with call=")
         return outputs.flatten(1) if outputs.dim() > 1 else outputs.unsqueeze(1)
 
-    def rows(self, x: torch.Tensor) -> int:
+    def batch(self, x: torch.Tensor) -> int:
         """How many inputs like x [1, ...] may be read at a time."""
-        if self._rows is None:
+        if self._batch is None:
             outputs = self._run(x)
             if not self._creases:
                 raise ValueError("no activation with known creases ran in the model's forward")
             values = outputs.numel() + sum(c.value.numel() for c in self._creases)
-            self._rows = min(max(_VALUES // values, 16), _ROWS)
-        return self._rows
+            self._batch = min(max(_VALUES // values, 16), _MOST_INPUTS)
+        return self._batch
 
     def stage(self, x: torch.Tensor, index: int) -> Creases | None:
         """The creases met ``index``-th, without running what comes after; None if there are fewer."""

@@ -40,7 +40,8 @@ class FoldingReport:
         crossed: creases crossed on each segment, int64 [pairs].
         depth: creases between each end point and the identity, int64 [pairs, 2].
         layers: the same, layer by layer.
-        exact: whether every crease was found; else each segment was looked at in ``samples`` points.
+        exact: whether every crease was found.
+        samples: how many points of each segment were looked at instead; None where every crease was found.
     """
 
     chi: torch.Tensor
@@ -85,16 +86,23 @@ def fold_depth(model: nn.Module, x: torch.Tensor, *, call: Call | None = None) -
     """How many folds each input lies under: creases between it and the region where the activation is the identity.
 
     For abs and ReLU these are the negative inputs, for sorts the inversions, for a box or a periodic fold the walls on the way
-    home. Args as for :func:`line`, with x [B, ...].
+    home.
+
+    Args:
+        model, call: as for :func:`line`.
+        x: [B, ...].
 
     Returns:
         int64 [B, layers].
+
+    Raises:
+        TypeError: x is no floating-point tensor.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     probe, x = Probe(model, call), x.detach().cpu().double()
     parts = []
-    count = probe.rows(x[:1])
+    count = probe.batch(x[:1])
     for first in range(0, len(x), count):
         part = x[first : first + count]
         at = probe.read(part)
@@ -123,6 +131,14 @@ def folding_report(
 
     Raises:
         TypeError, ValueError: as for :func:`line`.
+
+    Returns:
+        The measures of all pairs.
+
+    Example:
+        >>> ends = torch.zeros(1, 1), torch.ones(1, 1)
+        >>> round(folding_report(pyfold.folding.tent_network(2), ends).chi.item(), 3)  # three creases, at most two apart
+        0.333
     """
     if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
         raise TypeError(f"pairs must be (a, b), got {type(pairs).__name__}")
@@ -150,7 +166,20 @@ def folding_report(
 
 
 def class_pairs(labels: torch.Tensor, first: int, second: int, pairs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of random pairs, one sample of class ``first`` and another of class ``second``; int64 [pairs] each."""
+    """Indices of random pairs, one sample of class ``first`` and another of class ``second``; int64 [pairs] each.
+
+    Args:
+        labels: integers [N].
+        first, second: classes with two or more samples if they are one, else one or more.
+        pairs: how many.
+        seed: of the choice.
+
+    Returns:
+        (of the first class, of the second).
+
+    Raises:
+        ValueError: no two different samples of the classes.
+    """
     generator = torch.Generator().manual_seed(seed)
     left, right = ((labels.cpu() == c).nonzero().squeeze(1) for c in (first, second))
     if len(left) == 0 or len(right) == 0 or (first == second and len(left) < 2):
@@ -209,6 +238,12 @@ def folding_between_classes(
         labels: integers [N], two or more samples of each class.
         pairs: random pairs for each of the classes squared.
         seed: of the pairs.
+
+    Returns:
+        The measures between and within classes.
+
+    Raises:
+        TypeError, ValueError: as for :func:`line`; labels of another shape, or pairs below 1.
     """
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(x):
         raise ValueError(f"labels must be integers of shape ({len(x)},)")
@@ -250,8 +285,8 @@ class FoldingCallback:
 
     def __call__(self, trainer: Any, step: int) -> Mapping[str, float]:
         if self.module not in trainer.modules:
-            known = ", ".join(map(repr, trainer.modules))
-            raise ValueError(f"module must be one of the trainer's, {known}, got {self.module!r}")
+            modules = ", ".join(map(repr, trainer.modules))
+            raise ValueError(f"module must be one of the trainer's, {modules}, got {self.module!r}")
         report = folding_report(trainer.modules[self.module], self.pairs, samples=self.samples, call=self.call)
         self.reports.append((step, report))
         return {f"folding/{name}": value for name, value in report.scalars().items()}

@@ -42,7 +42,11 @@ FOLDS: dict[str, FoldKind] = {
 
 
 def fold_table() -> str:
-    """The kinds as a table in Markdown, for the docs."""
+    """The kinds as a table in Markdown, for the docs.
+
+    Returns:
+        Its text.
+    """
 
     def yes(value: bool) -> str:
         return "yes" if value else "no"
@@ -52,13 +56,13 @@ def fold_table() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, kind in FOLDS.items():
-        known = {key: 0.0 if p.default is REQUIRED else p.default for key, p in kind.parameters.items()}
+        values = {key: 0.0 if p.default is REQUIRED else p.default for key, p in kind.parameters.items()}
         parameters = "; ".join(
             f"{key}{'' if p.default is REQUIRED else f' = {p.default}'}: {p.allowed}" for key, p in kind.parameters.items()
         )
         facts = (
-            f"`{name}`", kind.rule.replace("|", "\\|"), parameters or "-", kind.tie, kind.bits, f"{kind.lipschitz(**known):g}",
-            yes(kind.preserves_norm(**known)), yes(kind.preserves_volume(**known)), yes(kind.unfolds(**known)),
+            f"`{name}`", kind.rule.replace("|", "\\|"), parameters or "-", kind.tie, kind.bits, f"{kind.lipschitz(**values):g}",
+            yes(kind.preserves_norm(**values)), yes(kind.preserves_volume(**values)), yes(kind.unfolds(**values)),
         )  # fmt: skip
         lines.append("| " + " | ".join(facts) + " |")
     return "\n".join(lines) + "\n"

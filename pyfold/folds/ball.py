@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyfold.folds.kind import POSITIVE, CreaseFamily, FoldKind, all_channels
+from pyfold.folds.kind import LENGTH, CreaseFamily, FoldKind, all_channels
 from pyfold.folds.program import Program
 
 
@@ -38,7 +38,7 @@ KIND = FoldKind(
     creases=_creases,
     emit=_emit,
     width=all_channels,
-    parameters={"radius": POSITIVE},
+    parameters={"radius": LENGTH},
     flat=False,
     preserves_norm=_no,
     preserves_volume=_no,

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from pyfold.folds.kind import REQUIRED, CreaseFamily, FoldKind, Normal, Parameter, all_channels
-from pyfold.folds.program import Program
+from pyfold.folds.program import Program, unit_planes
 from pyfold.ops._checks import check_finite, check_tensor
 
 
 def _normals(name: str, value: Any, channels: int, units: int) -> torch.Tensor:
     normals = check_tensor(name, value)
-    if normals.dim() not in (1, 2) or normals.shape[-1] != channels or normals.shape[0] == 0:
+    if normals.dim() not in (1, 2) or normals.shape[-1] != channels or not normals.numel():
         raise ValueError(f"{name} must have shape ({channels},) or (K, {channels}), got {tuple(normals.shape)}")
     return normals
 
@@ -37,12 +38,34 @@ def _check(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"offset must have shape () or ({count},), one for each hyperplane, got {tuple(offset.shape)}")
 
 
+def _unit_planes(normal: torch.Tensor, offset: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit normals [K, C] and offsets [K], float64: one rule for the kernels and for torch's operations.
+
+    The squares are summed by halves, elementwise, so that the bits are the same on every device and instruction set, and in
+    ``program.unit_planes``, which is this function where no gradient may flow.
+    """
+    normal = torch.atleast_2d(normal).double()  # type: ignore[no-untyped-call]
+    squares = normal * normal
+    while squares.shape[1] > 1:
+        half = (squares.shape[1] + 1) // 2
+        tail = squares[:, half:]
+        squares = squares[:, :half] + torch.nn.functional.pad(tail, (0, half - tail.shape[1]))
+    offset = torch.as_tensor(offset, dtype=torch.float64, device=normal.device)
+    return normal / squares.sqrt(), offset.expand(len(normal))
+
+
 def _hyperplanes(normal: torch.Tensor, offset: Any, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Unit normals [C] and offsets [], in the dtype of like."""
-    normal = torch.atleast_2d(normal).to(like.dtype)  # type: ignore[no-untyped-call]
-    normal = normal / normal.norm(dim=1, keepdim=True)
-    offset = offset if isinstance(offset, torch.Tensor) else torch.tensor(offset, device=like.device)
-    return zip(normal, offset.to(like.dtype).expand(len(normal)), strict=True)
+    normals, offsets = _unit_planes(normal, offset)
+    return zip(normals.to(like.dtype), offsets.to(like.dtype), strict=True)
+
+
+def _pack(dtype: torch.dtype, *, normal: torch.Tensor, offset: Any) -> torch.Tensor:
+    packed: torch.Tensor | None = None if is_compiling() else unit_planes(normal, offset, dtype)
+    if packed is None:
+        normals, offsets = _unit_planes(normal, offset)
+        packed = torch.cat([normals, offsets.unsqueeze(1)], 1).reshape(-1).detach().to(dtype)
+    return packed
 
 
 def _reference(z: torch.Tensor, *, normal: torch.Tensor, offset: Any) -> torch.Tensor:
@@ -60,8 +83,8 @@ def _creases(z: torch.Tensor, *, normal: torch.Tensor, offset: Any) -> Iterator[
 
 
 def _emit(program: Program, values: Sequence[int], *, normal: torch.Tensor, offset: Any) -> None:
-    for n, b in _hyperplanes(normal, offset, torch.empty(0, dtype=torch.float64, device=normal.device)):
-        program.plane(torch.cat([n, b.reshape(1)]))
+    for _ in range(1 if normal.dim() == 1 else len(normal)):
+        program.plane()
 
 
 def _sample(channels: int, normal: Normal, learned: bool) -> dict[str, Any] | None:
@@ -83,7 +106,7 @@ KIND = FoldKind(
         "offset": Parameter(0.0, "a number, or a tensor () or (K,)", _offsets, learned=True),
     },
     check=_check,
-    program_of_tensors=True,
+    pack=_pack,
     sample=_sample,
     variants={"hyperplane": {}},
 )

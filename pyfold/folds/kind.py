@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ class FoldKind:
         check: ``check(parameters)`` raises a ValueError where parameters do not go together.
         paired: takes ``pairing``.
         reflects: whether the kernels of one reflection (csrc/folds) serve it with these parameters.
-        program_of_tensors: its program may hold parameters that are tensors and do not learn.
+        pack: ``pack(dtype, **parameters)`` gives what its program reads of parameters that are tensors and do not learn, in a
+            row; None: it takes no such program. The program itself depends on their shapes alone.
         flat: whether its creases are hyperplanes.
         lipschitz: the Lipschitz constant for given parameters.
         preserves_norm: whether all singular values of the Jacobian are 1, at every input.
@@ -119,7 +121,7 @@ class FoldKind:
     check: Callable[[Mapping[str, Any]], None] = lambda parameters: None
     paired: bool = False
     reflects: Callable[..., bool] = lambda **_: False
-    program_of_tensors: bool = False
+    pack: Callable[..., torch.Tensor] | None = None
     flat: bool = True
     lipschitz: Callable[..., float] = lambda **_: 1.0
     preserves_norm: Callable[..., bool] = lambda **_: True
@@ -145,6 +147,10 @@ class FoldKind:
     def creased(self) -> bool:
         """Whether it is piecewise linear, so that its creases say where."""
         return self.creases is not None and self.flat
+
+    @cached_property
+    def default_values(self) -> Mapping[str, Any]:
+        return self.defaults()
 
     def defaults(self) -> dict[str, Any]:
         return {name: p.default for name, p in self.parameters.items() if p.default is not REQUIRED}
@@ -255,6 +261,9 @@ def _size(name: str, value: Any, channels: int, units: int) -> int | None:
 
 SIZE = Parameter(None, "an int that divides the channels, or None for all of them", _size)
 POSITIVE = Parameter(1.0, "positive", number(positive=True))
+#: Of what is squared: its square is a number in float32 too.
+LARGEST_LENGTH = 1e18
+LENGTH = Parameter(1.0, f"positive, up to {LARGEST_LENGTH:g}", number(high=LARGEST_LENGTH, positive=True))
 
 
 # --- formulas that several kinds share

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pyfold import _C
 
@@ -18,7 +17,11 @@ _FIRST_PARAMETER: int = _C.FOLD_LIMITS["first_parameter"]
 
 #: Codes of the instructions, and the planes of bits that each has in a unit of one value (PYFOLD_FOLD_OPS).
 CODES: dict[str, int] = {name: code for name, (code, _) in _C.FOLD_OPS.items()}
+_OF_VALUES = {CODES["Sphere"], CODES["Ball"]}
 _PLANES: dict[str, int] = {name: planes for name, (_, planes) in _C.FOLD_OPS.items()}
+
+#: ``unit_planes(normal, offset, dtype)``: the parameters of planes, without torch's operations; None where torch must see them.
+unit_planes: Callable[[Any, Any, Any], Any] = _C.unit_planes
 
 
 class Program:
@@ -34,19 +37,14 @@ class Program:
         self.unfoldable = unfoldable
         self.instructions: list[int] = []
         self.constants: list[float] = []
-        self.parameters: list[torch.Tensor] = []
         self.planes = 0
-        self.differentiable = True  # in its input, by the bits alone
         self._parameter_count = 0
 
-    def _add(self, name: str, constants: Sequence[float] | torch.Tensor = (), i: int = 0, j: int = 0, times: int = 1) -> None:
+    def _add(self, name: str, constants: Sequence[float] = (), i: int = 0, j: int = 0, times: int = 1) -> None:
         """One instruction; its planes of bits count ``times``."""
-        if isinstance(constants, torch.Tensor):
-            first = _FIRST_PARAMETER + self._parameter_count
-            self.parameters.append(constants)
-            self._parameter_count += constants.numel()
-        else:
-            first = self._place(tuple(constants))
+        self._place_instruction(name, self._place(tuple(constants)), i, j, times)
+
+    def _place_instruction(self, name: str, first: int, i: int = 0, j: int = 0, times: int = 1) -> None:
         self.instructions += [CODES[name], i, j, first, self.planes]
         self.planes += _PLANES[name] * times
 
@@ -77,8 +75,10 @@ class Program:
         """Folds values i and j at the line through 0 in this direction; what lies clockwise of it moves."""
         self._add("Line", (math.sin(direction), -math.cos(direction)), i, j)
 
-    def plane(self, normal_and_offset: Sequence[float] | torch.Tensor) -> None:
-        self._add("Plane", normal_and_offset)
+    def plane(self) -> None:
+        """Folds the unit at a plane, whose normal and offset are the next of the parameters that the call gives."""
+        self._place_instruction("Plane", _FIRST_PARAMETER + self._parameter_count)
+        self._parameter_count += self.width + 1
 
     def crelu(self) -> None:
         self._add("Crelu")
@@ -96,15 +96,22 @@ class Program:
 
     def sphere(self, radius: float, inner: float) -> None:
         self._add("Sphere", (radius**2, inner**2))
-        self.differentiable = False
 
     def ball(self, radius: float) -> None:
         self._add("Ball", (radius**2,))
-        self.differentiable = False
 
     def sort(self, values: Sequence[int]) -> None:
         for i, j in sorting_network(len(values)):
             self.swap(values[i], values[j])
+
+    @property
+    def operands(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
+        """program, constants and width of the ops, once it is written."""
+        return tuple(self.instructions), tuple(self.constants), self.input_width
+
+    @property
+    def differentiable(self) -> bool:
+        return differentiable(self.instructions)
 
     @property
     def fits(self) -> bool:
@@ -116,8 +123,10 @@ class Program:
             and self._parameter_count < 2**15 - _FIRST_PARAMETER
         )
 
-    def packed_parameters(self) -> torch.Tensor | None:
-        return torch.cat([p.reshape(-1) for p in self.parameters]) if self.parameters else None
+
+def differentiable(instructions: Sequence[int]) -> bool:
+    """Whether a program's gradient in its input follows from its bits: it does not scale values by what they are."""
+    return not _OF_VALUES.intersection(instructions[::5])
 
 
 def sorting_network(size: int) -> list[tuple[int, int]]:

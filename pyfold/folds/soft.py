@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pyfold.folds.kind import FoldKind, Parameter, number, one_value
+from pyfold.folds.kind import LENGTH, FoldKind, one_value
 
 
 def _no(**_: Any) -> bool:
@@ -23,7 +24,7 @@ KIND = FoldKind(
     creases=None,
     emit=None,
     width=one_value,
-    parameters={"epsilon": Parameter(0.1, "positive", number(positive=True))},
+    parameters={"epsilon": replace(LENGTH, default=0.1)},
     preserves_norm=_no,
     preserves_volume=_no,
     unfolds=_no,

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from pyfold.folds.kind import POSITIVE, CreaseFamily, FoldKind, Parameter, all_channels, number
+from pyfold.folds.kind import LARGEST_LENGTH, LENGTH, CreaseFamily, FoldKind, Parameter, all_channels, number
 from pyfold.folds.program import Program
 
 
 def _check(parameters: Mapping[str, Any]) -> None:
     if parameters["inner"] > parameters["radius"]:
         raise ValueError(f"inner must be at most radius, {parameters['radius']}, got {parameters['inner']}")
+    if parameters["inner"] * LARGEST_LENGTH < parameters["radius"]:
+        raise ValueError(f"inner must be at least radius / {LARGEST_LENGTH:g}, got {parameters['inner']}")
 
 
 def _reference(z: torch.Tensor, *, radius: float, inner: float) -> torch.Tensor:
@@ -44,7 +46,7 @@ KIND = FoldKind(
     creases=_creases,
     emit=_emit,
     width=all_channels,
-    parameters={"radius": POSITIVE, "inner": Parameter(0.5, "positive, up to radius", number(positive=True))},
+    parameters={"radius": LENGTH, "inner": Parameter(0.5, "positive, up to radius", number(positive=True))},
     check=_check,
     flat=False,
     lipschitz=lambda radius, inner: float((radius / inner) ** 2),

@@ -47,7 +47,15 @@ def _unit(v: torch.Tensor) -> torch.Tensor:
 
 
 def rescale(z: torch.Tensor, radius: float | torch.Tensor | None = None) -> torch.Tensor:
-    """z with norm ``radius``, by default sqrt(d), where nearly all of N(0, I) lies; 0 stays 0."""
+    """z with norm ``radius``, by default sqrt(d), where nearly all of N(0, I) lies; 0 stays 0.
+
+    Args:
+        z: codes [..., d].
+        radius: a number, or a tensor that broadcasts.
+
+    Returns:
+        Like z.
+    """
     _codes(z=z)
     return _unit(z) * (math.sqrt(z.shape[-1]) if radius is None else radius)
 
@@ -61,6 +69,9 @@ def lerp(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> torch.Ten
     Args:
         a, b: codes [..., d].
         t: a number, or a tensor [T] for T codes [..., T, d] on the way.
+
+    Returns:
+        [..., d], or [..., T, d].
     """
     _codes(a=a, b=b)
     a, b, t = _along(a, b, t)
@@ -70,7 +81,14 @@ def lerp(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> torch.Ten
 def slerp(a: torch.Tensor, b: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
     """``(sin((1 - t) w) a + sin(t w) b) / sin w`` with w the angle between a and b (White 2016; Shoemake 1985).
 
-    Keeps the norm where both have the same. Arguments as for :func:`lerp`.
+    Keeps the norm where both have the same.
+
+    Args:
+        a, b: codes [..., d].
+        t: a number, or a tensor [T] for T codes [..., T, d] on the way.
+
+    Returns:
+        [..., d], or [..., T, d].
 
     Raises:
         ValueError: a and b point in opposite directions, where there is no shortest way.
@@ -112,6 +130,9 @@ def arithmetic(
 
     Returns:
         [d].
+
+    Raises:
+        ValueError: no concept to add.
     """
     if not plus:
         raise ValueError("plus must hold at least one concept, got none")
@@ -127,6 +148,12 @@ def combine(codes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Args:
         codes: [..., N, d].
         weights: [N], not all zero.
+
+    Returns:
+        [..., d].
+
+    Raises:
+        ValueError: weights of another shape, or all zero.
     """
     _codes(codes=codes)
     if weights.shape != codes.shape[-2:-1]:
@@ -144,6 +171,18 @@ def reflect(z: torch.Tensor, normal: torch.Tensor, offset: float | torch.Tensor 
     """``z - 2 (<n, z> - c) n`` with ``n = normal / |normal|`` and ``c = offset``; a zero normal leaves z.
 
     Applied twice it is the identity. Keeps norms, and N(0, I), where ``offset`` is 0.
+
+    Args:
+        z: codes [..., d].
+        normal: [d] or [..., d], of any length.
+        offset: of the hyperplane from the origin, along the normal.
+
+    Returns:
+        Like z.
+
+    Example:
+        >>> reflect(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])).tolist()
+        [-3.0, 1.0]
     """
     _codes(z=z, normal=normal)
     n = _unit(normal)
@@ -156,6 +195,12 @@ def fold_hyperplane(
     """``F(z) = z - 2 max(0, <n, z> - c) n`` and the bit that it forgets, ``<n, z> > c`` [..., 1].
 
     ``z = where(bit, reflect(F, normal, offset), F)``.
+
+    Args:
+        z, normal, offset: as for :func:`reflect`.
+
+    Returns:
+        (F like z, bool [..., 1]).
     """
     _codes(z=z, normal=normal)
     n = _unit(normal)
@@ -164,7 +209,15 @@ def fold_hyperplane(
 
 
 def equalise(a: torch.Tensor, b: torch.Tensor, radius: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """a and b with one norm, by default the root of the mean of their squares."""
+    """a and b with one norm, by default the root of the mean of their squares.
+
+    Args:
+        a, b: codes [..., d].
+        radius: the norm of both.
+
+    Returns:
+        The pair, of their shapes.
+    """
     _codes(a=a, b=b)
     common = ((_norm(a).square() + _norm(b).square()) / 2).sqrt() if radius is None else radius
     return rescale(a, common), rescale(b, common)
@@ -179,6 +232,9 @@ def counterpart(z: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
 
     Args:
         z, a, b: codes [..., d]; a and b may be means of codes.
+
+    Returns:
+        Like z.
     """
     _codes(z=z, a=a, b=b)
     return reflect(z, _unit(a) - _unit(b))
@@ -201,6 +257,9 @@ def crease_children(
 
     Returns:
         [N, d]; copies of a where a = b.
+
+    Raises:
+        ValueError: codes of another shape, or a spread out of [0, 1].
     """
     _codes(a=a, b=b)
     if a.dim() != 1 or b.dim() != 1 or len(a) < 3:
@@ -270,9 +329,12 @@ class Permutations:
 
 @dataclass(frozen=True, eq=False)
 class Hyperplanes:
-    """2^K reflections at K hyperplanes through the origin that stand upright on each other; normals [K, d], orthonormal.
+    """2^K reflections at K hyperplanes through the origin that stand upright on each other.
 
     Upright, they commute. Hyperplanes at odd angles generate an infinite group, which has no uniform element to draw.
+
+    Attributes:
+        normals: [K, d], orthonormal.
     """
 
     normals: torch.Tensor
@@ -331,6 +393,12 @@ def discriminant(a: torch.Tensor, b: torch.Tensor, shrinkage: float = 0.1) -> tu
     Args:
         a, b: codes [N, d] and [M, d], at least two each.
         shrinkage: 0 (none) to 1 (the normal is the difference of the means).
+
+    Returns:
+        (normal [d], offset, 0-d), in the dtype of a.
+
+    Raises:
+        ValueError: other shapes, or a shrinkage out of its range.
     """
     _codes(a=a, b=b)
     if a.dim() != 2 or b.dim() != 2 or min(len(a), len(b)) < 2:

@@ -15,12 +15,27 @@ def non_saturating_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
     Args:
         real, fake: logits of any shape.
+
+    Returns:
+        0-d, of the logits' dtype.
+
+    Example:
+        >>> non_saturating_d(torch.zeros(8), torch.zeros(8)).item()  # twice log 2: it cannot tell
+        1.3862943649291992
     """
     return softplus(-real).mean() + softplus(fake).mean()
 
 
 def non_saturating_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """The generator's ``mean softplus(-D(G(z)))`` (Goodfellow et al. 2014, section 3); ``real`` is not used."""
+    """The generator's ``mean softplus(-D(G(z)))`` (Goodfellow et al. 2014, section 3); ``real`` is not used.
+
+    Args:
+        fake: logits of generated samples, of any shape.
+        real: not used; here so that all generator losses are called alike.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return softplus(-fake).mean()
 
 
@@ -35,12 +50,28 @@ def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
     Args:
         real, fake: logits of the same shape; the i-th of each are a pair.
+
+    Returns:
+        0-d, of the logits' dtype.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     return softplus(-_paired(real, fake)).mean()
 
 
 def relativistic_g(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The generator's ``mean softplus(-(D(G(z)) - D(x)))`` over the same pairs."""
+    """The generator's ``mean softplus(-(D(G(z)) - D(x)))`` over the same pairs.
+
+    Args:
+        fake, real: logits of the same shape; the i-th of each are a pair.
+
+    Returns:
+        0-d, of the logits' dtype.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     return softplus(_paired(real, fake)).mean()
 
 
@@ -48,32 +79,76 @@ def minimax_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Ten
     """The generator's ``mean log(1 - sigmoid(D(G(z)))) = -mean softplus(D(G(z)))`` (Goodfellow et al. 2014, eq. 1).
 
     Its gradient fades where the discriminator is sure; :func:`non_saturating_g` is what trains in practice.
+
+    Args:
+        fake: logits of generated samples, of any shape.
+        real: not used; here so that all generator losses are called alike.
+
+    Returns:
+        0-d, of the logits' dtype.
     """
     return -softplus(fake).mean()
 
 
 def least_squares_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """``(mean (D(x) - 1)^2 + mean D(G(z))^2) / 2`` (Mao et al. 2017, eq. 9)."""
+    """``(mean (D(x) - 1)^2 + mean D(G(z))^2) / 2`` (Mao et al. 2017, eq. 9).
+
+    Args:
+        real, fake: logits of any shape.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
 def least_squares_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """``mean (D(G(z)) - 1)^2 / 2`` (Mao et al. 2017, eq. 9)."""
+    """``mean (D(G(z)) - 1)^2 / 2`` (Mao et al. 2017, eq. 9).
+
+    Args:
+        fake: logits of generated samples, of any shape.
+        real: not used; here so that all generator losses are called alike.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return (fake - 1).square().mean() / 2
 
 
 def wasserstein_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """``mean D(G(z)) - mean D(x)`` for a 1-Lipschitz D (Arjovsky, Chintala and Bottou 2017, eq. 2)."""
+    """``mean D(G(z)) - mean D(x)`` for a 1-Lipschitz D (Arjovsky, Chintala and Bottou 2017, eq. 2).
+
+    Args:
+        real, fake: logits of any shape.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return fake.mean() - real.mean()
 
 
 def wasserstein_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """``-mean D(G(z))``."""
+    """``-mean D(G(z))``.
+
+    Args:
+        fake: logits of generated samples, of any shape.
+        real: not used; here so that all generator losses are called alike.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return -fake.mean()
 
 
 def hinge_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """``mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))`` (Lim and Ye 2017); the generator's loss is Wasserstein's."""
+    """``mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))`` (Lim and Ye 2017); the generator's loss is Wasserstein's.
+
+    Args:
+        real, fake: logits of any shape.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
@@ -119,6 +194,12 @@ def energy_d(real: torch.Tensor, fake: torch.Tensor, margin: float = 1.0) -> tor
     Args:
         real, fake: energies, not logits: the reconstruction errors of an auto-encoding discriminator.
         margin: the energy above which a generated sample no longer counts, positive.
+
+    Returns:
+        0-d, of the logits' dtype.
+
+    Raises:
+        ValueError: margin is not positive.
     """
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
@@ -126,7 +207,15 @@ def energy_d(real: torch.Tensor, fake: torch.Tensor, margin: float = 1.0) -> tor
 
 
 def energy_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """``mean E(G(z))`` (Zhao, Mathieu and LeCun 2017, eq. 2)."""
+    """``mean E(G(z))`` (Zhao, Mathieu and LeCun 2017, eq. 2).
+
+    Args:
+        fake: energies of generated samples, of any shape.
+        real: not used; here so that all generator losses are called alike.
+
+    Returns:
+        0-d, of the logits' dtype.
+    """
     return fake.mean()
 
 

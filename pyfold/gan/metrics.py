@@ -71,6 +71,14 @@ def frechet_distance(real: Array, fake: Array) -> float:
     Raises:
         TypeError: complex features.
         ValueError: other shapes, NaN or infinity.
+
+    Returns:
+        Not negative; 0 where mean and covariance are equal.
+
+    Example:
+        >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double()
+        >>> round(frechet_distance(x, x + 3.0), 6)  # the means are 3 apart in both features
+        18.0
     """
     x, y = _two_sets(real, fake)
     a, b = _root_of_covariance(x), _root_of_covariance(y)
@@ -80,7 +88,18 @@ def frechet_distance(real: Array, fake: Array) -> float:
 
 def kernel_distance(real: Array, fake: Array) -> float:
     """The squared maximum mean discrepancy under ``k(x, y) = (<x, y> / D + 1)^3``, without bias (Binkowski et al. 2018,
-    section 4), so that equal distributions give a mean of zero and single values may be negative."""
+    section 4), so that equal distributions give a mean of zero and single values may be negative.
+
+    Args:
+        real, fake: features [N, D] and [M, D], two samples or more of each.
+
+    Returns:
+        The discrepancy; what is small depends on the features.
+
+    Raises:
+        TypeError: complex features.
+        ValueError: other shapes, NaN or infinity.
+    """
     x, y = _two_sets(real, fake)
 
     def kernel(a: NDArray, b: NDArray) -> NDArray:
@@ -124,6 +143,13 @@ def manifold_metrics(real: Array, fake: Array, neighbours: int = 5) -> Manifolds
     Args:
         real, fake: features [N, D] and [M, D].
         neighbours: k, in [1, N) of the smaller set.
+
+    Returns:
+        The four shares.
+
+    Raises:
+        TypeError: complex features.
+        ValueError: other shapes, NaN or infinity, or neighbours out of their range.
     """
     x, y = _two_sets(real, fake)
     if isinstance(neighbours, bool) or not isinstance(neighbours, int) or not 1 <= neighbours < min(len(x), len(y)):
@@ -148,6 +174,9 @@ def classifier_score(probabilities: Array) -> float:
 
     Returns:
         Between 1 and the number of classes; the latter where every class is met as often and recognised without doubt.
+
+    Raises:
+        ValueError: rows that are negative or do not sum to 1.
     """
     p = _features("probabilities", probabilities)
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-4):
@@ -166,6 +195,9 @@ def jensen_shannon(p: Array, q: Array) -> float:
     Raises:
         TypeError: complex numbers.
         ValueError: other shapes, negative, all zero or not finite.
+
+    Returns:
+        In nats; 0 for equal shares, log 2 for histograms that share no bin.
     """
     shares = []
     for name, value in (("p", p), ("q", q)):
@@ -182,7 +214,18 @@ def jensen_shannon(p: Array, q: Array) -> float:
 
 def wasserstein(real: Array, fake: Array) -> float:
     """The 1-Wasserstein distance of two sets, exact: by sorting for one feature, else by linear programming (scipy), which
-    takes N of a few hundred. For more see :func:`pyfold.lipschitz.wasserstein1`."""
+    takes N of a few hundred. For more see :func:`pyfold.lipschitz.wasserstein1`.
+
+    Args:
+        real, fake: features [N, D] and [M, D].
+
+    Returns:
+        The distance, in the units of the features.
+
+    Raises:
+        TypeError: complex features.
+        ValueError: other shapes, NaN or infinity.
+    """
     x, y = _two_sets(real, fake)
     stats = need("scipy.stats", "examples")
     if x.shape[1] == 1:
@@ -215,6 +258,12 @@ def mode_coverage(samples: Array, centres: Array, std: float) -> ModeCoverage:
         samples: [N, D].
         centres: [modes, D].
         std: the standard deviation of each, positive.
+
+    Returns:
+        The counts and shares.
+
+    Raises:
+        ValueError: std that is not positive and finite, or sets of other shapes.
     """
     centres, samples = _two_sets(centres, samples)
     if not 0 < std < float("inf"):

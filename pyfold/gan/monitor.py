@@ -38,6 +38,16 @@ def game_eigenvalues(dynamic: Dynamic, count: int = 4) -> np.ndarray:
 
     Returns:
         complex128 [count], fewer if the game has fewer parameters.
+
+    Raises:
+        ValueError: a count below 1.
+
+    Example:
+        >>> x, y = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+        >>> players = torch.optim.SGD([x], 0.1), torch.optim.SGD([y], 0.1)
+        >>> game = pyfold.gan.DYNAMICS["simultaneous"](players, lambda: ((x * y).sum(), -(x * y).sum()))
+        >>> sorted(game_eigenvalues(game, 2).imag.round(6).tolist())  # imaginary alone: it orbits
+        [-1.0, 1.0]
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be an int of at least 1, got {count!r}")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pyfold._torch_private import CONVOLUTIONS, transforms_active
+
 Discriminator = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -52,12 +54,36 @@ def r1_penalty(logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.
         logits: D(real), one or more for each sample.
         real: [B, ...], requiring a gradient before the discriminator saw them.
         gamma: the weight; note the half that comes with it.
+
+    Returns:
+        0-d; float32 for half types. It can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: gamma is negative, real samples do not require a gradient, or the logits have no graph.
+
+    Example:
+        >>> critic, real = torch.nn.Linear(2, 1), torch.randn(8, 2).requires_grad_()
+        >>> penalty = r1_penalty(critic(real), real, gamma=2.0)
+        >>> bool(torch.isclose(penalty, critic.weight.square().sum()))  # the gradient of a linear critic is its weight
+        True
     """
     return _gradient_penalty(logits, real, gamma, "real")
 
 
 def r2_penalty(logits: torch.Tensor, fake: torch.Tensor, gamma: float) -> torch.Tensor:
-    """``gamma / 2 E |grad D(G(z))|^2`` over generated samples, detached from the generator; arguments as for R1."""
+    """``gamma / 2 E |grad D(G(z))|^2`` over generated samples, detached from the generator; arguments as for R1.
+
+    Args:
+        logits: D(fake), one or more for each sample.
+        fake: [B, ...], requiring a gradient before the discriminator saw them.
+        gamma: the weight; note the half that comes with it.
+
+    Returns:
+        0-d; float32 for half types. It can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: gamma is negative, generated samples do not require a gradient, or the logits have no graph.
+    """
     return _gradient_penalty(logits, fake, gamma, "fake")
 
 
@@ -75,9 +101,15 @@ def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamm
         samples: [B, ...].
         gamma: the weight, not negative; note the half.
         centre: the wanted length of the gradient: 0, or 1 for a 1-Lipschitz critic.
+
+    Returns:
+        0-d; float32 for half types. It can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: gamma is negative.
     """
     _check_gamma(gamma)
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or transforms_active():
         gradient = torch.func.grad(lambda x: discriminator(x).sum())(samples)
     else:
         further = torch.is_grad_enabled()
@@ -89,7 +121,18 @@ def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamm
 
 
 def between(real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Points on the lines from real to generated samples, one uniform place for each pair: [B, ...]."""
+    """Points on the lines from real to generated samples, one uniform place for each pair: [B, ...].
+
+    Args:
+        real, fake: [B, ...], of the same shape.
+        generator: of the random places; torch's global one by default.
+
+    Returns:
+        [B, ...], without a gradient to either.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if real.shape != fake.shape:
         raise ValueError(f"real and fake must have the same shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
     shape = [real.shape[0]] + [1] * (real.dim() - 1)
@@ -108,6 +151,9 @@ def around(real: torch.Tensor, scale: float = 0.5, generator: torch.Generator | 
         real: [B, ...].
         scale: of the noise.
         generator: of the noise.
+
+    Returns:
+        [B, ...], without a gradient to the real samples.
     """
     noise = torch.rand(real.shape, generator=generator, dtype=real.dtype, device=real.device)
     return real.detach() + scale * real.detach().std(correction=0) * noise
@@ -120,7 +166,20 @@ def wgan_gp_penalty(
     weight: float = 10.0,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """``weight E (|grad D| - 1)^2`` between real and generated samples (Gulrajani et al. 2017, eq. 3); no half."""
+    """``weight E (|grad D| - 1)^2`` between real and generated samples (Gulrajani et al. 2017, eq. 3); no half.
+
+    Args:
+        discriminator: maps samples to logits.
+        real, fake: [B, ...], of the same shape.
+        weight: of the penalty, not negative.
+        generator: of the random places; torch's global one by default.
+
+    Returns:
+        0-d; float32 for half types. It can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: the weight is negative, or the shapes of real and fake differ.
+    """
     return functional_penalty(discriminator, between(real, fake, generator), 2 * weight, centre=1.0)
 
 
@@ -131,7 +190,14 @@ def zero_centred_penalty(
     weight: float = 10.0,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """``weight E |grad D|^2`` between real and generated samples (Thanh-Tung, Tran and Venkatesh 2019, eq. 12); no half."""
+    """``weight E |grad D|^2`` between real and generated samples (Thanh-Tung, Tran and Venkatesh 2019, eq. 12); no half.
+
+    Args:
+        discriminator, real, fake, weight, generator: as for :func:`wgan_gp_penalty`, whose errors are these too.
+
+    Returns:
+        0-d, as there.
+    """
     return functional_penalty(discriminator, between(real, fake, generator), 2 * weight)
 
 
@@ -142,7 +208,21 @@ def dragan_penalty(
     scale: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """``weight E (|grad D| - 1)^2`` around real samples (Kodali et al. 2017, eq. 1); no half."""
+    """``weight E (|grad D| - 1)^2`` around real samples (Kodali et al. 2017, eq. 1); no half.
+
+    Args:
+        discriminator: maps samples to logits.
+        real: [B, ...].
+        weight: of the penalty, not negative.
+        scale: of the noise, in standard deviations of the batch.
+        generator: of the random places; torch's global one by default.
+
+    Returns:
+        0-d; float32 for half types. It can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: the weight is negative.
+    """
     return functional_penalty(discriminator, around(real, scale, generator), 2 * weight, centre=1.0)
 
 
@@ -153,6 +233,9 @@ class LazyPenalty:
     with ``c = interval / (interval + 1)`` the learning rate becomes ``c lr`` and the betas ``beta^c``.
 
     Not for small problems: with ring and grid toys and stacked digits, lazy penalties were found to fail.
+
+    Args:
+        interval: steps from one penalty to the next, at least 1.
     """
 
     def __init__(self, interval: int = 16):
@@ -178,9 +261,15 @@ class LazyPenalty:
 
 def with_spectral_norm(module: torch.nn.Module) -> torch.nn.Module:
     """Every linear and convolution layer of ``module`` divided by its largest singular value (Miyato et al. 2018), by
-    ``torch.nn.utils.parametrizations.spectral_norm``; layers that have it already stay. Returns the module."""
-    kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
-    for layer in [m for m in module.modules() if isinstance(m, kinds)]:
+    ``torch.nn.utils.parametrizations.spectral_norm``; layers that have it already stay. Returns the module.
+
+    Args:
+        module: any; its layers are changed in place.
+
+    Returns:
+        The module.
+    """
+    for layer in [m for m in module.modules() if isinstance(m, (torch.nn.Linear, *CONVOLUTIONS))]:
         if not torch.nn.utils.parametrize.is_parametrized(layer, "weight"):
             torch.nn.utils.parametrizations.spectral_norm(layer)
     return module

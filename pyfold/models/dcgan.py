@@ -33,6 +33,10 @@ class Generator(nn.Module):
         width: channels at full resolution; each halving of the side doubles them, up to four times.
         activation: a name of ``pyfold.models.ACTIVATIONS``.
         normalise: batch normalisation and the paper's first weights; upsampling is then by fractional strides, as there.
+
+    Example:
+        >>> Generator(3, 32, latent=16, width=8)(torch.randn(2, 16)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(
@@ -61,7 +65,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """``model(x [B, channels, size, size])`` -> logits [B]; arguments as for :class:`Generator`."""
+    """``model(x [B, channels, size, size])`` -> logits [B].
+
+    Args:
+        channels, size, width, activation, normalise: as for :class:`Generator`.
+    """
 
     def __init__(self, channels: int, size: int, width: int = 32, activation: str = "leaky_relu", normalise: bool = False):
         super().__init__()

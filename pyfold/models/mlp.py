@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyfold.models.layers import TimeEmbedding, activation
+from pyfold.models.layers import activation, time_embedding
 
 
 class MLP(nn.Sequential):
@@ -25,21 +25,47 @@ class MLP(nn.Sequential):
 
 
 class MLPDenoiser(nn.Module):
-    """``model(x [B, D], t [B] in [0, 1])`` -> [B, D]; arguments as for :class:`MLP`."""
+    """``model(x [B, D], t [B] in [0, 1])`` -> [B, D].
 
-    def __init__(self, size: int, width: int = 128, depth: int = 3, activation: str = "silu"):
+    Args:
+        size: D.
+        width, depth, activation: as for :class:`MLP`.
+        second_time: ``model(x, t, r)``, as objectives of two times want it.
+        smooth_time: low frequencies of the time alone, for consistency models, whose outputs at neighbouring times are
+            compared.
+
+    Example:
+        >>> MLPDenoiser(2)(torch.zeros(5, 2), torch.linspace(0, 1, 5)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int = 128,
+        depth: int = 3,
+        activation: str = "silu",
+        *,
+        second_time: bool = False,
+        smooth_time: bool = False,
+    ):
         super().__init__()
-        self.time = TimeEmbedding(64, width)
+        self.time = time_embedding(64, width, second_time, smooth_time)
         self.first = nn.Linear(size, width)
-        self.rest = MLP(width, size, width, depth, activation)
+        self.body = MLP(width, size, width, depth, activation)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.rest(self.first(x) + self.time(t))
+    def forward(self, x: torch.Tensor, t: torch.Tensor, r: torch.Tensor | None = None) -> torch.Tensor:
+        result: torch.Tensor = self.body(self.first(x) + (self.time(t) if r is None else self.time(t, r)))
         return result
 
 
 class MLPCritic(nn.Module):
-    """``model(x [B, D])`` -> logits [B]; arguments as for :class:`MLP`."""
+    """``model(x [B, D])`` -> logits [B].
+
+    Args:
+        size: D.
+        width, depth, activation: as for :class:`MLP`.
+    """
 
     def __init__(self, size: int, width: int = 128, depth: int = 3, activation: str = "leaky_relu"):
         super().__init__()

@@ -87,6 +87,10 @@ class ResNetGenerator(nn.Module):
         width: channels at full resolution, a multiple of 8; each halving of the side doubles them, up to four times.
         activation: a name of ``pyfold.models.ACTIVATIONS``.
         blocks: residual blocks at each resolution.
+
+    Example:
+        >>> ResNetGenerator(1, 16, latent=8, width=8)(torch.randn(2, 8)).shape
+        torch.Size([2, 1, 16, 16])
     """
 
     def __init__(
@@ -109,7 +113,11 @@ class ResNetGenerator(nn.Module):
 
 
 class ResNetDiscriminator(nn.Module):
-    """``model(x [B, channels, size, size])`` -> logits [B]; arguments as for :class:`ResNetGenerator`."""
+    """``model(x [B, channels, size, size])`` -> logits [B].
+
+    Args:
+        channels, size, width, activation, blocks: as for :class:`ResNetGenerator`.
+    """
 
     def __init__(self, channels: int, size: int, width: int = 32, activation: str = "leaky_relu", blocks: int = 2):
         super().__init__()

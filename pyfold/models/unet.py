@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyfold.models.layers import TimeEmbedding, activation, levels, zeros_
+from pyfold.models.layers import activation, levels, time_embedding, zeros_
 
 
 class _Block(nn.Module):
@@ -37,16 +37,32 @@ class UNet(nn.Module):
         size: its side; 4 to 7 times a power of two.
         width: channels of the first level, a multiple of 8; each level down doubles them, up to four times.
         activation: a name of ``pyfold.models.ACTIVATIONS``.
+        second_time: for ``model(x, t, r)``, r [B] in [0, 1], as objectives of two times want it.
+        smooth_time: for low frequencies of the time alone, for consistency models, whose outputs at neighbouring times are
+            compared.
+
+    Example:
+        >>> UNet(1, 8, width=8)(torch.zeros(2, 1, 8, 8), torch.tensor([0.0, 1.0])).shape
+        torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, channels: int, size: int, width: int = 32, activation: str = "silu"):
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        width: int = 32,
+        activation: str = "silu",
+        *,
+        second_time: bool = False,
+        smooth_time: bool = False,
+    ):
         super().__init__()
         act = activation
         if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")
         widths = [width * min(2**i, 4) for i in range(levels(size) + 1)]
         time = 4 * width
-        self.time = TimeEmbedding(width, time)
+        self.time = time_embedding(width, time, second_time, smooth_time)
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(_Block(widths[max(i - 1, 0)], w, time, act) for i, w in enumerate(widths))
         self.middle = _Block(widths[-1], widths[-1], time, act)
@@ -55,8 +71,8 @@ class UNet(nn.Module):
         self.norm, self.last = nn.GroupNorm(8, width), nn.Conv2d(width, channels, 3, padding=1)
         zeros_(self.last)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time(t)
+    def forward(self, x: torch.Tensor, t: torch.Tensor, r: torch.Tensor | None = None) -> torch.Tensor:
+        time = self.time(t) if r is None else self.time(t, r)
         h, kept = self.first(x), []
         for i, block in enumerate(self.down):
             h = block(nn.functional.avg_pool2d(h, 2) if i else h, time)

@@ -1,7 +1,7 @@
 """The ops, each declared once in the file of its family; ``OPS`` lists the declarations."""
 
 from pyfold.folds import FOLDS, fold_table
-from pyfold.ops._call import open_fast_path, register_shapes
+from pyfold.ops._call import register_shapes
 from pyfold.ops._declare import FLOAT_DTYPES, OPS, Op
 from pyfold.ops.fold import fold, fold_with_bits, unfold
 from pyfold.ops.kaleidoscope import kaleidoscope
@@ -11,7 +11,6 @@ from pyfold.ops.seeds import seed_of
 from pyfold.ops.step import AFFINE_STEP_COLUMNS, affine_step, affine_table
 
 register_shapes()
-open_fast_path()
 
 __all__ = [
     "AFFINE_STEP_COLUMNS",

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from pyfold import _C
 from pyfold._torch_private import differentiates_forwards, eager_apply, has_tangent, transform_depth, transforms_active
@@ -26,22 +26,36 @@ def needs_gradient(tensors: Iterable[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)
 
 
-def way(tensors: Sequence[Any], writes: bool = False) -> Way:
-    """Whether and how a call with these tensors is differentiated. (On the fast path ``_C.<op>`` asks, of the same tensors.)
+def way(tensors: Sequence[Any], writes: bool = False, differentiable: bool = True) -> Way:
+    """Whether and how a call with these tensors is differentiated: the one decision, of every call that torch must see.
+
+    ``_C.<op>`` runs a call at once where nothing watches or transforms it (``WATCHERS`` of _torch_private.py, a dual level), so
+    that all there is to ask is :func:`needs_gradient`, which it asks of the same operands; every other call comes here.
+
+    - Under the compiler a Function is traced whether or not a gradient is needed, so that one graph serves both. Below a
+      torch.func transform the compiler would run its backward once, and lose the gradient of the gradient without an error.
+    - An exported program keeps no Function, so none of its backward: the op alone, without bits for a backward, which of a
+      batch of 1 could be one byte, a size that no symbol has.
+    - torch.func's transforms do not show in ``requires_grad`` what they differentiate, so a Function runs with its rules for
+      them; but a Function has no rule for forward mode, nor for tangents of a dual level: torch's operations have.
+    - In eager mode a Function costs 20 us that a call without a gradient need not pay.
 
     Args:
         writes: into tensors of the caller's, or there is no Function for it: under the compiler one runs else, gradient or not.
+        differentiable: whether the op has a gradient for these options; torch's operations run where one is needed.
     """
     if is_compiling():
-        # The compiler runs a Function's backward once, so a gradient of its gradient would be lost without an error.
-        if transform_depth() > 0:
-            return Way.COMPOSED
-        return Way.GRADIENT if not writes or needs_gradient(tensors) else Way.NO_GRADIENT
-    if transforms_active():
-        return Way.COMPOSED if differentiates_forwards() else Way.GRADIENT
-    if has_tangent(tensors):
-        return Way.COMPOSED
-    return Way.GRADIENT if needs_gradient(tensors) else Way.NO_GRADIENT
+        always = not writes and differentiable
+        wanted = not is_exporting() and (always or needs_gradient(tensors))
+        chosen = Way.GRADIENT if wanted else Way.NO_GRADIENT
+        chosen = Way.COMPOSED if transform_depth() > 0 else chosen
+    elif transforms_active():
+        chosen = Way.COMPOSED if differentiates_forwards() else Way.GRADIENT
+    elif has_tangent(tensors):
+        chosen = Way.COMPOSED
+    else:
+        chosen = Way.GRADIENT if needs_gradient(tensors) else Way.NO_GRADIENT
+    return Way.COMPOSED if chosen is Way.GRADIENT and not differentiable else chosen
 
 
 def functorch_active() -> bool:
@@ -60,7 +74,8 @@ class Differentiable:
 
     The first ``tensors`` operands alone may need a gradient; a plain Function gets the others as one tuple, since autograd
     looks at every argument. prepare(*args) makes of operands that only the fast path takes what torch takes. Where an
-    op can save bits, its results after the first are for backward alone.
+    op can save bits, its results after the first are for backward alone. differentiable(*args) says of a call whether backward
+    holds for its options (None: always); where it does not, a call that needs a gradient gives None.
     """
 
     def __init__(
@@ -72,6 +87,7 @@ class Differentiable:
         tensors: int = 0,
         composed: Callable[..., Any] | None = None,
         prepare: Callable[..., tuple[Any, ...]] | None = None,
+        differentiable: Callable[..., bool] | None = None,
     ):
         self.raw, self.entry = RAW[op], getattr(_C, op)
         self.composed, self.prepare = composed, prepare
@@ -84,6 +100,8 @@ class Differentiable:
         saves_bits = self.raw.saves_bits
 
         def with_gradient(*args: Any) -> Any:
+            if differentiable is not None and not differentiable(*args):
+                return None
             if prepare is not None:
                 args = prepare(*args)
             elif saves_bits:
@@ -135,12 +153,19 @@ def _transformable(op: RawOp, save: Any, backward: Any, vmap: Any) -> Any:
     return _function(op.name, forward=forward, setup_context=setup_context, backward=backward, vmap=vmap)
 
 
+def both(result: Any) -> tuple[Any, ...]:
+    """The fold and its bits, of an op that was to save them; a program that folds nothing (a sort of one value) has none."""
+    return result if isinstance(result, tuple) else (result, result.new_empty(0, dtype=torch.uint8))
+
+
 def _eager(op: RawOp, save: Any, backward: Any, tensors: int) -> Any:
     def forward(ctx: Any, *args: Any) -> Any:
         args = args[:-1] + args[-1]
         output = op.run(*args)
         if output is None:
             output = dispatch(op, *args)
+        if op.saves_bits:
+            output = both(output)
         save(ctx, args, output)
         if not op.saves_bits:
             return output

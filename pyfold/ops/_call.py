@@ -7,7 +7,7 @@ where torch must see it: :func:`dispatch` is the way then.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold._torch_private import fast_path
+from pyfold._torch_private import open_fast_path
 from pyfold.ops import _checks
-from pyfold.ops._declare import FLOAT_DTYPES
+from pyfold.ops._declare import FLOAT_DTYPES, SEED_DTYPES
 from pyfold.ops._tensors import accumulation, is_dense, wrote
 
 #: The kinds of operands, in the order of csrc/ops/op.h.
-_KINDS = ("state", "lower", "accumulation", "table", "integers", "bits", "int", "float", "bool", "ints", "floats", "text")
+_KINDS = (
+    "state", "lower", "accumulation", "table", "integers", "seeds", "bits", "int", "float", "bool", "ints", "floats", "text"
+)  # fmt: skip
+_TENSORS = _KINDS[:7]
 _OPTIONAL, _WRITTEN, _LIST = 1, 2, 4
 
 
@@ -80,6 +83,10 @@ RAW: dict[str, RawOp] = {op[0]: _raw(*op) for op in _C.OPS}
 # --- through the dispatcher
 
 
+def _is_dense_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
 def dispatch(op: RawOp, *args: Any) -> Any:
     """The op as torch sees it. Returns its results, or of what it writes the first and all that it made."""
     values = list(args)
@@ -97,11 +104,13 @@ def dispatch(op: RawOp, *args: Any) -> Any:
             if make or not operand.optional:
                 returned.append(value)
             written = value
-        elif value is not None and operand.kind in ("accumulation", "table", "integers", "bits"):
+        elif value is not None and operand.kind in ("accumulation", "table", "integers", "seeds", "bits"):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{operand.name} must be a torch.Tensor, got {type(value).__name__}")
             value = value.to(accumulation(args[0].dtype)) if operand.kind == "accumulation" else value
             values[i] = value.contiguous()
         elif operand.is_list:
-            values[i] = [value] if isinstance(value, torch.Tensor) else list(value)
+            values[i] = [value] if isinstance(value, torch.Tensor) or not hasattr(value, "__iter__") else list(value)
     function = getattr(torch.ops.pyfold, op.name)
     if is_compiling():
         result = function(*values)
@@ -110,11 +119,26 @@ def dispatch(op: RawOp, *args: Any) -> Any:
             result = function(*values)
         except RuntimeError as error:
             _explain_message(op, str(error), args)
+            _refuse_what_no_schema_takes(op, values, error)
             raise
         wrote(*op.outputs(args))
     if op.results:
         return result
     return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def _refuse_what_no_schema_takes(op: RawOp, values: Sequence[Any], error: RuntimeError) -> None:
+    """The errors that torch raises of itself, in our words."""
+    for operand, value in zip(op.operands, values, strict=True):
+        if operand.written and value is not None and not _is_dense_tensor(value):
+            raise TypeError(f"{operand.name} must be a dense torch.Tensor, got {type(value).__name__}") from error
+        if operand.kind == "int" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+            explain(op.name, "range", operand.name, -1, "", tuple(values))
+        if operand.kind not in _TENSORS or (value is None and operand.optional):
+            continue
+        for item, each in enumerate(value) if operand.is_list else ((-1, value),):
+            if not isinstance(each, torch.Tensor):
+                explain(op.name, "type", operand.name, item, "", tuple(values))
 
 
 # --- what is wrong with a call, in words: the C++ says which operand, and in which way
@@ -171,6 +195,7 @@ def _allowed_dtypes(wrong: Wrong) -> tuple[torch.dtype, ...]:
         "accumulation": (accumulation(state),),
         "table": (torch.float64,),
         "integers": (torch.int64,),
+        "seeds": SEED_DTYPES,
         "bits": (torch.uint8,),
     }.get(wrong.operand.kind, FLOAT_DTYPES)
 
@@ -187,9 +212,10 @@ def _wrong_shape(wrong: Wrong) -> None:
         raise ValueError(f"table must have shape (rows, {columns}), got {shape}")
     if wrong.operand.name == "index":
         raise ValueError(f"index must have shape (), (1,) or ({wrong.samples},), got {shape}")
+    if wrong.operand.kind == "seeds":
+        _checks.check_seeds(wrong.value, wrong.samples, wrong.first.device)
     if wrong.operand.kind == "integers":
-        one = "" if wrong.operand.name == "seeds" else "() or "
-        raise ValueError(f"{wrong.label} must have shape {one}({wrong.samples},), one for each sample, got {shape}")
+        raise ValueError(f"{wrong.label} must have shape () or ({wrong.samples},), one for each sample, got {shape}")
     _checks.check_same(wrong.label, wrong.value, wrong.first_name, wrong.first)
     raise ValueError(
         f"{wrong.label} has shape {shape}, which does not belong to {wrong.first_name} of {tuple(wrong.first.shape)}"
@@ -296,16 +322,16 @@ def register_shapes() -> None:
 def _register_shape(op: RawOp) -> None:
     def fake(*args: Any) -> Any:
         given = op.named(args)
+        # The dispatcher comes here with a meta tensor among others of the CPU.
+        for operand in op.operands:
+            values = given[operand.name] if operand.is_list else (given[operand.name],)
+            for item, value in enumerate(values):
+                if isinstance(value, torch.Tensor) and value.device != args[0].device:
+                    explain(op.name, "device", operand.name, item if operand.is_list else -1, "", args)
         made = tuple(SHAPES[rule](given) for rule in op.results)
         return None if not made else made[0] if len(made) == 1 else made
 
     torch.library.register_fake(f"pyfold::{op.name}")(fake)
 
 
-# --- the fast path
-
-
-def open_fast_path() -> None:
-    given = fast_path((*FLOAT_DTYPES[:1], torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8), explain)
-    if given is not None:
-        _C.use_torch(*given)
+open_fast_path(_C.use_torch, (*FLOAT_DTYPES, torch.int64, torch.uint8, torch.uint64), explain)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyfold.ops._declare import FLOAT_DTYPES
+from pyfold.ops._declare import FLOAT_DTYPES, SEED_DTYPES
 
 DEVICES = ("cpu", "cuda")
 
@@ -48,11 +48,20 @@ def check_device(name: str, value: torch.Tensor, like_name: str, like: torch.Ten
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
 
 
+def as_sizes(name: str, sizes: Any) -> tuple[Any, ...]:
+    """A tuple of what is a sequence of ints."""
+    if type(sizes) is tuple:
+        return sizes
+    if isinstance(sizes, (str, bytes, torch.Tensor)) or not isinstance(sizes, Iterable):
+        raise TypeError(f"{name} must be a sequence of ints, got {_kind(sizes)}")
+    return tuple(sizes)
+
+
 def check_sizes(name: str, sizes: Sequence[Any]) -> None:
     """At most 8 sizes, ints from 0."""
     for size in sizes:
         if (type(size) is not int and not isinstance(size, torch.SymInt)) or size < 0:
-            if isinstance(size, bool) or not hasattr(size, "__index__"):
+            if isinstance(size, (bool, torch.Tensor)) or not hasattr(size, "__index__"):
                 raise TypeError(f"{name} must be ints, got {tuple(sizes)}")
             if size < 0:
                 raise ValueError(f"{name} must not have negative sizes, got {tuple(sizes)}")
@@ -68,12 +77,17 @@ def check_batched(name: str, value: torch.Tensor) -> None:
 
 
 def as_seeds(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
-    """int64 seeds [samples] on the device, of a tensor, ints of 64 bits, signed or not, or one int for all samples."""
+    """int64 seeds [samples] on the device, of ints of 64 bits, signed or not, or one for all samples; or other seeds."""
     if isinstance(seeds, torch.Tensor):
         if seeds.dim() == 0 and seeds.dtype == torch.int64:
             return seeds.expand(samples).contiguous()
         return seeds
-    if not isinstance(seeds, str) and hasattr(seeds, "__index__") and not isinstance(seeds, bool):
+    if (
+        not isinstance(seeds, str)
+        and hasattr(seeds, "__index__")
+        and not isinstance(seeds, bool)
+        and not getattr(seeds, "ndim", 0)
+    ):
         seeds = [seeds] * samples
     try:
         return torch.tensor([_word("seeds", seed) for seed in seeds], dtype=torch.int64, device=device)
@@ -91,24 +105,43 @@ def _word(name: str, value: Any) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
+def seed_count(seeds: torch.Tensor) -> int:
+    """How many samples have these seeds or keys."""
+    return seeds.shape[0] if seeds.dim() > (seeds.dtype == torch.uint64) else 1
+
+
 def check_seeds(seeds: Any, samples: int, device: torch.device) -> torch.Tensor:
-    """The same, checked."""
-    seeds = as_seeds(seeds, samples, device)
-    if seeds.dtype != torch.int64:
-        raise TypeError(f"seeds must have dtype int64, got {str(seeds.dtype).removeprefix('torch.')}")
-    if seeds.dim() != 1 or seeds.shape[0] != samples:
-        raise ValueError(f"seeds must have shape ({samples},), one for each sample, got {tuple(seeds.shape)}")
+    """The same, checked; or keys, uint64 [samples, 2] (docs/keys.md)."""
+    return _checked_seeds(as_seeds(seeds, samples, device), samples, device)
+
+
+def _checked_seeds(seeds: torch.Tensor, samples: int, device: torch.device) -> torch.Tensor:
+    if seeds.dtype not in SEED_DTYPES:
+        raise TypeError(f"seeds must have dtype int64, or uint64 for keys, got {str(seeds.dtype).removeprefix('torch.')}")
+    if seeds.layout != torch.strided:
+        raise TypeError(f"seeds must be a dense (strided) tensor, got layout {seeds.layout}")
+    keys = seeds.dtype == torch.uint64
+    if tuple(seeds.shape) != ((samples, 2) if keys else (samples,)):
+        allowed = f"({samples}, 2), keys" if keys else f"({samples},)"
+        raise ValueError(f"seeds must have shape {allowed}, one for each sample, got {tuple(seeds.shape)}")
     if seeds.device != device:
         raise ValueError(f"seeds must be on device {device}, got {seeds.device}")
     return seeds.contiguous()
 
 
-def counter(name: str, value: Any) -> tuple[torch.Tensor | None, int]:
+def counter(name: str, value: Any, samples: int | None = None) -> tuple[torch.Tensor | None, int]:
     """A counter word as an op takes it: (int64 tensor on the device, or None; number)."""
+    if isinstance(value, torch.Tensor) and (value.dtype != torch.int64 or value.layout != torch.strided or value.dim() > 1):
+        kind = str(value.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"{name} must be an int, or a dense int64 tensor () or [B], got {kind}, shape {tuple(value.shape)}, {value.layout}"
+        )
+    if samples is not None and isinstance(value, torch.Tensor) and value.numel() not in (1, samples):
+        raise ValueError(f"{name} must be an int, or int64 () or ({samples},), got shape {tuple(value.shape)}")
     return (value, 0) if isinstance(value, torch.Tensor) else (None, check_counter(name, value))
 
 
-def check_counter(name: str, value: Any) -> int:
+def check_counter(name: str, value: Any) -> Any:
     """An unsigned 32-bit counter word."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {_kind(value)}")
@@ -125,7 +158,10 @@ def check_window(
         return [], []
     if offset is None or global_shape is None:
         raise ValueError(f"offset and global_shape go together, got {offset} and {global_shape}")
-    offset, global_shape = list(offset), list(global_shape)
+    offset, global_shape = list(as_sizes("offset", offset)), list(as_sizes("global_shape", global_shape))
+    for name, sizes in (("offset", offset), ("global_shape", global_shape)):
+        if not all(type(s) is int or isinstance(s, torch.SymInt) for s in sizes):
+            raise TypeError(f"{name} must be a sequence of ints, got {sizes}")
     if len(offset) != len(shape) or len(global_shape) != len(shape):
         raise ValueError(
             f"offset and global_shape must have one entry for each of the {len(shape)} dimensions after the batch, "
@@ -145,10 +181,10 @@ def check_lower_dtype(name: str, dtype: torch.dtype, state: torch.Tensor) -> Non
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
+    for choice in (allowed := tuple(allowed)):
+        if choice == value:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def check_finite(name: str, value: Any) -> float:

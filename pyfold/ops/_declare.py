@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: Of seeds [B], and of keys [B, 2].
+SEED_DTYPES = (torch.int64, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Op:
             do not count.
         batched: whether the first dimension is a batch of samples, with one seed each.
         rule: the formula, one line, for the table of ops.
+        dtypes: that it takes.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Op:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"default": {}})
     differentiable: tuple[str, ...] = ()
     tie_distance: Callable[..., torch.Tensor] | None = None
-    saved_bytes: Callable[..., int] | None = None
+    saved_bytes: Callable[..., int | None] | None = None
     batched: bool = True
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from pyfold import _C
-from pyfold.ops._autograd import Differentiable
+from pyfold.folds.program import differentiable
+from pyfold.ops._autograd import Differentiable, both
 from pyfold.ops._call import SHAPES
 from pyfold.ops._fold_memory import batch_first, bit_bytes, bits_first, channel_sum, in_order_of, split_batch, unbatched
 
@@ -57,7 +58,8 @@ def _sequence_vmap(
 ) -> Any:
     unbatched(in_dims[1:3], ("bias", "parameters"))
     size = info.batch_size
-    y, bits = sequence.function(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *rest)
+    made = sequence.function(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *rest)
+    y, bits = both(made)
     return (y, split_batch(bits, size)), (0, 0)
 
 
@@ -87,7 +89,9 @@ def _apply_vmap(
     return apply(value, bits, parameters, dim + 1, pairing, groups * size, *rest), 0
 
 
-sequence = Differentiable("fold_sequence", _sequence_save, _sequence_backward, _sequence_vmap, 2)
+sequence = Differentiable(
+    "fold_sequence", _sequence_save, _sequence_backward, _sequence_vmap, 2, differentiable=lambda *args: differentiable(args[6])
+)
 apply = Differentiable("fold_sequence_apply", _apply_save, _apply_backward, _apply_vmap, 1)
 
 

@@ -5,6 +5,9 @@ Written from that page alone, for reading and for tests; it is slow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -24,7 +27,11 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
 
 
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+#: Float32, of any shape.
+Floats = np.ndarray | np.float32
+
+
+def fma(a: Floats, b: Floats, c: Floats) -> np.ndarray:
     """float32 a*b + c with one rounding.
 
     The product is exact in float64. The sum is rounded to odd there, by its exact error, so that the second rounding, to
@@ -38,7 +45,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     even = (np.atleast_1d(total).view(np.uint64) & np.uint64(1)) == 0
     toward = np.where(error > 0, np.inf, -np.inf)
     odd = np.where((error != 0) & even.reshape(np.shape(total)), np.nextafter(total, toward), total)
-    return odd.astype(np.float32)
+    return np.asarray(odd, np.float32)
 
 
 def _polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:
@@ -87,13 +94,15 @@ def box_muller(word0: np.ndarray, word1: np.ndarray) -> tuple[np.ndarray, np.nda
     return radius * x, radius * y
 
 
-def normals(seed: int, stream: int, step: int, elements: np.ndarray) -> np.ndarray:
-    """float32 normals of the given logical elements (int64, any shape) of one sample."""
+def normals(seed: int | Sequence[int], stream: int, step: int, elements: np.ndarray) -> np.ndarray:
+    """float32 normals of the given logical elements (int64, any shape) of one sample: of a seed, or a key (seed, block)."""
+    seed, first_block = (int(word) for word in (seed if isinstance(seed, Sequence) else (seed, 0)))
     elements = np.asarray(elements, np.int64)
     blocks, inverse = np.unique(elements // 4, return_inverse=True)
+    blocks = blocks.astype(np.uint64) + np.uint64(first_block)
     counter = np.empty((len(blocks), 4), np.uint32)
-    counter[:, 0] = blocks & 0xFFFFFFFF
-    counter[:, 1] = blocks >> 32
+    counter[:, 0] = blocks & _MASK
+    counter[:, 1] = blocks >> np.uint64(32)
     counter[:, 2] = step
     counter[:, 3] = stream
     seed &= (1 << 64) - 1
@@ -101,11 +110,12 @@ def normals(seed: int, stream: int, step: int, elements: np.ndarray) -> np.ndarr
     values = np.empty((len(blocks), 4), np.float32)
     values[:, 0], values[:, 1] = box_muller(words[:, 0].copy(), words[:, 1].copy())
     values[:, 2], values[:, 3] = box_muller(words[:, 2].copy(), words[:, 3].copy())
-    return values[inverse.reshape(elements.shape), elements % 4]
+    found: np.ndarray = values[inverse.reshape(elements.shape), elements % 4]
+    return found
 
 
 def randn(
-    seeds: np.ndarray,
+    seeds: np.ndarray | Sequence[Any],
     shape: tuple[int, ...],
     stream: int = 0,
     step: int = 0,
@@ -125,4 +135,5 @@ def randn(
         stride *= global_shape[axis]
     if len(seeds) == 0 or elements.size == 0:
         return np.zeros((len(seeds), *shape), np.float32)
-    return np.stack([normals(int(seed), stream, step, elements) for seed in seeds])
+    listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
+    return np.stack([normals(seed, stream, step, elements) for seed in listed])

@@ -43,6 +43,12 @@ def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device, gener
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
 
 
+def sample_seeds(samples: int, device: torch.device, generator: torch.Generator, keys: bool = False) -> torch.Tensor:
+    """Seeds, or keys, for one call of an op."""
+    words = torch.randint(-(2**62), 2**62, (samples, 2) if keys else (samples,), generator=generator)
+    return (words.view(torch.uint64) if keys else words).to(device)
+
+
 def wrote(*outputs: torch.Tensor | None) -> None:
     """Tells autograd that tensors of the caller's hold new values, so that it refuses a gradient that needs the old ones."""
     if is_compiling():

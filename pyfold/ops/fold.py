@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.compiler import is_compiling
 
+from pyfold import _C
 from pyfold._torch_private import transform_depth
 from pyfold.folds import FOLDS, REQUIRED, FoldKind, Program
 from pyfold.folds.kind import a_pair, join_units, one_value, split_units
-from pyfold.ops._autograd import Differentiable, Way, functorch_active, needs_gradient, way
+from pyfold.ops._autograd import Differentiable, Way, both, functorch_active, way
 from pyfold.ops._checks import check_choice, check_device, check_finite, check_tensor
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_memory import bit_bytes, first
@@ -26,12 +28,11 @@ PAIRINGS = ("adjacent", "halves")
 # --- checks
 
 
-def _check_bias(value: Any, count: int, x: torch.Tensor) -> torch.Tensor:
+def _check_bias(value: Any, count: int, x: torch.Tensor) -> None:
     check_tensor("bias", value)
     if tuple(value.shape) != (count,):
         raise ValueError(f"bias must have shape ({count},), got {tuple(value.shape)}")
     check_device("bias", value, "x", x)
-    return value
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,60 @@ class Call:
     def has_tensors(self) -> bool:
         return any(isinstance(v, torch.Tensor) for v in self.parameters.values())
 
-    def program(self, gain: float = 1.0, clamp: float | None = None, unfoldable: bool = False) -> Program | None:
-        """The call for the kernels of programs, or None where they do not serve it."""
-        if (self.has_tensors and not self.fold.program_of_tensors) or self.learns:
+    def kernel(self, gain: float, clamp: float | None) -> Kernel | None:
+        """What runs the call, or None: torch's operations do."""
+        if self.learns and not self.reflects:
             return None
-        return _program(self.fold, self.rows, self.parameters, gain, clamp, unfoldable)
+        return _kernel(self.fold, self.rows, self.pairing, self.parameters, gain, clamp)
+
+    def packed(self) -> torch.Tensor | None:
+        """What the program reads of parameters that are tensors."""
+        return self.fold.pack(accumulation(self.x.dtype), **self.parameters) if self.fold.pack is not None else None
+
+
+class Kernel(NamedTuple):
+    """The op that runs a fold, and the op's operands after dim; the program, of one that has one."""
+
+    op: Differentiable
+    fixed: tuple[Any, ...]
+    program: Program | None = None
+
+
+def _kernel(
+    fold: FoldKind, rows: int, pairing: str, parameters: dict[str, Any], gain: float, clamp: float | None
+) -> Kernel | None:
+    """With parameters that were checked; None where no kernel serves them."""
+    # The compiler looks through the memo, with a warning.
+    if torch.compiler.is_compiling() or any(isinstance(value, torch.Tensor) for value in parameters.values()):
+        return _made_kernel(fold, rows, pairing, parameters, gain, clamp)
+    return _kernel_of_numbers(fold.name, rows, pairing, gain, clamp, **parameters)
+
+
+@lru_cache(maxsize=1024)
+def _kernel_of_numbers(kind: str, rows: int, pairing: str, gain: float, clamp: float | None, **numbers: Any) -> Kernel | None:
+    """A program's text is a function of numbers, which takes longer to write than a small call to run."""
+    return _made_kernel(FOLDS[kind], rows, pairing, numbers, gain, clamp)
+
+
+def _made_kernel(
+    fold: FoldKind, rows: int, pairing: str, parameters: dict[str, Any], gain: float, clamp: float | None
+) -> Kernel | None:
+    if fold.reflects(**parameters):
+        return _reflection(fold.name, pairing, gain, clamp)
+    program = _program(fold, rows, parameters, gain, clamp)
+    return None if program is None else Kernel(sequence, (pairing, 1, *program.operands, False), program)
+
+
+def _reflection(kind: str, pairing: str, gain: float, clamp: float | None) -> Kernel:
+    return Kernel(reflect, (pairing, 1, kind, gain, clamp or 0.0, False))
 
 
 def _program(
     fold: FoldKind, width: int, parameters: dict[str, Any], gain: float, clamp: float | None, unfoldable: bool = False
 ) -> Program | None:
-    """The program of a fold, or None where the kernels of programs do not serve it."""
-    if fold.emit is None:
+    """None where the kernels of programs do not serve it."""
+    tensors = any(isinstance(value, torch.Tensor) for value in parameters.values())
+    if fold.emit is None or (tensors and fold.pack is None):
         return None
     program = Program(width, unfoldable)
     if program.fits:
@@ -106,7 +149,7 @@ def _check_parameters(
     return parameters
 
 
-def check_call(x, kind, bias, dim, pairing, given, widened: bool = False) -> Call:
+def check_call(x: Any, kind: Any, bias: Any, dim: Any, pairing: Any, given: dict[str, Any], widened: bool = False) -> Call:
     """widened: x is a fold's output, with twice the channels if the kind widens."""
     check_tensor("x", x)
     check_choice("kind", kind, FOLDS)
@@ -193,6 +236,10 @@ def fold(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
+
+    Example:
+        >>> pyfold.fold(torch.tensor([-3.0, 3.0]), "abs").tolist()
+        [3.0, 3.0]
     """
     if not is_compiling():
         done = _fast(x, kind, bias, gain, clamp, dim, pairing, parameters)
@@ -201,48 +248,7 @@ def fold(
     return _checked_fold(x, kind, bias, gain, clamp, dim, pairing, parameters)
 
 
-# --- the fast path: what does not depend on tensors is prepared, once for each set of numbers
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A fold but for its tensors and its dim: the op that runs it, and that op's operands after dim."""
-
-    op: Differentiable
-    fixed: tuple[Any, ...]
-    differentiable: bool  # by this op
-
-
-@lru_cache(maxsize=1024, typed=True)
-def prepare_fold(
-    kind: str, gain: float, clamp: float | None, pairing: str, channels: int, tensors: tuple[str, ...], **numbers: Any
-) -> Prepared | None:
-    """The fold of units among so many channels, with numbers for parameters but for the tensors named; None: not by kernels."""
-    check_choice("kind", kind, FOLDS)
-    check_choice("pairing", pairing, PAIRINGS)
-    gain, clamp = _check_output(gain, clamp)
-    fold = FOLDS[kind]
-    for name in tensors:
-        _check_name(fold, kind, name)
-    if tensors:
-        placeholders = {name: torch.empty(0) for name in tensors}
-        if not fold.reflects(**{**fold.defaults(), **numbers, **placeholders}) or tensors != ("angle",):
-            return None
-    else:
-        numbers = _check_parameters(fold, kind, numbers, channels, channels)
-    pairing = pairing if fold.paired else "adjacent"
-    if tensors or fold.reflects(**numbers):
-        return Prepared(reflect, (pairing, 1, kind, gain, clamp or 0.0, False), True)
-    width = fold.width(channels=channels, **numbers)
-    program = None if width < 1 else _program(fold, width, numbers, gain, clamp)
-    if program is None:
-        return None
-    return Prepared(sequence, (pairing, 1, *program_operands(program), False), program.differentiable)
-
-
-def program_operands(program: Program) -> tuple[Any, ...]:
-    """program, constants, width."""
-    return tuple(program.instructions), tuple(program.constants), program.input_width
+# --- the fast path
 
 
 def _check_output(gain: Any, clamp: Any) -> tuple[float, float | None]:
@@ -256,32 +262,104 @@ def _check_output(gain: Any, clamp: Any) -> tuple[float, float | None]:
 _OF_CHANNELS = frozenset(name for name, kind in FOLDS.items() if kind.width not in (one_value, a_pair))
 
 
+class PreparedFold:
+    """:func:`fold` with options that stay, read once; a call binds the tensors.
+
+    Args:
+        x: one of the calls'; :meth:`serves` says of another whether the options mean the same for it.
+        kind, gain, clamp, dim, pairing, parameters: as in :func:`fold`. Each call gives those that are tensors anew.
+
+    Attributes:
+        tensors: names of the parameters that are tensors.
+        call: ``call(x, bias, *tensors)`` gives the fold, or None where it takes :func:`fold`: torch must see the call, no
+            kernel serves it, its gradient flows to a parameter in a way that no kernel has, or something is wrong.
+
+    Raises:
+        TypeError, ValueError: as :func:`fold`.
+    """
+
+    __slots__ = ("_call", "_like", "_pack", "_shapes", "call", "tensors")
+
+    def __init__(
+        self, x: torch.Tensor, kind: str, gain: float, clamp: float | None, dim: int, pairing: str, parameters: dict[str, Any]
+    ):
+        tensors = {name: value for name, value in parameters.items() if isinstance(value, torch.Tensor)}
+        numbers = {name: value for name, value in parameters.items() if name not in tensors}
+        call = check_call(x, kind, None, dim, pairing, parameters)
+        kernel = _kernel(call.fold, call.rows, call.pairing, call.parameters, *_check_output(gain, clamp))
+        pack = None if call.fold.pack is None else partial(call.fold.pack, **numbers)
+        self.tensors, self._pack, self._shapes = tuple(tensors), pack, [tensor.shape for tensor in tensors.values()]
+        of_channels, from_the_end = kind in _OF_CHANNELS, dim < 0
+        dim = dim + x.dim() if from_the_end else dim
+        channels = x.shape[dim] if of_channels else 1
+        self._like = x.dim() if from_the_end else -1, dim if of_channels else -1, channels
+        self._call: Any = None
+        if kernel is not None:
+            operands = ..., ..., ... if tensors else None, dim, *kernel.fixed
+            self._call = _C.prepare(kernel.op.raw.name, *self._like, *operands)
+        #: ``call(x, bias, *tensors)``
+        self.call = self._call if not tensors or (clamp is None and pack is None) else self._with_tensors
+        if self._call is None:
+            self.call = _serves_none
+
+    def serves(self, x: torch.Tensor, *tensors: torch.Tensor) -> bool:
+        dims, dim, channels = self._like
+        return (
+            (dims < 0 or x.dim() == dims)
+            and (dim < 0 or (dim < x.dim() and x.shape[dim] == channels))
+            and (self._pack is None or self._shapes == [tensor.shape for tensor in tensors])
+        )
+
+    def _with_tensors(self, x: torch.Tensor, bias: torch.Tensor | None, *tensors: torch.Tensor) -> torch.Tensor | None:
+        if any(tensor.requires_grad for tensor in tensors):
+            # No kernel has the gradient. (An angle's needs both values of a pair, and a clamp would lose one of them.)
+            return None
+        if self._pack is not None:
+            if not self.serves(x, *tensors):
+                return None
+            tensors = (self._pack(accumulation(x.dtype), **dict(zip(self.tensors, tensors, strict=True))),)
+        return self._call(x, bias, *tensors)  # type: ignore[no-any-return]
+
+
+def _serves_none(*_: Any) -> None:
+    """What no kernel serves."""
+
+
 def _fast(
     x: Any, kind: Any, bias: Any, gain: Any, clamp: Any, dim: Any, pairing: Any, parameters: dict[str, Any]
 ) -> torch.Tensor | None:
-    """A fold past the dispatcher; None where torch must see it, or no kernel serves it."""
-    names: tuple[str, ...] = ()
-    third = None
-    numbers = parameters
-    for name, value in parameters.items():
-        if isinstance(value, torch.Tensor):
-            names, third = (*names, name), value
+    """A fold of numbers, or of one tensor that its op takes, past the dispatcher; None where torch must see it, or it is
+    neither."""
     try:
-        if names:
-            numbers = {name: value for name, value in parameters.items() if name not in names}
+        fold = FOLDS[kind]
         if dim < 0:
             dim += x.dim()
         channels = x.shape[dim] if kind in _OF_CHANNELS else 1
-        prepared = prepare_fold(kind, gain, clamp, pairing, channels, names, **numbers)
-        if prepared is None or not (prepared.differentiable or not needs_gradient((x, bias))):
-            return None
-        if third is not None and clamp is not None and third.requires_grad:
-            return None
-        done = prepared.op.entry(x, bias, third, dim, *prepared.fixed)
-    except (TypeError, ValueError, AttributeError, IndexError):
+        values, angle = fold.default_values, None
+        if parameters and any(isinstance(value, torch.Tensor) for value in parameters.values()):
+            values, angle = parameters, parameters.get("angle")
+            if angle is None or parameters.keys() != fold.parameters.keys() or not fold.reflects(**parameters):
+                return None
+            if clamp is not None and angle.requires_grad:
+                return None
+        elif parameters:
+            values = _check_parameters(fold, kind, parameters, channels, channels)
+        if not fold.paired and pairing != "adjacent":
+            check_choice("pairing", pairing, PAIRINGS)
+            pairing = "adjacent"
+        rows = fold.width(channels=channels, **values)
+        if type(gain) is not float or gain != 1 or clamp is not None:
+            gain, clamp = _check_output(gain, clamp)
+        if angle is None:
+            kernel = _kernel_of_numbers(kind, rows or 1, pairing, gain, clamp, **values)
+        else:
+            kernel = _reflection(kind, pairing, gain, clamp)
+        done: torch.Tensor | None = None if kernel is None else kernel.op.entry(x, bias, angle, dim, *kernel.fixed)
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
         check_call(x, kind, bias, dim, pairing, parameters)
+        _check_output(gain, clamp)
         raise
-    return done  # type: ignore[no-any-return]
+    return done
 
 
 # --- every other call
@@ -292,27 +370,18 @@ def _checked_fold(
 ) -> torch.Tensor:
     call = check_call(x, kind, bias, dim, pairing, parameters)
     gain, clamp = _check_output(gain, clamp)
-    chosen = way((x, bias, *call.parameters.values()))
-    if chosen is Way.COMPOSED:
+    kernel = call.kernel(gain, clamp)
+    differentiable = kernel is None or kernel.program is None or kernel.program.differentiable
+    chosen = way((x, bias, *call.parameters.values()), differentiable=differentiable)
+    if kernel is None or chosen is Way.COMPOSED:
         return _composed(call, bias, gain, clamp)
+    if kernel.program is not None:
+        return first(kernel.op(call.x, bias, call.packed(), call.dim, *kernel.fixed))
     angle = call.parameters.get("angle")
-    if call.reflects:
-        if clamp is not None and angle is not None and angle.requires_grad:
-            # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
-            return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
-        return first(reflect(call.x, bias, angle, call.dim, call.pairing, 1, kind, gain, clamp or 0.0, False))
-    program = call.program(gain, clamp)
-    if program is None or (not program.differentiable and (functorch_active() or needs_gradient((x, bias)))):
-        return _composed(call, bias, gain, clamp)
-    return first(
-        sequence(call.x, bias, packed_parameters(program, call.x), call.dim, call.pairing, 1, *program_operands(program), False)
-    )
-
-
-def packed_parameters(program: Program, like: torch.Tensor) -> torch.Tensor | None:
-    """A program's tensors, which do not learn, as the kernels take and backward keeps them."""
-    parameters = program.packed_parameters()
-    return None if parameters is None else parameters.detach().to(accumulation(like.dtype))
+    if clamp is not None and angle is not None and angle.requires_grad:
+        # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
+        return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
+    return first(kernel.op(call.x, bias, angle, call.dim, *kernel.fixed))
 
 
 def fold_with_bits(
@@ -338,7 +407,8 @@ def fold_with_bits(
             y, bits, _ = reflect(call.x, None, angle, *units, kind, 1.0, 0.0, True)
         else:
             program = _unfoldable(call)
-            y, bits = sequence(call.x, None, packed_parameters(program, call.x), *units, *program_operands(program), True)
+            made = sequence(call.x, None, call.packed(), *units, *program.operands, True)
+            y, bits = both(made)
     return y, bits
 
 
@@ -351,6 +421,9 @@ def unfold(
         y: a fold's output without bias, gain and clamp.
         bits: uint8, the fold's bits.
         kind, dim, pairing, parameters: as given to :func:`fold_with_bits`.
+
+    Returns:
+        x, shaped like y.
 
     Raises:
         TypeError, ValueError: as in :func:`fold_with_bits`.
@@ -369,7 +442,7 @@ def unfold(
         if program is None:
             x = reflect_backward(call.x, bits, None, call.parameters.get("angle"), *units, kind, 1.0, False)
         else:
-            x = apply(call.x, bits, packed_parameters(program, call.x), *units, "inverse", *program_operands(program))
+            x = apply(call.x, bits, call.packed(), *units, "inverse", *program.operands)
     return x  # type: ignore[no-any-return]
 
 
@@ -379,8 +452,8 @@ def _unfoldable(call: Call) -> Program:
     with torch.no_grad():
         # What learns does not matter here, as no gradient flows.
         fixed = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
-        call = Call(call.x, call.kind, call.fold, call.dim, call.pairing, fixed, call.rows)
-        program = call.program(unfoldable=True)
+        call = replace(call, parameters=fixed)
+        program = None if call.learns else _program(call.fold, call.rows, fixed, 1.0, None, unfoldable=True)
     if program is None:
         raise ValueError(f"the kernels do not take {call.kind} of {call.rows} channels, and only they remember bits")
     return program
@@ -389,7 +462,10 @@ def _unfoldable(call: Call) -> Program:
 # --- the same in torch's operations
 
 
-def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+def fold_reference(
+    x: torch.Tensor, kind: str, *, bias: torch.Tensor | None = None, gain: float = 1.0, clamp: float | None = None,
+    dim: int = 1, pairing: str = "adjacent", **parameters: Any,
+) -> torch.Tensor:  # fmt: skip
     call = check_call(x, kind, bias, dim, pairing, parameters)
     dim, z = call.dim, x
     if bias is not None:
@@ -401,15 +477,14 @@ def fold_reference(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-def _composed(call: Call, bias, gain, clamp):
+def _composed(call: Call, bias: torch.Tensor | None, gain: float, clamp: float | None) -> torch.Tensor:
     acc = accumulation(call.x.dtype)
-    widened = call.x.to(acc), None if bias is None else bias.to(acc)
-    options = {"gain": gain, "clamp": clamp, "dim": call.dim, "pairing": call.pairing}
-    y = fold_reference(widened[0], call.kind, bias=widened[1], **options, **call.parameters).to(call.x.dtype)
-    if transform_depth() > 0:
-        return y
+    options: dict[str, Any] = {"gain": gain, "clamp": clamp, "dim": call.dim, "pairing": call.pairing, **call.parameters}
+    y = fold_reference(call.x.to(acc), call.kind, bias=None if bias is None else bias.to(acc), **options).to(call.x.dtype)
     if call.x.is_contiguous():
         return y.contiguous()
+    if transform_depth() > 0:  # vmap does not say whether channels are last
+        return y
     last = y.dim() == 4 and call.x.is_contiguous(memory_format=torch.channels_last)
     return y.contiguous(memory_format=torch.channels_last) if last else y
 
@@ -417,7 +492,10 @@ def _composed(call: Call, bias, gain, clamp):
 # --- declaration
 
 
-def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False, **variant):
+def _sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *, kind: str,
+    bias: bool = False, learned: bool = False, **variant: Any,
+) -> dict[str, Any] | None:  # fmt: skip
     fold = FOLDS[kind]
     dim = variant.get("dim", 1)
     if not -len(shape) <= dim < len(shape):
@@ -436,7 +514,10 @@ def _sample(shape, dtype, device, generator, *, kind, bias=False, learned=False,
     return None if drawn is None else {**sample, **drawn}
 
 
-def tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+def tie_distance(
+    x: torch.Tensor, kind: str, *, bias: torch.Tensor | None = None, gain: float = 1.0, clamp: float | None = None,
+    dim: int = 1, pairing: str = "adjacent", **parameters: Any,
+) -> torch.Tensor:  # fmt: skip
     call = check_call(x, kind, bias, dim, pairing, parameters)
     z = x if bias is None else x + bias.reshape([-1 if d == call.dim else 1 for d in range(x.dim())])
     distance = call.fold.ties(split_units(z, call.rows, call.dim, call.pairing), **call.parameters).abs().flatten()
@@ -446,19 +527,23 @@ def tie_distance(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="ad
     return torch.cat([distance, (y.abs() - clamp).abs().flatten()])
 
 
-def _saved_bytes(x, kind, *, bias=None, gain=1.0, clamp=None, dim=1, pairing="adjacent", **parameters):
+def _saved_bytes(
+    x: torch.Tensor, kind: str, *, bias: torch.Tensor | None = None, gain: float = 1.0, clamp: float | None = None,
+    dim: int = 1, pairing: str = "adjacent", **parameters: Any,
+) -> int | None:  # fmt: skip
     call = check_call(x, kind, bias, dim, pairing, parameters)
     if not call.reflects:
-        program = call.program(gain, clamp)
+        kernel = call.kernel(gain, clamp)
+        program = None if kernel is None else kernel.program
         if program is None or not program.differentiable:
             return None
-        packed = program.packed_parameters()
-        extra = 0 if packed is None else packed.numel() * (8 if x.dtype == torch.float64 else 4)
-        return bit_bytes(x.numel(), call.rows, program.planes) + extra
-    angle = call.parameters.get("angle")
+        packed = call.packed()
+        extra = 0 if packed is None else packed.numel() * packed.element_size()
+        return int(bit_bytes(x.numel(), call.rows, program.planes)) + extra
+    angle: torch.Tensor | None = call.parameters.get("angle")
     if clamp is not None and angle is not None and angle.requires_grad:
         return None
-    total = bit_bytes(x.numel(), call.rows, 1 if clamp is None else 1 + call.rows)
+    total = int(bit_bytes(x.numel(), call.rows, 1 if clamp is None else 1 + call.rows))
     if angle is not None:
         total += angle.numel() * angle.element_size()
         if angle.requires_grad:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pyfold.folds import FOLDS, Program
 from pyfold.folds.program import MAX_MATRIX_WIDTH
-from pyfold.ops._autograd import Way, functorch_active, needs_gradient, way
+from pyfold.ops._autograd import Way, way
 from pyfold.ops._checks import check_choice, check_finite, check_tensor
 from pyfold.ops._declare import Op, declare
 from pyfold.ops._fold_memory import first
 from pyfold.ops._fold_sequence import sequence
 from pyfold.ops._tensors import normal
-from pyfold.ops.fold import Call, check_call, fold, fold_reference, program_operands, tie_distance
+from pyfold.ops.fold import Call, check_call, fold, fold_reference, tie_distance
 
 #: More rounds than this never end in practice.
 MAX_ITERATIONS = 2**20
@@ -28,7 +28,7 @@ def _numbers(name: str, value: Any, count: int) -> list[float]:
         if value.device.type != "cpu":
             raise ValueError(f"{name} must be numbers or a tensor on the CPU, got one on {value.device}")
         value = value.tolist()
-    if not isinstance(value, Sequence) or len(value) != count:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
         raise ValueError(f"{name} must have {count} entries, one for each channel, got {value!r}")
     return [check_finite(name, number) for number in value]
 
@@ -43,6 +43,10 @@ class _Turn:
         self.shift = [(1 - self.scale) * c for c in _numbers("centre", centre, channels)] if centre is not None else None
         self.rotation = None
         if rotation is not None:
+            if not isinstance(rotation, (Sequence, torch.Tensor)) or (
+                isinstance(rotation, torch.Tensor) and not rotation.dim()
+            ):
+                raise TypeError(f"rotation must be rows of numbers, got {type(rotation).__name__}")
             if len(rotation) != channels:
                 raise ValueError(f"rotation must have {channels} rows, one for each channel, got {len(rotation)}")
             self.rotation = [_numbers("rotation", row, channels) for row in rotation]
@@ -89,6 +93,7 @@ def _program(calls: list[Call], turn: _Turn, iterations: int, channels: int) -> 
     for _ in range(iterations):
         for call in calls:
             for rows in _rows_of(call, channels):
+                assert call.fold.emit is not None
                 call.fold.emit(program, rows, **call.parameters)
         turn.emit(program)
         if not program.fits:
@@ -96,7 +101,9 @@ def _program(calls: list[Call], turn: _Turn, iterations: int, channels: int) -> 
     return program
 
 
-def _checked(x, folds, scale, centre, rotation, iterations, dim) -> tuple[list[Call], _Turn, int]:
+def _checked(
+    x: Any, folds: Any, scale: Any, centre: Any, rotation: Any, iterations: Any, dim: Any
+) -> tuple[list[Call], _Turn, int]:
     check_tensor("x", x)
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
@@ -108,10 +115,18 @@ def _checked(x, folds, scale, centre, rotation, iterations, dim) -> tuple[list[C
         raise TypeError(f"folds must be a sequence of kinds or of (kind, parameters), got {folds!r}")
     calls = []
     for item in folds:
-        kind, parameters = (item, {}) if isinstance(item, str) else item
+        pair = (item, {}) if isinstance(item, str) else item
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], Mapping):
+            raise TypeError(f"folds must be kinds or pairs (kind, parameters), got {item!r}")
+        kind, parameters = pair[0], dict(pair[1])
         check_choice("folds", kind, [k for k in FOLDS if not FOLDS[k].widens])
-        parameters = dict(parameters)
         calls.append(check_call(x, kind, None, dim, parameters.pop("pairing", "adjacent"), parameters))
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim must be in [{-x.dim()}, {x.dim()}), got {dim} for x of shape {tuple(x.shape)}")
+    if x.shape[dim] == 0:
+        raise ValueError(f"x must have channels in dim {dim}, got shape {tuple(x.shape)}")
     return calls, _Turn(scale, centre, rotation, x.shape[dim]), dim % x.dim()
 
 
@@ -147,11 +162,16 @@ def kaleidoscope(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range.
+
+    Example:
+        >>> corner = torch.tensor([[-3.0, 2.0]])
+        >>> kaleidoscope(corner, [("abs", {})], iterations=2).tolist()  # the second abs finds nothing to fold
+        [[3.0, 2.0]]
     """
     calls, turn, dim = _checked(x, folds, scale, centre, rotation, iterations, dim)
-    program = None if way((x,)) is Way.COMPOSED else _program(calls, turn, iterations, x.shape[dim])
-    if program is not None and calls and (program.differentiable or not (functorch_active() or needs_gradient((x,)))):
-        return first(sequence(calls[0].x, None, None, dim, "adjacent", 1, *program_operands(program), False))
+    program = _program(calls, turn, iterations, x.shape[dim])
+    if program is not None and calls and way((x,), differentiable=program.differentiable) is not Way.COMPOSED:
+        return first(sequence(calls[0].x, None, None, dim, "adjacent", 1, *program.operands, False))
     z = x
     for _ in range(iterations):
         for call in calls:
@@ -163,7 +183,10 @@ def kaleidoscope(
 # --- declaration
 
 
-def _rounds(x, folds, scale=1.0, centre=None, rotation=None, iterations=1, dim=1):
+def _rounds(
+    x: torch.Tensor, folds: Folds, scale: float = 1.0, centre: Any = None, rotation: Any = None, iterations: int = 1,
+    dim: int = 1,
+) -> Iterator[tuple[Call | None, torch.Tensor]]:  # fmt: skip
     """(call, what it folds) of each fold, and at the end (None, the result)."""
     calls, turn, dim = _checked(x, folds, scale, centre, rotation, iterations, dim)
     z = x
@@ -175,12 +198,12 @@ def _rounds(x, folds, scale=1.0, centre=None, rotation=None, iterations=1, dim=1
     yield None, z
 
 
-def _reference(x, folds, **options):
+def _reference(x: torch.Tensor, folds: Folds, **options: Any) -> torch.Tensor:
     *_, (_, z) = _rounds(x, folds, **options)
     return z
 
 
-def _tie_distance(x, folds, **options):
+def _tie_distance(x: torch.Tensor, folds: Folds, **options: Any) -> torch.Tensor:
     dim = options.get("dim", 1)
     seen = [
         tie_distance(z, call.kind, dim=dim, pairing=call.pairing, **call.parameters)
@@ -190,7 +213,10 @@ def _tie_distance(x, folds, **options):
     return torch.cat(seen)
 
 
-def _sample(shape, dtype, device, generator, *, channels=(), **variant):
+def _sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *,
+    channels: Sequence[int] = (), **variant: Any,
+) -> dict[str, Any] | None:  # fmt: skip
     if len(shape) < 2 or shape[1] == 0 or (channels and shape[1] not in channels):
         return None
     x = normal(shape, dtype, device, generator)

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops import _noise_reference
 from pyfold.ops._call import RAW, dispatch
-from pyfold.ops._checks import as_seeds, check_device, check_seeds, check_sizes, check_tensor, check_window, counter
+from pyfold.ops._checks import (
+    as_seeds,
+    as_sizes,
+    check_device,
+    check_seeds,
+    check_sizes,
+    check_tensor,
+    check_window,
+    counter,
+    seed_count,
+)
 from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
+from pyfold.ops._tensors import sample_seeds
 
 #: Streams that pyfold itself draws from; a seed gives independent noise in each.
 INITIAL_STREAM, SAMPLER_STREAM, TRAINING_STREAM = 0, 1, 2
@@ -38,7 +50,7 @@ def randn(
 
     Args:
         seeds: int64 [B]; any value, negative ones included. A sequence of ints of 64 bits, signed or not, is taken too, and
-            one int, for one sample.
+            one int, for one sample. Or keys of ``torch.func._random``, uint64 [B, 2] (docs/keys.md).
         shape: the shape of one sample.
         stream: which of 2**32 independent noises of a seed. pyfold uses 0 for initial noise, 1 for sampler steps and 2 for
             training; the trainer draws from 3 and 16, and yours can start at 32.
@@ -55,9 +67,14 @@ def randn(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
+
+    Example:
+        >>> both = pyfold.randn(torch.tensor([7, 8]), (3,))
+        >>> torch.equal(both[1:], pyfold.randn(torch.tensor([8]), (3,)))  # a sample's noise is its seed's
+        True
     """
     if type(shape) is not tuple:
-        shape = tuple(shape)
+        shape = as_sizes("shape", shape)
     check_sizes("shape", shape)
     if type(seeds) is not torch.Tensor or device is not None:
         seeds, device = _seeds_on(seeds, device, out)
@@ -70,23 +87,26 @@ def randn(
         if dtype not in FLOAT_DTYPES:
             raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
         if seeds.dim() != 1:
-            check_seeds(seeds, seeds.numel(), seeds.device)
+            seeds = check_seeds(seeds, seed_count(seeds), seeds.device)
         out = seeds.new_empty((seeds.shape[0], *shape), dtype=dtype)
     else:
         check_tensor("out", out)
-        if tuple(out.shape) != (seeds.numel(), *shape):
-            raise ValueError(f"out must have shape {(seeds.numel(), *shape)}, got {tuple(out.shape)}")
+        if tuple(out.shape) != (seed_count(seeds), *shape):
+            raise ValueError(f"out must have shape {(seed_count(seeds), *shape)}, got {tuple(out.shape)}")
         check_device("out", out, "seeds", seeds)
     noise = seeds, streams, positions, stream, step, offset or (), global_shape or ()
     if not is_compiling():
-        done = _C.randn(out, *noise)
+        done: torch.Tensor | None = _C.randn(out, *noise)
         if done is not None:
             return done
-    return dispatch(RAW["randn"], out, *noise)
+    made: torch.Tensor = dispatch(RAW["randn"], out, *noise)
+    return made
 
 
 def _seeds_on(seeds: Any, device: Any, out: torch.Tensor | None) -> tuple[torch.Tensor, torch.device]:
     """Seeds as a tensor where the noise is to be made."""
+    if out is not None:
+        check_tensor("out", out)
     if device is None:
         device = out.device if out is not None else seeds.device if isinstance(seeds, torch.Tensor) else "cpu"
     device = torch.device(device)
@@ -104,7 +124,7 @@ def _reference(
         _noise_reference.randn([seed], tuple(shape), _at(stream, b), _at(step, b), offset, global_shape)
         for b, seed in enumerate(seeds.tolist())
     ]
-    values = torch.from_numpy(_noise_reference.np.concatenate(each)) if each else torch.zeros(0, *shape)
+    values = torch.from_numpy(np.concatenate(each)) if each else torch.zeros(0, *shape)
     return values.to(seeds.device)
 
 
@@ -119,7 +139,7 @@ def _sample(
 ) -> dict[str, Any] | None:
     if len(shape) == 0:
         return None
-    seeds = torch.randint(-(2**62), 2**62, (shape[0],), generator=generator).to(device)
+    seeds = sample_seeds(shape[0], device, generator, variant.pop("keys", False))
     sample_shape = list(shape[1:])
     if variant.pop("window", False):
         variant["offset"] = [3] * len(sample_shape)
@@ -144,6 +164,7 @@ declare(
             "stream and step": {"stream": 7, "step": 2**32 - 1},
             "window": {"window": True},
             "stream and step on the device": {"on device": True},
+            "keys": {"keys": True, "stream": 7, "step": 3},
         },
     )
 )

@@ -16,13 +16,15 @@ from pyfold.ops._checks import (
     check_batched,
     check_choice,
     check_lower_dtype,
+    check_same,
     check_tensor,
     check_window,
     counter,
     is_finite,
 )
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows
+from pyfold.ops._segments import Segments, is_segmented, last_dimension
+from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows, sample_seeds
 from pyfold.ops.noise import TRAINING_STREAM, randn
 from pyfold.ops.noise import _reference as _noise
 
@@ -41,7 +43,7 @@ TARGETS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
 
 #: One of them, or its coefficients, each a number or a tensor [B].
 Target = str | tuple[float | torch.Tensor, float | torch.Tensor]
-#: Of a sample: a number, or a tensor of one or of each sample's.
+#: Of a sample: a number, or a tensor of one or of each sample's; or of each part of it, with ones where it stays the same.
 Coefficient = float | torch.Tensor
 
 
@@ -164,7 +166,7 @@ def _each_sample(counters: Any, samples: int) -> Any:
     return None if counters is None else counters.expand(samples)
 
 
-def _shared(table: Any, index: Any, seeds: Any, streams: Any, positions: Any, samples: int) -> list[Any]:
+def _shared(samples: int, table: Any, index: Any, seeds: Any, streams: Any, positions: Any) -> list[Any]:
     """What the samples of a batch share under vmap, one entry a sample."""
     rows = sample_rows(table, index, samples).contiguous()
     return [rows, seeds, _each_sample(streams, samples), _each_sample(positions, samples)]
@@ -174,30 +176,40 @@ def _add_noise_vmap(info: Any, in_dims: Any, x0: Any, table: Any, index: Any, *r
     if any(dim is not None for dim in in_dims[1:6]):
         raise ValueError("under vmap only x0 of add_noise may be batched")
     samples = x0.shape[0] if in_dims[0] is None else x0.movedim(in_dims[0], 0).shape[1]
-    shared = _shared(table, index, *rest[:3], samples)
+    shared = _shared(samples, table, index, *rest[:3])
     (x0,), (rows, *noise) = _stack_batches(info, in_dims[:1], [x0], shared)
     result = _add_noise(x0, rows, None, *noise, *rest[3:])
-    split = lambda t: t.reshape(info.batch_size, samples, *t.shape[1:])  # noqa: E731
+
+    def split(value: torch.Tensor) -> torch.Tensor:
+        return value.reshape(info.batch_size, samples, *value.shape[1:])
+
     return (tuple(map(split, result)), (0, 0)) if isinstance(result, tuple) else (split(result), 0)
 
 
 def _combination(rows: torch.Tensor, columns: tuple[str, str], x0: torch.Tensor, noise: Any) -> torch.Tensor:
-    """Two columns of a noising table times x0 and eps, in torch operations."""
+    """Two columns of a noising table times x0 and eps, in torch operations; noise: its operands, or eps."""
     of_x0, of_epsilon = (_column_of(rows, column, x0) for column in columns)
-    seeds, streams, positions, stream, step, offset, global_shape = noise
     result = of_x0 * x0.to(of_x0.dtype)
-    if seeds is None:
-        return result
-    eps = randn(
+    if isinstance(noise, torch.Tensor):
+        return result + of_epsilon * noise
+    return result if noise[0] is None else result + of_epsilon * _epsilon(x0, noise)
+
+
+def _epsilon(x0: torch.Tensor, noise: Any) -> torch.Tensor:
+    seeds, streams, positions, stream, step, offset, global_shape = noise
+    return randn(
         seeds, x0.shape[1:], stream=stream if streams is None else streams, step=step if positions is None else positions,
-        dtype=of_x0.dtype, offset=offset or None, global_shape=global_shape or None,
+        dtype=accumulation(x0.dtype), offset=offset or None, global_shape=global_shape or None,
     )  # fmt: skip
-    return result + of_epsilon * eps
 
 
 def _add_noise_composed(x0: Any, table: Any, index: Any, *rest: Any) -> Any:
     *noise, out, target = rest
-    rows, dtype = sample_rows(table, index, x0.shape[0]), out if isinstance(out, torch.dtype) else x0.dtype
+    return _composed(x0, sample_rows(table, index, x0.shape[0]), noise, out, target)
+
+
+def _composed(x0: Any, rows: Any, noise: Any, out: Any, target: Any) -> Any:
+    dtype = out if isinstance(out, torch.dtype) else x0.dtype
     x_t = _combination(rows, ("alpha", "sigma"), x0, noise).to(dtype)
     if target is None:
         return x_t
@@ -215,7 +227,7 @@ def _noise_operands(x0: torch.Tensor, seeds: Any, stream: Any, step: Any, offset
         seeds = as_seeds(seeds, x0.shape[0], x0.device)
     if type(stream) is int and type(step) is int and offset is None and global_shape is None:
         return seeds, None, None, stream, step, (), ()
-    (streams, stream), (positions, step) = counter("stream", stream), counter("step", step)
+    (streams, stream), (positions, step) = counter("stream", stream, len(x0)), counter("step", step, len(x0))
     return seeds, streams, positions, stream, step, *check_window(offset, global_shape, x0.shape[1:])
 
 
@@ -244,11 +256,12 @@ def add_noise(
 
     Args:
         x0: [B, ...], float32, float64, bfloat16 or float16, any strides.
-        alpha, sigma: a number, or a float tensor [B].
+        alpha, sigma: a number, or a float tensor [B]; or one that differs within samples, shaped like ``x0`` with ones in the
+            dimensions in which it stays the same ([B, 1, frames, 1, 1], [B, tokens, 1]): docs/sampling.md.
         seeds: int64 [B], or ints of 64 bits as in :func:`pyfold.randn`; one int gives all samples the same noise.
         target: also return what a network is trained on, for :func:`pyfold.mse_loss`: "epsilon" (eps), "x0", "v"
             (``alpha eps - sigma x0``, Salimans and Ho 2022), "flow" (``eps - x0``, Liu et al. 2022), or a pair of
-            coefficients, ``target[0] x0 + target[1] eps``, each a number or a float tensor [B].
+            coefficients, ``target[0] x0 + target[1] eps``, each like ``alpha``.
         stream, step, offset, global_shape: as in :func:`pyfold.randn`.
         dtype: of the results, by default that of ``x0``; a float32 ``x0`` may give a bfloat16 or float16 model input.
         out: written and returned as x_t; may be ``x0``, and else must not overlap it. No gradient flows then.
@@ -258,6 +271,11 @@ def add_noise(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
+
+    Example:
+        >>> x, seeds = torch.zeros(1, 3), torch.tensor([7])
+        >>> torch.equal(add_noise(x, 0.8, 1.0, seeds), pyfold.randn(seeds, (3,), stream=pyfold.ops.TRAINING_STREAM))
+        True
     """
     if type(x0) is not torch.Tensor or x0.dim() == 0:
         _check_state("x0", x0)
@@ -270,7 +288,48 @@ def add_noise(
             made = dtype
         elif out.dtype != dtype:
             raise TypeError(f"dtype must be that of out, {out.dtype}, got {dtype}")
-    return _add_noise(x0, coefficients, None, *noise, made, None if target is None else True)
+    run = _add_noise_in_segments if _change_within_samples(coefficients) else _add_noise
+    return run(x0, coefficients, None, *noise, made, None if target is None else True)
+
+
+def _change_within_samples(coefficients: Coefficients) -> bool:
+    alpha, sigma, weight, target = coefficients
+    of_target = len(target) == 2 and (is_segmented(target[0]) or is_segmented(target[1]))
+    return of_target or is_segmented(alpha) or is_segmented(sigma) or is_segmented(weight)
+
+
+def _segments(x0_name: str, x0: torch.Tensor, coefficients: Coefficients, noise: Any) -> tuple[Segments, Coefficients]:
+    """The segments of samples, and each one's coefficients."""
+    alpha, sigma, weight, target = coefficients
+    named = {"alpha": alpha, "sigma": sigma, "weight": weight}
+    if len(target) == 2:
+        named |= {"target[0]": target[0], "target[1]": target[1]}
+    last = 0
+    for name, value in named.items():
+        if isinstance(value, torch.Tensor) and is_segmented(value):
+            last = max(last, last_dimension(name, value, x0_name, x0))
+        else:
+            _check_coefficient(name, value, x0.shape[0], x0.device)
+    segments = Segments(x0, last, *noise[5:])
+    alpha, sigma, weight, *pair = map(segments.of_each, named.values())
+    return segments, (alpha, sigma, weight, tuple(pair) or target)
+
+
+def _add_noise_in_segments(x0: torch.Tensor, coefficients: Coefficients, index: None, *rest: Any) -> Any:
+    *noise, out, target = rest
+    segments, of_segments = _segments("x0", x0, coefficients, noise)
+    flat, written = segments.flatten(x0), segments.output("out", out, "x0", x0)
+    if segments.aligned:
+        made = _add_noise(flat, of_segments, None, *segments.noise_operands(noise), written, target)
+    elif isinstance(out, torch.Tensor):
+        raise ValueError(f"out= cannot be used with segments of {segments.size} elements, which is no multiple of 4")
+    else:
+        eps = segments.flatten(_epsilon(x0, noise))
+        made = _composed(flat, _noising_table(of_segments, flat), eps, out, target)
+    results = [each.unflatten(0, segments.sizes) for each in (made if isinstance(made, tuple) else (made,))]
+    if isinstance(out, torch.Tensor):
+        results[0] = out
+    return results[0] if target is None else tuple(results)
 
 
 def _noise_like(like: torch.Tensor, seeds: torch.Tensor, **noise: Any) -> torch.Tensor:
@@ -323,8 +382,8 @@ def _vmap_residual(count: int, run: Callable[..., Any]) -> Callable[..., Any]:
         if any(dim is not None for dim in in_dims[count : count + 5]):
             raise ValueError("under vmap only the tensors of denoising_loss may be batched, not its coefficients or seeds")
         samples = tensors[0].shape[0] if in_dims[0] is None else tensors[0].movedim(in_dims[0], 0).shape[1]
-        tensors, (rows, *noise) = _stack_batches(info, in_dims[:count], tensors, _shared(table, index, *noise, samples))
-        result = run(*tensors, rows, None, *noise, *rest)
+        stacked, (rows, *noise) = _stack_batches(info, in_dims[:count], tensors, _shared(samples, table, index, *noise))
+        result = run(*stacked, rows, None, *noise, *rest)
         return result.reshape(info.batch_size, samples, *result.shape[1:]), 0
 
     return vmap
@@ -371,23 +430,40 @@ def _dot_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _loss_composed(x0: Any, prediction: Any, table: Any, index: Any, *noise: Any) -> torch.Tensor:
-    rows = sample_rows(table, index, x0.shape[0])
+    return _composed_loss(x0, prediction, sample_rows(table, index, x0.shape[0]), noise)
+
+
+def _composed_loss(x0: torch.Tensor, prediction: torch.Tensor, rows: torch.Tensor, noise: Any) -> torch.Tensor:
     target = _combination(rows, ("target_x0", "target_epsilon"), x0, noise)
     square = (prediction.to(target.dtype) - target).square()
     return rows[:, _COLUMN["weight"]].to(square.dtype) * square.reshape(square.shape[0], math.prod(square.shape[1:])).mean(1)
 
 
-_denoising_loss = Differentiable(
+_denoising_loss: Differentiable = Differentiable(
     "denoising_loss", _save_residual(2), _loss_backward, _vmap_residual(2, lambda *args: _denoising_loss(*args)), 2,
     _loss_composed, _prepare_loss,
 )  # fmt: skip
-_residual_scale = Differentiable(
+_residual_scale: Differentiable = Differentiable(
     "denoising_residual_scale", _save_residual(3), _scale_backward,
     _vmap_residual(3, lambda *args: _residual_scale(*args)), 3,
 )  # fmt: skip
-_residual_dot = Differentiable(
+_residual_dot: Differentiable = Differentiable(
     "denoising_residual_dot", _save_residual(3), _dot_backward, _vmap_residual(3, lambda *args: _residual_dot(*args)), 3
 )
+
+
+def _loss(x0_name: str, x0: torch.Tensor, prediction: torch.Tensor, coefficients: Coefficients, noise: Any) -> torch.Tensor:
+    if not _change_within_samples(coefficients):
+        return _denoising_loss(x0, prediction, coefficients, None, *noise)  # type: ignore[no-any-return]
+    segments, of_segments = _segments(x0_name, x0, coefficients, noise)
+    check_same("prediction", check_tensor("prediction", prediction), x0_name, x0)
+    if segments.count == 0:
+        return x0.new_full((x0.shape[0],), math.nan, dtype=accumulation(x0.dtype))
+    flat, of_prediction = segments.flatten(x0), segments.flatten(prediction)
+    if noise[0] is None or segments.aligned:
+        return segments.mean(_denoising_loss(flat, of_prediction, of_segments, None, *segments.noise_operands(noise)))
+    eps = segments.flatten(_epsilon(x0, noise))
+    return segments.mean(_composed_loss(flat, of_prediction, _noising_table(of_segments, flat), eps))
 
 
 def denoising_loss(
@@ -415,7 +491,7 @@ def denoising_loss(
         prediction: the network's output, [B, ...]; bfloat16 or float16 may go with a float32 ``x0``.
         x0: the clean samples, [B, ...].
         alpha, sigma, seeds, target, stream, step, offset, global_shape: as given to ``add_noise``.
-        weight: a number, or a float tensor [B] that is not differentiated.
+        weight: a number, or a float tensor like ``alpha`` that is not differentiated. The mean is of all that it weighs.
 
     Returns:
         [B], float32, or float64 for float64 samples. Twice (and more) differentiable in ``prediction`` and ``x0``.
@@ -426,9 +502,11 @@ def denoising_loss(
     """
     if type(x0) is not torch.Tensor or x0.dim() == 0:
         _check_state("x0", x0)
+    if isinstance(prediction, torch.Tensor) and prediction.device != x0.device:
+        raise ValueError(f"prediction must be on the device of x0, {x0.device}, got {prediction.device}")
     coefficients = _coefficients(alpha, sigma, 1.0 if weight is None else weight, target)
     noise = _noise_operands(x0, seeds, stream, step, offset, global_shape)
-    return _denoising_loss(x0, prediction, coefficients, None, *noise)  # type: ignore[no-any-return]
+    return _loss("x0", x0, prediction, coefficients, noise)
 
 
 def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: Coefficient | None = None) -> torch.Tensor:
@@ -439,7 +517,7 @@ def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: Coeffici
     Args:
         prediction: [B, ...]; bfloat16 or float16 may go with a float32 ``target``.
         target: [B, ...], float32, float64, bfloat16 or float16, any strides; as :func:`pyfold.add_noise` returns it, or any.
-        weight: a number, or a float tensor [B] that is not differentiated.
+        weight: a number, or a float tensor that is not differentiated, as in :func:`pyfold.denoising_loss`.
 
     Returns:
         [B], float32, or float64 for float64 targets. Differentiable any number of times in ``prediction`` and ``target``.
@@ -450,10 +528,12 @@ def mse_loss(prediction: torch.Tensor, target: torch.Tensor, *, weight: Coeffici
     """
     if type(target) is not torch.Tensor or target.dim() == 0:
         _check_state("target", target)
+    if isinstance(prediction, torch.Tensor) and prediction.device != target.device:
+        raise ValueError(f"target must be on the device of prediction, {prediction.device}, got {target.device}")
     # The denoising loss of x0, which asks for no noise.
     coefficients = (0.0, 0.0, 1.0 if weight is None else weight, _FACTORS["x0"])
     noise = None, None, None, 0, 0, (), ()
-    return _denoising_loss(target, prediction, coefficients, None, *noise)  # type: ignore[no-any-return]
+    return _loss("target", target, prediction, coefficients, noise)
 
 
 def _mse_loss_reference(prediction: Any, target: Any, *, weight: Any = None) -> torch.Tensor:
@@ -473,28 +553,34 @@ def _denoising_loss_reference(
 # --- declarations
 
 
-def _batch(shape, device, generator):
-    seeds = torch.randint(-(2**62), 2**62, (shape[0],), generator=generator).to(device)
+def _batch(
+    shape: Sequence[int], device: torch.device, generator: torch.Generator, keys: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    seeds = sample_seeds(shape[0], device, generator, keys)
     alpha = torch.rand(shape[0], generator=generator, dtype=torch.float64).to(device)
     return seeds, alpha, (1 - alpha**2).sqrt()
 
 
-def _noising_sample(shape, dtype, device, generator, **variant):
+def _noising_sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, **variant: Any
+) -> dict[str, Any] | None:
     if len(shape) == 0:
         return None
-    seeds, alpha, sigma = _batch(shape, device, generator)
+    seeds, alpha, sigma = _batch(shape, device, generator, variant.pop("keys", False))
     x0 = normal(shape, dtype, device, generator)
     return {"x0": x0, "alpha": alpha, "sigma": sigma, "seeds": seeds, **variant}
 
 
-def _loss_sample(shape, dtype, device, generator, **variant):
-    if len(shape) == 0 or math.prod(shape[1:]) == 0:
-        return None
-    sample = _noising_sample(shape, dtype, device, generator, **variant)
-    return {"prediction": normal(shape, dtype, device, generator), **sample}
+def _loss_sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, **variant: Any
+) -> dict[str, Any] | None:
+    sample = None if math.prod(shape[1:]) == 0 else _noising_sample(shape, dtype, device, generator, **variant)
+    return None if sample is None else {"prediction": normal(shape, dtype, device, generator), **sample}
 
 
-def _mse_sample(shape, dtype, device, generator, *, weight=None):
+def _mse_sample(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *, weight: float | None = None
+) -> dict[str, Any] | None:
     if len(shape) == 0 or math.prod(shape[1:]) == 0:
         return None
     prediction, target = (normal(shape, dtype, device, generator) for _ in range(2))
@@ -513,7 +599,12 @@ declare(
         tensors=("x0",),
         raw=("add_noise",),
         rule="x_t = alpha x0 + sigma eps; target: eps, x0, alpha eps - sigma x0, eps - x0",
-        variants={"default": {}, **{target: {"target": target} for target in TARGETS}, "pair": {"target": (0.3, -1.2)}},
+        variants={
+            "default": {},
+            **{target: {"target": target} for target in TARGETS},
+            "pair": {"target": (0.3, -1.2)},
+            "keys": {"keys": True, "target": "v"},
+        },
         differentiable=("x0",),
         saved_bytes=lambda x0, **_: 0,
     )
@@ -527,7 +618,7 @@ declare(
         tensors=("prediction", "x0"),
         raw=("denoising_loss", "denoising_residual_dot", "denoising_residual_scale"),
         rule="loss_b = weight_b mean_i (prediction - target)^2, target from the seeds",
-        variants={**{target: {"target": target} for target in TARGETS}, "weighted": {"weight": 0.37, "step": 5}},
+        variants={**{target: {"target": target} for target in TARGETS}, "weighted": {"weight": 0.37, "step": 5, "keys": True}},
         differentiable=("prediction", "x0"),
         saved_bytes=lambda prediction, x0, **_: 0,
     )

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from pyfold import _C
 from pyfold.ops._autograd import Differentiable
-from pyfold.ops._checks import as_seeds, check_batched, check_choice, check_tensor, check_window, counter
+from pyfold.ops._call import RAW
+from pyfold.ops._checks import (
+    as_seeds,
+    check_batched,
+    check_choice,
+    check_device,
+    check_index,
+    check_same,
+    check_seeds,
+    check_tensor,
+    check_window,
+    counter,
+)
 from pyfold.ops._declare import Op, declare
-from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows
+from pyfold.ops._segments import Segments, is_segmented, last_dimension
+from pyfold.ops._tensors import accumulation, normal, per_sample, sample_rows, sample_seeds
 from pyfold.ops.noise import SAMPLER_STREAM, randn
 from pyfold.ops.noise import _reference as _noise
 
@@ -28,19 +43,29 @@ def affine_table(rows: Sequence[Mapping[str, float]], device: torch.device | str
     Args:
         rows: one mapping a step from names of ``AFFINE_STEP_COLUMNS`` to values; absent ones are 0, but ``g1 = c_in = 1``
             and the clip is open.
+        device: where it goes.
+
+    Returns:
+        The table.
 
     Raises:
-        ValueError: an unknown name, a NaN, an infinity anywhere but in the clip, a noise step n1..n3 outside [0, 2**32).
+        ValueError: an unknown name, a NaN, an infinity anywhere but in the clip, a noise counter n1..n3 outside [0, 2**53).
     """
     table = []
+    if isinstance(rows, (str, Mapping, torch.Tensor)) or not isinstance(rows, Iterable):
+        raise TypeError(f"rows must be a sequence of mappings, got {type(rows).__name__}")
     for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"rows must be mappings of coefficients, got {type(row).__name__} at {i}")
         for name, value in row.items():
-            check_choice(f"row {i}'s coefficient", name, AFFINE_STEP_COLUMNS)
+            check_choice(f"rows[{i}]'s coefficient", name, AFFINE_STEP_COLUMNS)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"coefficient {name} of rows[{i}] must be a number, got {type(value).__name__}")
             bounded = name not in ("clip_min", "clip_max")
             if math.isnan(value) or (bounded and math.isinf(value)):
-                raise ValueError(f"coefficient {name} of row {i} must be finite, got {value}")
-            if name in ("n1", "n2", "n3") and not 0 <= value < 2**32:
-                raise ValueError(f"noise step {name} of row {i} must be in [0, 2**32), got {value}")
+                raise ValueError(f"coefficient {name} of rows[{i}] must be finite, got {value}")
+            if name in ("n1", "n2", "n3") and not 0 <= value < 2**53:
+                raise ValueError(f"noise counter {name} of rows[{i}] must be in [0, 2**53), got {value}")
         merged = {**_STEP_DEFAULTS, **row}
         table.append([float(merged.get(name, 0.0)) for name in AFFINE_STEP_COLUMNS])
     return torch.tensor(table, dtype=torch.float64, device=device).reshape(-1, len(AFFINE_STEP_COLUMNS))
@@ -74,27 +99,35 @@ def affine_step(
         x' = a x + a_base base + b1 h1 + ... + b4 h4 + c_x0 x0 + c_u u
            + d1 noise(n1) + d2 noise(n2) + d3 noise(n3)
 
-    where ``noise(n) = pyfold.randn(seeds, ..., stream=stream, step=step + n)``. A coefficient of zero drops its term, whatever
-    the operand holds.
+    where ``noise(n) = pyfold.randn(seeds, ..., stream=stream + 2048 (n div 2**32), step=step + n mod 2**32)``. A coefficient of
+    zero drops its term, whatever the operand holds.
 
     Args:
         x: the state, [B, ...]; float32 also where the model runs in bfloat16 or float16. Any strides.
         models: 1 to 3 model outputs shaped like ``x``, of its dtype, or bfloat16/float16 beside a float32 state.
         table: float64 [R, 25] on the device of ``x``, columns ``AFFINE_STEP_COLUMNS`` (:func:`affine_table`).
         index: int64 rows, one or one for each sample, on the device: the step counter. It is never read by the host; a
-            sample whose row is not in the table becomes NaN. None takes row b for sample b, or the only row.
+            sample whose row is not in the table becomes NaN. None takes row b for sample b, or the only row. One for each
+            frame, action or token is shaped like ``x``, with ones in the dimensions in which it stays the same, [B, tokens, 1]
+            say: docs/sampling.md.
         base, history: the base state of a multi-stage step, up to 4 earlier ``u``; shaped like ``x``.
-        seeds: int64 [B], or ints as in :func:`pyfold.randn`; without them there is no noise.
+        seeds: int64 [B], ints or keys, as in :func:`pyfold.randn`; without them there is no noise.
         stream, step: numbers, or int64 tensors on the device, one or one for each sample.
         out: x'; may be ``x``. history_out: u. x0_out: x0. Shaped like ``x``; none may overlap another operand, unless it is it.
         next_input: c_in x', in the model's dtype.
+        offset, global_shape: the part of each sample that ``x`` is, for its noise, as in :func:`pyfold.randn`.
 
     Returns:
         ``out``, new with the layout of ``x`` if not given. Where a gradient is asked for, the step runs as differentiable
-        torch operations instead of the fused kernel, and takes no out=, history_out=, next_input= or x0_out=.
+        torch operations instead of the fused kernel, and takes no tensors to write to.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, device, shape or range.
+
+    Example:
+        >>> table = affine_table([{"a": 1.0, "c_u": -0.5, "s": 1.0, "g1": 1.0}])  # x - m / 2
+        >>> affine_step(torch.ones(1, 2), torch.ones(1, 2), table, torch.tensor([0])).tolist()
+        [[0.5, 0.5]]
     """
     if type(x) is not torch.Tensor or x.dim() == 0:
         check_batched("x", check_tensor("x", x))
@@ -102,13 +135,15 @@ def affine_step(
         seeds = as_seeds(seeds, x.shape[0], x.device)
     streams = positions = None
     if type(stream) is not int or type(step) is not int:
-        (streams, stream), (positions, step) = counter("stream", stream), counter("step", step)
+        (streams, stream), (positions, step) = counter("stream", stream, x.shape[0]), counter("step", step, x.shape[0])
     if offset is not None or global_shape is not None:
         offset, global_shape = check_window(offset, global_shape, x.shape[1:])
-    return _affine_step(  # type: ignore[no-any-return]
+    run = _affine_step if index is None or not is_segmented(index) else _step_of_segments
+    result: torch.Tensor = run(
         x, models, base, history, table, index, seeds, streams, positions, stream, step, offset or (), global_shape or (),
         out, history_out, next_input, x0_out,
     )  # fmt: skip
+    return result
 
 
 class PreparedStep:
@@ -117,7 +152,7 @@ class PreparedStep:
     Args:
         table, seeds, stream, offset, global_shape: as in :func:`affine_step`.
 
-    A call takes the other arguments of :func:`affine_step`, by name but for ``x``, ``models`` and ``index``, and returns the
+    A call takes the other arguments of :func:`affine_step` but ``step``, by name but for ``x`` and ``models``, and returns the
     same.
     """
 
@@ -130,30 +165,17 @@ class PreparedStep:
         offset: Sequence[int] | None = None,
         global_shape: Sequence[int] | None = None,
     ):
+        self._options: dict[str, Any] = {"table": table, "seeds": seeds, "stream": stream}
+        self._options |= {"offset": offset, "global_shape": global_shape}
         streams, number = counter("stream", stream)
-        shape = () if global_shape is None else global_shape
-        window = ((), ()) if offset is None else (list(offset), list(shape))
-        self._fixed = table, seeds, streams, number, *window
+        fixed = {**self._options, "streams": streams, "positions": None, "stream": number, "step": 0}
+        fixed |= {"offset": tuple(offset or ()), "global_shape": tuple(global_shape or ())}
+        operands = [fixed.get(operand.name, ...) for operand in RAW["affine_step"].operands]
+        self._call = _C.prepare("affine_step", -1, -1, -1, *operands) or (lambda *_, **__: None)
 
-    def __call__(
-        self,
-        x: torch.Tensor,
-        models: torch.Tensor | Sequence[torch.Tensor],
-        index: torch.Tensor | None = None,
-        *,
-        base: torch.Tensor | None = None,
-        history: Sequence[torch.Tensor] = (),
-        positions: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
-        history_out: torch.Tensor | None = None,
-        next_input: torch.Tensor | None = None,
-        x0_out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        table, seeds, streams, stream, offset, global_shape = self._fixed
-        return _affine_step(  # type: ignore[no-any-return]
-            x, models, base, history, table, index, seeds, streams, positions, stream, 0, offset, global_shape, out,
-            history_out, next_input, x0_out,
-        )  # fmt: skip
+    def __call__(self, x: torch.Tensor, models: torch.Tensor | Sequence[torch.Tensor], **operands: Any) -> torch.Tensor:
+        done: torch.Tensor | None = None if is_compiling() else self._call(x, models, **operands)
+        return affine_step(x, models, **operands, **self._options) if done is None else done
 
 
 # --- the same in torch's operations
@@ -190,30 +212,99 @@ def _composed_outputs(
     return {name: value.to(x.dtype) for name, value in results.items()}
 
 
-def _step_noise(rows: torch.Tensor, draw: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], torch.Tensor]:
-    """The k-th noise of each sample; draw(steps) makes noise."""
-    return lambda k: draw(rows[:, _STEP[f"n{k}"]].nan_to_num().to(torch.int64))
+def _step_noise(
+    rows: torch.Tensor, draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Callable[[int], torch.Tensor]:
+    """The k-th noise of each sample; draw(streams, steps) makes noise, given what its counter adds to each."""
+
+    def noise(k: int) -> torch.Tensor:
+        counters = rows[:, _STEP[f"n{k}"]].nan_to_num().to(torch.int64)
+        return draw(counters >> 32 << 11, counters & 0xFFFFFFFF)
+
+    return noise
 
 
 def _affine_composed(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *rest: Any) -> torch.Tensor:
     seeds, streams, positions, stream, step, offset, global_shape = rest[:7]
+    models = [models] if isinstance(models, torch.Tensor) else models
+    _check_operands(x, models, base, history, table)
+    if index is not None:
+        check_index(index, x.shape[0], "x", x)
+    elif table.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"table must have 1 or {x.shape[0]} rows without index, got {table.shape[0]}")
+    if seeds is not None:
+        check_seeds(seeds, x.shape[0], x.device)
     rows = sample_rows(table, index, x.shape[0])
     noise = None
     if seeds is not None:
 
-        def draw(steps: torch.Tensor) -> torch.Tensor:
+        def draw(above: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
             return randn(
-                seeds, x.shape[1:], stream=stream if streams is None else streams,
+                seeds, x.shape[1:], stream=above + (stream if streams is None else streams),
                 step=steps + (step if positions is None else positions), dtype=accumulation(x.dtype),
                 offset=offset or None, global_shape=global_shape or None,
             )  # fmt: skip
 
         noise = _step_noise(rows, draw)
-    models = [models] if isinstance(models, torch.Tensor) else models
     return _composed_outputs(x, models, rows, base, history, noise)["out"]
 
 
+def _check_operands(x: Any, models: Any, base: Any, history: Any, table: Any) -> None:
+    """What the fused kernel's own checks ask of the operands."""
+    check_batched("x", check_tensor("x", x))
+    for name, values in (("models", models), ("history", history)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} must be tensors, got {type(values).__name__}")
+        for value in values:
+            check_same(name, check_tensor(name, value), "x", x)
+    if base is not None:
+        check_same("base", check_tensor("base", base), "x", x)
+    check_tensor("table", table, (torch.float64,))
+    check_device("table", table, "x", x)
+    if table.dim() != 2 or table.shape[1] != len(AFFINE_STEP_COLUMNS):
+        raise ValueError(f"table must have shape [rows, {len(AFFINE_STEP_COLUMNS)}], got {tuple(table.shape)}")
+
+
 _affine_step = Differentiable("affine_step", composed=_affine_composed)
+
+
+# --- steps that differ within a sample
+
+_OUTPUTS = [operand.name for operand in RAW["affine_step"].operands if operand.written]
+
+
+def _step_of_segments(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *rest: Any) -> torch.Tensor:
+    noise, outputs = rest[:7], dict(zip(_OUTPUTS, rest[7:], strict=True))
+    models = [models] if isinstance(models, torch.Tensor) else models
+    _check_operands(x, models, base, history, table)
+    check_tensor("index", index, (torch.int64,))
+    segments = Segments(x, last_dimension("index", index, "x", x), *noise[5:])
+    written = [segments.output(name, out, "x", x) for name, out in outputs.items()]
+    index = segments.of_each(index)
+    flat, of_base = segments.flatten(x), None if base is None else segments.flatten(base)
+    of_models, of_history = ([segments.flatten(tensor) for tensor in tensors] for tensors in (models, history))
+    if noise[0] is None or segments.aligned:
+        noise = segments.noise_operands(noise)
+        made: torch.Tensor = _affine_step(flat, of_models, of_base, of_history, table, index, *noise, *written)
+        given: torch.Tensor | None = outputs["out"]
+        return torch.unflatten(made, 0, segments.sizes) if given is None else given
+    if any(out is not None for out in written):
+        raise ValueError(
+            f"{', '.join(f'{name}=' for name in outputs)} cannot be used where noise is drawn for segments of {segments.size} "
+            f"elements, which is no multiple of 4"
+        )
+    seeds, streams, positions, stream, step = noise[:5]
+
+    def draw(above: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        streams_, positions_ = (segments.of_each(counter) for counter in (streams, positions))
+        return segments.noise(
+            seeds, stream=above + (stream if streams_ is None else streams_),
+            step=steps + (step if positions_ is None else positions_), dtype=accumulation(x.dtype),
+        )  # fmt: skip
+
+    rows = sample_rows(table, index, flat.shape[0])
+    made = _composed_outputs(flat, of_models, rows, of_base, of_history, _step_noise(rows, draw))["out"]
+    return torch.unflatten(made, 0, segments.sizes)
 
 
 def _affine_reference(
@@ -224,7 +315,8 @@ def _affine_reference(
     noise = None
     if seeds is not None:
         window = {"offset": offset, "global_shape": global_shape}
-        noise = _step_noise(rows, lambda steps: _noise(seeds, x.shape[1:], stream=stream, step=steps + step, **window))
+        draw = lambda above, steps: _noise(seeds, x.shape[1:], stream=stream + above, step=steps + step, **window)  # noqa: E731
+        noise = _step_noise(rows, draw)
     models = [models] if isinstance(models, torch.Tensor) else models
     return _composed_outputs(x, models, rows, base, history, noise)["out"]
 
@@ -235,10 +327,11 @@ def _affine_reference(
 def _step_sample(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *, models: int = 1,
     base: bool = False, history: int = 0, noises: int = 0, clip: bool = False, index: bool = False,
+    keys: bool = False,
 ) -> dict[str, Any] | None:  # fmt: skip
     if len(shape) == 0:
         return None
-    rows = []
+    rows: list[dict[str, float]] = []
     for _ in range(shape[0] + 2):
         used = ["a", "c_u", "r", "s", "p", "q", "c_x0", "t", "c_in"]
         used += ["a_base"] * base + [f"b{i + 1}" for i in range(history)] + [f"d{k + 1}" for k in range(noises)]
@@ -260,7 +353,7 @@ def _step_sample(
     if base:
         sample["base"] = normal(shape, dtype, device, generator)
     if noises:
-        sample["seeds"] = torch.randint(-(2**62), 2**62, (shape[0],), generator=generator).to(device)
+        sample["seeds"] = sample_seeds(shape[0], device, generator, keys)
     return sample
 
 
@@ -277,6 +370,7 @@ declare(
             "deterministic": {},
             "clipped": {"clip": True},
             "one noise": {"noises": 1},
+            "keys": {"noises": 2, "keys": True},
             "everything": {"models": 3, "base": True, "history": 4, "noises": 3, "clip": True, "index": True},
         },
         differentiable=("x", "models", "base", "history"),

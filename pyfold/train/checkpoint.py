@@ -186,8 +186,8 @@ def _optimizer_state(
     state: dict[int, Tensors] = {}
     for key, value in tensors.items():
         index, _, entry = key.partition(".")
-        known = index.isascii() and index.isdigit() and int(index) < len(shapes) and entry
-        if not known or (value.dim() and value.shape != shapes[int(index)]):
+        valid = index.isascii() and index.isdigit() and int(index) < len(shapes) and entry
+        if not valid or (value.dim() and value.shape != shapes[int(index)]):
             raise ValueError(f"{path} holds another optimizer of the {name} than this configuration makes: {key!r}")
         state.setdefault(int(index), {})[entry] = value
     return {"state": state, "param_groups": groups}

@@ -37,9 +37,11 @@ HELP = {
     "metrics_every": "steps between measurements of samples, kept in history.json; 0 for the end alone",
     "final_samples": "samples drawn at the end, and for each measurement on the way",
     "precision": "float32, or bf16 where autocast finds it safe",
+    "objective": "denoising, ecm (easy consistency tuning) or meanflow, whose models sample in one step (diffusion)",
     "schedule": "vp_linear, vp_cosine, flow, or another of pyfold.diffusion.SCHEDULES (diffusion)",
-    "prediction": "epsilon, x0, v or flow (diffusion)",
-    "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS (diffusion)",
+    "prediction": "epsilon, x0, v, flow, or another of pyfold.diffusion.PREDICTIONS (diffusion)",
+    "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS; for ecm it is "
+    "consistency, for meanflow flow_map (diffusion)",
     "sampler_steps": "steps of the sampler (diffusion)",
     "latent": "size of the latent code (gan)",
     "loss": "relativistic, non_saturating, minimax, hinge, or another of pyfold.gan.LOSSES; under unrolled dynamics the "
@@ -85,9 +87,11 @@ def _default(kind: str, name: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     from pyfold.bench import cli as bench
     from pyfold.train.config import Config, field_type
+    from pyfold.train.demo import add_arguments as add_demo_arguments
 
     parser = argparse.ArgumentParser(
-        "pyfold", description="Fused diffusion steps and folds for PyTorch: train, sample, bench, info, completion."
+        "pyfold",
+        description="Fused diffusion steps and folds for PyTorch: train, sample, demo, bench, verify, info, completion.",
     )
     parser.add_argument("--version", action="version", version=f"pyfold {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -123,7 +127,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="the picture")
     sample.add_argument("--device", help="cpu, cuda, ...; by default a GPU where there is one")
 
+    demo = commands.add_parser(
+        "demo",
+        help="train a diffusion model and a GAN on handwritten digits, in minutes, and show what they draw",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_demo_arguments(demo)
+
     bench.add_parser(commands)
+
+    about = "whether this machine makes the promised bits"
+    commands.add_parser(
+        "verify", help=about, description=f"Say {about}, whichever way they are asked for (docs/noise.md); half a minute."
+    )
 
     about = "versions, libraries, instruction sets and CUDA in use"
     commands.add_parser("info", help=about, description=f"Say {about}, and why not what is not.")
@@ -193,10 +209,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             _train(arguments)
         elif arguments.command == "sample":
             _sample(arguments)
+        elif arguments.command == "demo":
+            from pyfold.train.demo import demo
+
+            try:
+                demo(arguments.out, arguments.only)
+            except KeyboardInterrupt:
+                print("stopped; the same command goes on")
+                raise SystemExit(130) from None
         elif arguments.command == "bench":
             from pyfold.bench import cli as bench
 
             if status := bench.run(arguments):
+                raise SystemExit(status)
+        elif arguments.command == "verify":
+            from pyfold import verify
+
+            if status := verify.run():
                 raise SystemExit(status)
         elif arguments.command == "completion":
             print(need("shtab").complete(_parser(), arguments.shell))

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyfold.diffusion import SAMPLERS, SCHEDULES, Plan
+from pyfold.diffusion import PREDICTIONS, SAMPLERS, SCHEDULES, Plan
 from pyfold.gan import DYNAMICS, LOSSES
 from pyfold.gan.augment import POLICIES
 from pyfold.models import ACTIVATIONS
-from pyfold.ops import TARGETS
 from pyfold.train.data import POINTS
 from pyfold.train.files import write_text
 
@@ -28,6 +27,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "generator_activation": "relu", "depth": 3,
     },
 }  # fmt: skip
+
+#: What each training objective is of, and how its models sample.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "denoising": {"schedule": "vp_cosine", "prediction": "v", "sampler": "ddim", "sampler_steps": 50},
+    "ecm": {"schedule": "edm", "prediction": "F", "sampler": "consistency", "sampler_steps": 1},
+    "meanflow": {"schedule": "flow", "prediction": "flow", "sampler": "flow_map", "sampler_steps": 1},
+}
 
 #: A run's seed is the upper part of its samples' 64-bit seeds, of which a step takes the next ``batch``.
 SEEDS = 2**23
@@ -77,10 +83,11 @@ class Config:
     final_samples: int = 1000
     precision: str = "float32"
     # diffusion
-    schedule: str = "vp_cosine"
-    prediction: str = "v"
-    sampler: str = "ddim"
-    sampler_steps: int = 50
+    objective: str = "denoising"
+    schedule: str = _tuned(str)
+    prediction: str = _tuned(str)
+    sampler: str = _tuned(str)
+    sampler_steps: int = _tuned(int)
     # gan
     latent: int = _tuned(int)
     loss: str = "relativistic"
@@ -127,7 +134,19 @@ class Config:
         if unknown:
             raise ValueError(f"policy must be names of {', '.join(POLICIES)} with commas between them, got {self.policy!r}")
         if self.model == "diffusion":
+            self._check_objective()
             self.plan(clip=None)
+
+    def _check_objective(self) -> None:
+        if self.objective == "denoising":
+            if self.sampler == "flow_map":
+                raise ValueError("sampler must not be flow_map for objective denoising, whose models have one time")
+            return
+        fixed = ("sampler", "schedule", "prediction") if self.objective == "meanflow" else ("sampler",)
+        for name in fixed:
+            value, wanted = getattr(self, name), OBJECTIVES[self.objective][name]
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted} for objective {self.objective}, got {value!r}")
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -141,7 +160,8 @@ class Config:
 
     def _fill(self) -> None:
         """What is None gets its value."""
-        tuned = {**DEFAULTS["gan of images"], "generator_activation": self.activation, **DEFAULTS[self.kind]}
+        of_objective = OBJECTIVES.get(self.objective, OBJECTIVES["denoising"])
+        tuned = {**DEFAULTS["gan of images"], **of_objective, "generator_activation": self.activation, **DEFAULTS[self.kind]}
         if self.gamma is not None or "gamma_end" not in tuned:
             tuned["gamma_end"] = tuned["gamma"] if self.gamma is None else self.gamma
         for name, value in tuned.items():
@@ -156,8 +176,9 @@ class Config:
             "activation": ACTIVATIONS,
             "generator_activation": ACTIVATIONS,
             "dynamics": tuple(DYNAMICS),
+            "objective": tuple(OBJECTIVES),
             "schedule": tuple(SCHEDULES),
-            "prediction": tuple(TARGETS),
+            "prediction": tuple(PREDICTIONS),
             "sampler": tuple(SAMPLERS),
             "loss": tuple(LOSSES),
             "broken": ("refuse", "skip"),
@@ -202,6 +223,8 @@ class Config:
             ValueError: the schedule, sampler, prediction and number of steps do not go together.
         """
         sampler = SAMPLERS[self.sampler]
+        if self.objective == "meanflow":
+            clip = None  # a step of a mean velocity goes to r, not through x0
         options = {"clip": clip} if "clip" in inspect.signature(sampler).parameters else {}
         return sampler(SCHEDULES[self.schedule](), self.sampler_steps, prediction=self.prediction, **options)
 

@@ -15,7 +15,7 @@ from pyfold._requirements import need
 
 #: File names that are images; what else lies in a folder is counted and left out.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_SHOWN = 10  # names of files in a message
+_LISTED = 10  # names of files in a message
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -154,8 +154,8 @@ def scan(path: Path, size: int, *, broken: str, labels: str, budget: int) -> Fol
             images.keep(len(images), image)
             images.files.append(file)
     if failures:
-        more = [f"and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
-        message = f"{len(failures)} of {len(candidates)} images cannot be used:\n  " + "\n  ".join(failures[:_SHOWN] + more)
+        more = [f"and {len(failures) - _LISTED} more"] if len(failures) > _LISTED else []
+        message = f"{len(failures)} of {len(candidates)} images cannot be used:\n  " + "\n  ".join(failures[:_LISTED] + more)
         if broken == "refuse" or not images.files:
             raise ValueError(f"data: {message}")
         warnings.warn(message, stacklevel=4)

@@ -45,7 +45,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def own_rows(batch: torch.Tensor) -> torch.Tensor:
+def own_samples(batch: torch.Tensor) -> torch.Tensor:
     """This process's part of a batch [B, ...]; B is a multiple of the number of processes."""
     size = len(batch) // count()
     return batch[rank() * size : (rank() + 1) * size]

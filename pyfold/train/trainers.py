@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import pyfold
-from pyfold.diffusion import SCHEDULES, TrainingLoss, sample
+from pyfold._torch_private import lerp_
+from pyfold.diffusion import SCHEDULES, ECMLoss, MeanFlowLoss, TrainingLoss, sample, with_next_time
 from pyfold.gan import DYNAMICS, LOSSES, r1_penalty
 from pyfold.gan.augment import Augment, pack
 from pyfold.models import (
@@ -36,17 +37,18 @@ from pyfold.train.data import Data
 #: The stream of a generator's latent codes.
 LATENT_STREAM = 16
 _ADA_TARGET = 0.6  # Karras et al. 2020
+_ECM_STAGES = 8
 
 
 def step_seeds(config: Config, step: int, device: torch.device) -> torch.Tensor:
     """A seed for each sample of a training step, never used twice in a run."""
     first = (config.seed << 40) + step * config.batch
-    return parallel.own_rows(torch.arange(first, first + config.batch, device=device))
+    return parallel.own_samples(torch.arange(first, first + config.batch, device=device))
 
 
 def _rows(data: Data, config: Config, step: int, device: torch.device) -> torch.Tensor:
     """This process's samples of a training step."""
-    return data.batch(config.seed, step, config.batch, parallel.own_rows).to(device)
+    return data.batch(config.seed, step, config.batch, parallel.own_samples).to(device)
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:
@@ -72,7 +74,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
         step: how many steps were taken before this one.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+    lerp_(list(average.parameters()), list(model.parameters()), weight)
     for mean, value in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(value)
 
@@ -88,7 +90,8 @@ def _dynamic_options(config: Config) -> dict[str, Any]:
 
 
 class DiffusionTrainer:
-    """A denoiser trained on the loss that makes its noise again (``pyfold.diffusion.TrainingLoss``)."""
+    """A denoiser trained on the loss that makes its noise again (``pyfold.diffusion.TrainingLoss``), or a model that samples in
+    one step, on an objective of two times."""
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config, self.data, self.device = config, data, device
@@ -96,29 +99,34 @@ class DiffusionTrainer:
         torch.manual_seed(config.seed)
         shape = data.shape
         model: nn.Module
+        times = {"second_time": config.objective == "meanflow", "smooth_time": config.objective == "ecm"}
         if data.is_image:
-            model = UNet(shape[0], shape[1], config.width, config.activation)
+            model = UNet(shape[0], shape[1], config.width, config.activation, **times)
         else:
-            model = MLPDenoiser(shape[0], 4 * config.width, activation=config.activation)
+            model = MLPDenoiser(shape[0], 4 * config.width, activation=config.activation, **times)
         self.model = model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.schedule = SCHEDULES[config.schedule]()
-        self.loss = TrainingLoss(self.schedule, config.prediction)
+        self.losses = _OBJECTIVES[config.objective](self)
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.lr, betas=(0.9, 0.99))
         self.modules: dict[str, nn.Module] = {"model": self.model, "ema": self.average}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
 
-    def _denoise(self, model: nn.Module, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        # Networks take times in [0, 1].
-        result: torch.Tensor = model(x, t / max(self.schedule.steps, 1))
+    def denoise(self, model: nn.Module, x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
+        """The model's output; networks take times in [0, 1]."""
+        result: torch.Tensor = model(x, *(t / max(self.schedule.steps, 1) for t in times))
         return result
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         x0 = _rows(self.data, self.config, step, self.device)
-        noised = self.loss.noise(x0, step_seeds(self.config, step, self.device))
-        with _autocast(self.config, self.device):
-            output = self._denoise(self.model, noised.x_t, noised.t)
-        loss = self.loss(output.float(), noised).mean()
+        seeds = step_seeds(self.config, step, self.device)
+
+        def model(x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
+            with _autocast(self.config, self.device):
+                output = self.denoise(self.model, x, *times)
+            return output.float()
+
+        loss = self.losses(model, x0, seeds, step).mean()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         parallel.average_gradients(self.model)
@@ -130,7 +138,46 @@ class DiffusionTrainer:
 
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
         plan = self.config.plan(clip=1.0 if self.data.is_image else None)
-        return sample(lambda x, t: self._denoise(self.average, x, t), plan, self.data.shape, seeds, device=self.device)
+
+        def model(x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
+            return self.denoise(self.average, x, *times)
+
+        denoiser = with_next_time(model, plan) if self.config.objective == "meanflow" else model
+        return sample(denoiser, plan, self.data.shape, seeds, device=self.device)
+
+
+#: Per-sample losses of (model, x0, seeds, step).
+Losses = Callable[[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def _denoising(trainer: DiffusionTrainer) -> Losses:
+    loss = TrainingLoss(trainer.schedule, trainer.config.prediction)
+
+    def losses(model: Callable[..., torch.Tensor], x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        noised = loss.noise(x0, seeds)
+        return loss(model(noised.x_t, noised.t), noised)
+
+    return losses
+
+
+def _ecm(trainer: DiffusionTrainer) -> Losses:
+    """Denoising first, then the earlier time comes nearer in equal parts of the run."""
+    loss = ECMLoss(trainer.schedule, trainer.config.prediction, dropout=False)
+
+    def losses(model: Callable[..., torch.Tensor], x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        stage = _ECM_STAGES * step // trainer.config.steps - 1
+        return loss(model, loss.noise(x0, seeds, stage=stage))
+
+    return losses
+
+
+def _meanflow(trainer: DiffusionTrainer) -> Losses:
+    # Small data sets want the ends of the time, where one step starts, more often than the paper does.
+    loss = MeanFlowLoss(trainer.schedule, density="uniform", different=0.5, dropout=False)
+    return lambda model, x0, seeds, step: loss(model, loss.noise(x0, seeds))
+
+
+_OBJECTIVES: dict[str, Callable[[DiffusionTrainer], Losses]] = {"denoising": _denoising, "ecm": _ecm, "meanflow": _meanflow}
 
 
 class GanTrainer:

@@ -52,9 +52,18 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 class Compared(TorchDispatchMode):
-    """Within it, a raw op whose devices differ raises AssertionError, and one whose kernel does wrong raises Fault."""
+    """Within it, a raw op whose devices differ raises AssertionError, and one whose kernel does wrong raises Fault. So does
+    the end of it where nothing was compared, unless ``may_be_none``."""
 
-    calls = 0
+    calls = 0  #: of all
+
+    def __init__(self, may_be_none: bool = False) -> None:
+        super().__init__()
+        self._before, self._may_be_none = Compared.calls, may_be_none
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        super().__exit__(kind, *error)
+        assert kind is not None or self._may_be_none or Compared.calls > self._before, "nothing was compared"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "pyfold":
@@ -92,3 +101,20 @@ class Compared(TorchDispatchMode):
         if not same_bits(e, a):
             wrong = int(((e != a) & ~(e != e) & ~(a != a)).sum())
             raise AssertionError(f"{name}: {wrong} of {e.numel()} values differ, shape {tuple(expected.shape)}")
+
+
+class OnDevice(TorchDispatchMode):
+    """Within it raw ops run on the simulated GPU alone; their tensors live as long as this does, as a graph's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self._kept: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pyfold":
+            self.calls += 1
+            func = getattr(torch.ops.pyfold_gpu_test, func._schema.name.removeprefix("pyfold::"))
+        result = func(*args, **(kwargs or {}))
+        self._kept += [args, kwargs, result]
+        return result

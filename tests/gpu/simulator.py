@@ -87,7 +87,7 @@ def launches() -> int:
 
 @contextlib.contextmanager
 def only_blocks(*blocks: int) -> Iterator[None]:
-    """Of each launch within, executes these blocks of its grid alone."""
+    """Of each launch within, executes these blocks of its grid alone, as far as it has them."""
     _library.gpu_only_blocks((ctypes.c_uint64 * len(blocks))(*blocks), ctypes.c_uint64(len(blocks)))
     try:
         yield
@@ -118,6 +118,15 @@ def report() -> list[dict[str, Any]]:
             raise Fault(_fault_text())
         result: list[dict[str, Any]] = json.loads(path.read_text())
     return result
+
+
+def module_text(symbol: str) -> str:
+    """The PTX module that a kernel is of, by the kernel's symbol."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "module.ptx"
+        if _library.gpu_module_text(symbol.encode(), str(path).encode()):
+            raise Fault(_fault_text())
+        return path.read_text()
 
 
 @contextlib.contextmanager

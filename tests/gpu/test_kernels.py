@@ -3,14 +3,11 @@ with gradients to the second order, and arguments drawn at random."""
 
 import os
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from compared import Compared
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matrix import CASES, LAYOUTS, SHAPES, case_id, outputs, relayout
 from pyfold.ops import FLOAT_DTYPES
 
@@ -49,15 +46,13 @@ def run(op, sample, gradients):
 @pytest.mark.parametrize(("op", "variant"), CASES, ids=case_id)
 def test_bits_equal_the_cpu(op, variant, dtype):
     generator = torch.Generator().manual_seed(20261126)
-    before = Compared.calls
-    with Compared():
+    with Compared(may_be_none=not op.raw):
         for shape in SHAPES if EVERYTHING else FEW_SHAPES:
             for layout in LAYOUTS:
                 sample = op.sample(shape, dtype, torch.device("cpu"), generator, **op.variants[variant])
                 sample = sample and relayout(op, sample, layout)
                 if sample is not None:
                     run(op, sample, gradients=layout.__name__ in ("contiguous", "channels_last"))
-    assert Compared.calls > before or not op.raw
 
 
 @pytest.mark.parametrize("seed", range(200 if EVERYTHING else 20))

@@ -283,6 +283,6 @@ def test_counts_and_coverage():
             module.launch("only_here", struct.pack("Q", memory.address))
         kernel = next(k for k in report() if k["kernel"] == "only_here")
     assert kernel["instructions"] == 32 * 9
-    assert kernel["stores"] == {"requests": 1, "sectors": 4, "widest": 4}
+    assert kernel["stores"] == {"requests": 1, "sectors": 4, "distinct": 4, "widest": 4}
     entered = {block["label"]: block["entered"] for block in kernel["blocks"]}
     assert entered == {"start": 32, "start+1": 32, "RARE": 0, "END": 32}

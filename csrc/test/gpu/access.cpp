@@ -54,12 +54,14 @@ void within(uint64_t address, uint64_t bytes, uint64_t size, const char* what) {
 
 void count_sectors(Warp& warp, const Instruction& instruction, const Addresses& addresses) {
   uint64_t sectors[kLanes * 2];
+  auto& distinct = instruction.store ? warp.kernel->distinct_stores : warp.kernel->distinct_loads;
   size_t count = 0;
   const uint64_t bytes = static_cast<uint64_t>(instruction.bytes) * instruction.elements;
   for (int l = 0; l < kLanes; ++l) {
     if (!(warp.mask >> l & 1) || in_window(addresses.lane[l])) continue;
     for (uint64_t s = addresses.lane[l] / kSectorBytes; s <= (addresses.lane[l] + bytes - 1) / kSectorBytes; ++s) {
       sectors[count++] = s;
+      distinct.insert(s);
     }
   }
   std::sort(sectors, sectors + count);

@@ -567,6 +567,7 @@ Kernel& LoadedModule::kernel(const std::string& name) {
   if (function == module_.functions.end() || !function->second.entry) throw Fault("no kernel is named " + name);
   auto decoded = std::make_unique<Kernel>();
   decoded->name = name;
+  decoded->module_text = module_.text;
   Decoder(*decoded, *this).decode(function->second);
   kernel = std::move(decoded);
   return *kernel;

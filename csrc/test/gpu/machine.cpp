@@ -374,7 +374,10 @@ void execute(const Launch& launch, const Options& options) {
   Allocations::all().refresh();
   ++kernel.launches;
   kernel.threads += blocks * block.threads;
+  kernel.block_threads = std::max<uint64_t>(kernel.block_threads, block.threads);
+  kernel.block_shared = std::max<uint64_t>(kernel.block_shared, kernel.shared_bytes + launch.dynamic_shared);
   for (uint64_t b = 0; b < blocks; ++b) {
+    if (!options.blocks.empty() && options.blocks[b] >= launch.grid.count()) continue;
     block.ordinal = static_cast<uint32_t>(b);
     block.index = place_in(launch.grid, options.blocks.empty() ? b : options.blocks[b]);
     block.epoch = 0;

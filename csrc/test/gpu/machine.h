@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "test/gpu/fault.h"
@@ -78,12 +79,17 @@ struct Kernel {
   std::vector<std::pair<uint32_t, uint32_t>> parameters;  // the offset and bytes of each
   uint32_t parameter_bytes = 0, local_bytes = 0, frame_bytes = 0, shared_bytes = 0;
   int max_threads = 0;
+  std::string_view module_text;
   // What all launches have executed, of each instruction: by warps with any lane whose guard holds, and by threads,
   // whether their guard holds or not, because it takes its time either way.
   std::vector<uint64_t> issued, executed;
   // Of accesses to global memory: 32-byte sectors that the warps' requests touched.
   std::vector<uint64_t> sectors;
+  // Those of all launches' loads and stores, each counted once.
+  std::unordered_set<uint64_t> distinct_loads, distinct_stores;
   uint64_t launches = 0, threads = 0;
+  // Of the largest launch: threads of a block, and its shared memory, the kernel's own and the launch's.
+  uint64_t block_threads = 0, block_shared = 0;
 };
 
 struct Dim3 {

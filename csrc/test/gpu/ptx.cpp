@@ -285,6 +285,9 @@ class Parser {
     const char* last = next().data();
     result.text = std::string_view(first, static_cast<size_t>(last - first));
     result.source = source_;
+    line_ += static_cast<uint32_t>(std::count(counted_, first, '\n'));
+    counted_ = first;
+    result.line = line_;
     current_->body.push_back(std::move(result));
   }
 
@@ -362,6 +365,8 @@ class Parser {
   size_t at_ = 0;
   std::map<int, std::string> files_;
   std::string source_;
+  const char* counted_ = text_.data();  // up to here line_ counts
+  uint32_t line_ = 1;
   Function* current_ = nullptr;
   std::vector<Scope> scopes_;
 };

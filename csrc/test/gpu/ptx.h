@@ -46,6 +46,7 @@ struct Statement {
   std::vector<Operand> operands;
   std::string_view text;
   std::string source;  // file:line, where the module was compiled with -lineinfo
+  uint32_t line = 0;   // of the module's text, from 1
 };
 
 struct Function {

@@ -32,13 +32,14 @@ class Object {
 };
 
 struct Memory {
-  uint64_t requests = 0, sectors = 0;
+  uint64_t requests = 0, sectors = 0, distinct = 0;
   int widest = 0;
 
   std::string text() const {
     return Object()
         .add("requests", requests)
         .add("sectors", sectors)
+        .add("distinct", distinct)
         .add("widest", static_cast<uint64_t>(widest))
         .text();
   }
@@ -66,10 +67,21 @@ std::string blocks_of(const Kernel& kernel) {
   return "[" + text + "]";
 }
 
+std::string lines_of(const Kernel& kernel) {
+  Object lines;
+  for (size_t i = 0; i < kernel.code.size(); ++i) {
+    const Statement* statement = kernel.code[i].statement;
+    if (statement != nullptr && kernel.executed[i] != 0) lines.add(std::to_string(statement->line), kernel.executed[i]);
+  }
+  return lines.text();
+}
+
 std::string one_kernel(const Kernel& kernel) {
   uint64_t instructions = 0;
   std::map<std::string, uint64_t> opcodes;
   Memory loads, stores;
+  loads.distinct = kernel.distinct_loads.size();
+  stores.distinct = kernel.distinct_stores.size();
   for (size_t i = 0; i < kernel.code.size(); ++i) {
     const Instruction& instruction = kernel.code[i];
     if (instruction.statement == nullptr || kernel.executed[i] == 0) continue;
@@ -84,10 +96,12 @@ std::string one_kernel(const Kernel& kernel) {
   Object by_opcode;
   for (const auto& [opcode, count] : opcodes) by_opcode.add(opcode, count);
   Object result;
-  result.add("kernel", quoted(demangled(kernel.name))).add("launches", kernel.launches).add("threads", kernel.threads);
+  result.add("kernel", quoted(demangled(kernel.name))).add("symbol", quoted(kernel.name));
+  result.add("launches", kernel.launches).add("threads", kernel.threads);
+  result.add("block threads", kernel.block_threads).add("block shared", kernel.block_shared);
   result.add("instructions", instructions).add("opcodes", by_opcode.text());
   result.add("loads", loads.text()).add("stores", stores.text());
-  result.add("blocks", blocks_of(kernel));
+  result.add("lines", lines_of(kernel)).add("blocks", blocks_of(kernel));
   return result.text();
 }
 

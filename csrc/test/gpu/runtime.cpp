@@ -308,7 +308,7 @@ PYFOLD_API uint64_t gpu_launches() { return runtime().launches; }
 
 PYFOLD_API void gpu_look_for_races(int yes) { runtime().options.races = yes != 0; }
 PYFOLD_API void gpu_count_sectors(int yes) { runtime().options.sectors = yes != 0; }
-// Of later launches, executes these blocks of the grid alone; all, if there are none.
+// Of later launches, executes these blocks of the grid alone, as far as it has them; all, if none are named.
 PYFOLD_API void gpu_only_blocks(const uint64_t* blocks, uint64_t count) {
   runtime().options.blocks.assign(blocks, blocks + count);
 }
@@ -342,13 +342,26 @@ PYFOLD_API Error gpu_report(const char* path) {
     return kSuccess;
   });
 }
+// The text of the module that a kernel is of, to which the lines of gpu_report belong, into the file.
+PYFOLD_API Error gpu_module_text(const char* symbol, const char* path) {
+  return guarded([&] {
+    for (const Kernel* kernel : all_kernels()) {
+      if (kernel->name != symbol) continue;
+      write_file(path, std::string(kernel->module_text));
+      return kSuccess;
+    }
+    throw Fault(std::string("there is no kernel ") + symbol);
+  });
+}
 PYFOLD_API void gpu_reset_counts() {
   guarded([&] {
     for (const Kernel* one : all_kernels()) {
       Kernel& kernel = *const_cast<Kernel*>(one);
       for (auto* counts : {&kernel.issued, &kernel.executed, &kernel.sectors})
         std::fill(counts->begin(), counts->end(), 0);
-      kernel.launches = kernel.threads = 0;
+      kernel.distinct_loads.clear();
+      kernel.distinct_stores.clear();
+      kernel.launches = kernel.threads = kernel.block_threads = kernel.block_shared = 0;
     }
     return kSuccess;
   });

@@ -12,8 +12,8 @@ Assign it so: some pipelines (DDIMPipeline) make a scheduler of diffusers' from 
 pipeline that was saved with one of these loads where ``pyfold.adapters.diffusers`` has been imported.
 
 With ``generator=`` the noise is torch's, drawn as diffusers draws it. After ``pipe.scheduler.set_seeds([7, 8, 9])``, or with
-``seeds=`` given to a step, it is made inside the kernel: a function of the sample's seed and the step, the same for every
-batch split and device. An int means that the samples count from it.
+``seeds=`` given to a step, it is made inside the kernel: a function of the sample's seed and the noise level that the draw
+leads to, the same for every batch split, device and start (docs/noise.md). An int means that the samples count from it.
 
 Differences, all where theirs is an error, or not a number, or rounding:
 
@@ -22,7 +22,7 @@ Differences, all where theirs is an error, or not a number, or rounding:
   as epsilon's where zero terminal SNR has left no signal.
 - Half-precision samples do not round the schedule.
 
-The discrete schedulers of diffusers (tokens, masks) are not here.
+Classes that the installed diffusers lacks are not here, nor are its discrete schedulers (tokens, masks).
 """
 
 from pyfold._requirements import need
@@ -140,3 +140,8 @@ __all__ = [
     "UnCLIPScheduler",
     "UniPCMultistepScheduler",
 ]
+
+# What the installed diffusers has not is not here either.
+for _name in [name for name in __all__ if globals()[name]._absent]:
+    __all__.remove(_name)
+    del globals()[_name]

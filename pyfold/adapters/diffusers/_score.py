@@ -1,51 +1,101 @@
-"""Score-based SDEs with predictor and corrector (Song et al. 2021)."""
+"""Score-based SDEs with predictor and corrector (Song et al. 2021).
+
+Rules of their own: the model says the score, each sample of a batch is at its own time, and the corrector stays at one level
+and is as long as the batch's norms say; a sampler's rule goes between two points and reads no tensor.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-from pyfold.adapters.diffusers._fused import Fused, Step, base, noise_tensor
+from pyfold.adapters.diffusers._fused import Fused
+from pyfold.adapters.diffusers._rows import Step, T, noise_tensor
+from pyfold.diffusion.draws import Addresses
 from pyfold.diffusion.formulas import M, N, X
+from pyfold.diffusion.schedule import Point
 
 
-class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
-    """The reverse diffusion predictor and the annealed Langevin corrector (algorithms 2 and 4)."""
+def _of_ratio(sigma: Any) -> Point:
+    return Point(0.0, sigma * 0.0 + 1.0, sigma)
 
-    def add_noise(self, original_samples, noise, timesteps, *, seeds=None):
+
+@dataclass
+class _Way:
+    """Where the predictor led: the address of its draw, and how often a corrector has drawn at that level since."""
+
+    at: Any
+    corrected: int = 0
+    visits: Addresses = field(default_factory=Addresses)
+
+
+class ScoreSdeVeScheduler(Fused):
+    """The reverse diffusion predictor and the annealed Langevin corrector (algorithms 2 and 4).
+
+    A corrector is not given its level: it draws at the one that the predictor led to, draws 1, 2, ...; before the first
+    predictor, at the first of the table.
+    """
+
+    def add_noise(self, original_samples: T, noise: T | None, timesteps: T, *, seeds: Any = None) -> T:
         sigma = self._on("discrete_sigmas", original_samples.device)[timesteps.to(original_samples.device).reshape(-1)]
-        if noise is None and seeds is None and self._memory()["seeds"] is None:
+        if noise is None and seeds is None and self._memory().seeds is None:
             noise = torch.randn_like(original_samples)
         return self._combine(original_samples, 1.0, noise, sigma, seeds)
 
-    def step_pred(self, model_output, timestep, sample, generator=None, return_dict=True, *, seeds=None):
+    def step_pred(
+        self, model_output: T, timestep: Any, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None
+    ) -> Any:
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
-        noise, tick = self._draw(sample, generator, seeds), self._tick()
+        noise = self._draw(sample, generator, seeds)
         # In their precision, which says the place in the table.
-        timestep = timestep * torch.ones(sample.shape[0], device=sample.device)
-        place = (timestep * (len(self.timesteps) - 1)).long()
+        times = timestep * torch.ones(sample.shape[0], device=sample.device)
+        place = (times * (len(self.timesteps) - 1)).long()
         table = self._on("discrete_sigmas", sample.device)
-        variance = table[place] ** 2 - torch.where(place == 0, 0.0, table[place - 1]) ** 2
+        here, there = table[place], torch.where(place == 0, 0.0, table[place - 1])
+        variance = here**2 - there**2
+        draw = self._arrive(timestep, there)
 
-        def rule(_):
+        def rule(_: int) -> Step:
             mean = X + M * variance
-            return Step(mean + N * variance**0.5, keep=mean)
+            return Step(mean + N * variance**0.5, keep=mean, draw=draw)
 
-        return self._finish(return_dict, *self._fuse(None, rule, sample, model_output, noise=noise, tick=tick, upcast=True)[:2])
+        return self._finish(return_dict, *self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[:2])
 
-    def step_correct(self, model_output, sample, generator=None, return_dict=True, *, seeds=None):
+    def _walk(self) -> _Way:
+        return self._way(lambda: _Way(self._draw_at(_of_ratio(self._host("discrete_sigmas")[-1]))))
+
+    def _arrive(self, timestep: Any, there: T) -> Any:
+        """The address of the predictor's draw; a level of timesteps that are one for each sample is not counted as visited."""
+        way, sigmas = self._walk(), self._host("discrete_sigmas")
+        if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+            way.at = self._draw_at(_of_ratio(there))
+        else:
+            place = int(np.float32(self._number(timestep)) * np.float32(len(self.timesteps) - 1))
+            ends = _of_ratio(sigmas[place]), _of_ratio(sigmas[place - 1] if place else 0.0)
+            way.at = way.visits.step(*ends, [None])[0]
+        way.corrected = 0
+        return way.at
+
+    def step_correct(
+        self, model_output: T, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None
+    ) -> Any:
         """A Langevin step; its length is by the batch's mean norms, so it is not the same for every batch split."""
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_correct, timesteps is None")
         dtype, cpu = torch.get_default_dtype(), torch.device("cpu")
         noise = self._draw(sample, generator, seeds, dtype=dtype, device=cpu)
-        noise = noise_tensor(noise, sample, self._tick())
+        way = self._walk()
+        way.corrected += 1
+        noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
         of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in (model_output, noise))
         size = (self.config.snr * of_noise / of_score) ** 2 * 2
         rule = lambda _: Step(X + M * size + N * (size * 2) ** 0.5)  # noqa: E731
-        prev = self._fuse(None, rule, sample, model_output, noise=noise, upcast=True)[0]
+        prev = self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[0]
         if not return_dict:
             return (prev,)
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -53,21 +103,24 @@ class ScoreSdeVeScheduler(Fused, base("ScoreSdeVeScheduler")):
         return SchedulerOutput(prev_sample=prev)
 
 
-class ScoreSdeVpScheduler(Fused, base("ScoreSdeVpScheduler", "deprecated.scheduling_sde_vp")):
+class ScoreSdeVpScheduler(Fused):
     """Euler-Maruyama of the reverse SDE."""
 
-    def step_pred(self, score, x, t, generator=None, *, seeds=None):
+    def step_pred(self, score: T, x: T, t: T, generator: Any = None, *, seeds: Any = None) -> tuple[T, T | None]:
         """(next state, its mean)."""
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
-        noise, tick = self._draw(x, generator, seeds), self._tick()
+        noise = self._draw(x, generator, seeds)
         t, dt = t.to(x.device).double().reshape(-1), -1.0 / len(self.timesteps)
         low, high = self.config.beta_min, self.config.beta_max
 
-        def rule(_):
+        def rule(_: int) -> Step:
             std = (-torch.expm1(-0.5 * t**2 * (high - low) - t * low)) ** 0.5
             beta = low + t * (high - low)
             mean = X * (1 - 0.5 * beta * dt) + M * (beta / std * dt)
-            return Step(mean + N * (beta**0.5 * math.sqrt(-dt)), keep=mean)
+            end = (t + dt).clamp(min=0)
+            log_alpha = -0.25 * end**2 * (high - low) - 0.5 * end * low
+            draw = self._draw_at(Point(0.0, log_alpha.exp(), (-torch.expm1(2 * log_alpha)) ** 0.5))  # type: ignore[arg-type]
+            return Step(mean + N * (beta**0.5 * math.sqrt(-dt)), keep=mean, draw=draw)
 
-        return self._fuse(None, rule, x, score, noise=noise, tick=tick, upcast=True)[:2]
+        return self._fuse(0, rule, x, score, noise=noise, upcast=True)[:2]

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from pyfold.adapters.diffusers._rows import is_int
 from pyfold.ops import INITIAL_STREAM, randn
+from pyfold.ops._checks import as_seeds
 
 
 class _NormalsOfSeeds(TorchFunctionMode):
@@ -37,7 +39,7 @@ class _NormalsOfSeeds(TorchFunctionMode):
         draw = self.draws[generator]
         self.draws[generator] += 1
         device = torch.device(kwargs.get("device") or "cpu")
-        seeds = torch.tensor([self.seeds[generator]], dtype=torch.int64, device=device)
+        seeds = as_seeds(self.seeds[generator], 1, device)
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
         return randn(seeds, tuple(shape[1:]), stream=INITIAL_STREAM, step=draw, dtype=dtype, device=device)
 
@@ -64,24 +66,30 @@ def seeded(pipeline: Any, seeds: Iterable[int]) -> Iterator[list[torch.Generator
 
     Args:
         pipeline: a pipeline of diffusers; not one that another thread is running.
-        seeds: one for each image of the batch, prompts times images a prompt.
+        seeds: ints of 64 bits, signed or not, one for each image of the batch, prompts times images a prompt.
 
     Yields:
         The generators to call the pipeline with, one for each image.
 
     Raises:
-        TypeError: seeds that are not ints.
-        ValueError: no seeds.
+        TypeError: seeds that are not ints; keys too, of which no generator can be made (``set_seeds`` of a scheduler takes
+            them, and so does :func:`pyfold.randn` for the latents).
+        ValueError: no seeds, or more than 64 bits.
     """
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds must be one for each image, got none")
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seeds must be ints, got {seed!r}")
+        if not is_int(seed):
+            keys = isinstance(seed, torch.Tensor) and seed.dtype == torch.uint64
+            which = (
+                "ints, one for each image: keys go to scheduler.set_seeds and, for latents, to pyfold.randn" if keys else "ints"
+            )
+            raise TypeError(f"seeds must be {which}, got {seed!r}")
+    as_seeds(seeds, 1, torch.device("cpu"))
     # The device on which the pipeline's own draws are made, so that none crosses to it.
     device = pipeline._execution_device if pipeline._execution_device.type == "cuda" else torch.device("cpu")
-    generators = [torch.Generator(device).manual_seed(seed % 2**64) for seed in seeds]
+    generators = [torch.Generator(device).manual_seed(int(seed) % 2**64) for seed in seeds]
     mode = _NormalsOfSeeds(dict(zip(generators, seeds, strict=True)))
 
     def drawing(method: Callable[..., Any]) -> Callable[..., Any]:

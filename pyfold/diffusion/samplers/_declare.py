@@ -10,22 +10,14 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from pyfold.diffusion.formulas import EPSILON, FLOW, X0, Form, Step, U
+from pyfold.diffusion.formulas import Step
 from pyfold.diffusion.plan import Plan, Rows
-from pyfold.diffusion.schedules import Point, Schedule, check_schedule
+from pyfold.diffusion.predictions import PREDICTIONS, check_prediction
+from pyfold.diffusion.schedule import NEARLY_PURE, Point, Schedule, check_number, check_schedule
 from pyfold.diffusion.spacings import Points, choose_points
 
 Spacing = str | Callable[..., list[Point]] | Points
 Steps = Step | Sequence[Step]
-
-
-class Output(NamedTuple):
-    """What the model's output means: formulas; ``u`` is the one that the sampler keeps for later steps."""
-
-    x0: Form = X0
-    epsilon: Form = EPSILON
-    flow: Form = FLOW
-    u: Form = U
 
 
 def regular(points: Sequence[Point]) -> bool:
@@ -65,8 +57,8 @@ class Past:
         return type(self)(self.points, self.i - 1, self.schedule)
 
     def order(self, most: int, final: int | None = None) -> int:
-        """What a multistep method has history for, 1 where lambda is infinite, down to ``final`` in the last step."""
-        if not regular([self.here, self.there]):
+        """What a multistep method has history for, down to ``final`` in the last step; 1 where lambda is infinite or rests."""
+        if not regular([self.here, self.there]) or self.here.lam == self.there.lam:
             return 1
         past = 0
         while past < self.i and regular([self[past]]):
@@ -84,8 +76,9 @@ class Frame(NamedTuple):
 
 
 #: As EDM and k-diffusion have it; and as flow matching has it, which is finite at pure noise too.
+NOISE_FRAME = Frame(lambda p: p.alpha, lambda p: p.ratio, "epsilon")
 FRAMES = {
-    "noise": Frame(lambda p: p.alpha, lambda p: p.ratio, "epsilon"),
+    "noise": NOISE_FRAME,
     "flow": Frame(lambda p: p.alpha + p.sigma, lambda p: p.sigma / (p.alpha + p.sigma), "flow"),
 }
 
@@ -99,6 +92,10 @@ class Sampler(Protocol):
     schedules: str
     on_sigmas: bool
     alias_of: str
+    #: What way points that are given may go with these options: "falls", "turns" (rises too) or "rests" (repeats too).
+    way: Callable[[dict[str, Any]], str]
+    #: (schedule, steps, **options) -> the points between its steps.
+    points: Callable[..., list[Point]]
 
     def __call__(self, schedule: Schedule, steps: int = ..., **options: Any) -> Plan: ...
 
@@ -112,14 +109,26 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "clip": ("bound on the predicted x0, or None.", None),
     "spacing": (
         'which points are visited: a name in ``pyfold.diffusion.SPACINGS``, a function, or points. Where it is "trailing" by '
-        'default, the schedule\'s ``even_spacing`` stands for it, which is "karras" for ``edm()``.',
+        'default, or "leading" on a schedule without discrete times, the schedule\'s ``even_spacing`` stands for it, which is '
+        '"karras" for ``edm()``. A name whose points start at pure noise starts at sigma / alpha 999 where the sampler, or x0 '
+        "of the prediction, needs some signal; points and functions of your own are refused there.",
         None,
     ),
     "frame": ('"noise" or "flow", the coordinates in which steps are straight; by default the schedule\'s own.', None),
     "eta": ("strength of the noise that is put back.", (0.0, 1.0)),
     "noise_scale": ("factor on the noise.", (0.0, math.inf)),
     "order": ("of the method.", None),
+    "starter": (
+        "how the first steps are made: with lower orders, as published, which leaves order 2 in the limit of many steps, or "
+        "with Runge-Kutta steps of two evaluations (order 3) or three (order 4), which reach the full order.",
+        ("lower_order", "runge_kutta"),
+    ),
     "final_order": ("highest order of the last step, one more of the one before, and so on; None for no limit.", None),
+    "before": (
+        "points that the run has visited before those of ``spacing``. Noise is numbered by the level that it leads to, so a "
+        "part of a run draws as the whole does; where the whole returns to a level (a restart), the part must be told.",
+        None,
+    ),
     "sigma_min": ("least sigma / alpha, by default the schedule's.", None),
     "sigma_max": ("greatest sigma / alpha, by default the schedule's.", None),
 }
@@ -146,6 +155,7 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
     low, high, *above = allowed
     if isinstance(high, int) and (not isinstance(value, int) or isinstance(value, bool)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    check_number(name, value)
     if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
         raise ValueError(f"{name} must be {_range(*allowed)}, got {value}")
 
@@ -173,7 +183,8 @@ def _documented(rule: Callable[..., Any], source: str, texts: dict[str, tuple[st
         "",
         "Raises:",
     ]
-    lines += ["    TypeError, ValueError: an option out of its range, points that do not decrease in noise, or a step whose"]
+    lines += ["    TypeError, ValueError: an option out of its range, points that do not decrease in noise (where the"]
+    lines += ["        sampler is on the probability flow they may rise: unsampling), or a step whose"]
     lines += ["        coefficients would not be finite, such as x0 of a predicted epsilon at pure noise."]
     return "\n".join(lines)
 
@@ -184,47 +195,66 @@ def sampler(
     source: str,
     keeps: str = "x0",
     spacing: str | None = "karras",
+    few: str | None = None,
     prediction: str = "epsilon",
     clip: float | None = None,
     schedules: str = "any",
     steps_are: str = "steps between points.",
     on_sigmas: bool = True,
     raw: Callable[[dict[str, Any]], bool] = lambda options: False,
+    needs_signal: bool | Callable[[dict[str, Any]], bool] = False,
     points: Callable[..., list[Point]] | None = None,
     churns: Callable[..., tuple[float, float] | None] | None = None,
+    way: str | Callable[[dict[str, Any]], str] = "falls",
     check: Callable[..., None] | None = None,
     finish: Callable[..., Plan] | None = None,
     listed: bool = True,
+    given: Sequence[str] = (),
     texts: dict[str, str] | None = None,
     **allowed: Any,
 ) -> Callable[[Callable[..., Steps]], Sampler]:
-    """Declares ``rule(here, there, output, past, *, options) -> Step`` or the stages of one, for the points of a step.
+    """Declares ``rule(here, there, past, *, options) -> Step`` or the stages of one, for the points of a step.
 
-    States are in the schedule's own scale, ``x = alpha x0 + sigma eps``.
+    States are in the schedule's own scale, ``x = alpha x0 + sigma eps``; what the model's output means is X0, EPSILON and
+    FLOW, and U is the one of them that the sampler keeps.
 
     Args:
         steps, spacing, prediction, clip: defaults of the plan's function; ``spacing`` None for points of its own.
+        few: the spacing in place of a schedule's ``even_spacing`` that is made for many steps.
         source: where the formula is published.
         keeps: what U is: "x0", "epsilon", "flow", the option that says it, "frame" for the frame's derivative; "" for nothing.
         schedules: "any", "discrete" or "flow". steps_are: what ``steps`` counts.
         on_sigmas: whether it visits sigmas that it is given once each, as k-diffusion's and ComfyUI's samplers do.
         raw: whether U is made from the model's output even where x0 is clipped.
+        needs_signal: whether (for which options) it cannot start at pure noise, where alpha is 0; in the frame "flow" it can.
         points: ``(schedule, points, options) -> points``, a change of them.
         churns: ``(schedule, points, options) -> (alpha, sigma)`` of noise before the first step, or None.
+        way: how points that are given may go: only to less noise ("falls"), to more as well ("turns": a method on the
+            probability flow, backwards), or also nowhere ("rests": such a method of one step).
         check: of the options together. finish: ``(plan, points, options) -> plan``. listed: whether it is in SAMPLERS.
+        given: arguments of the rule that adapters know from tables of theirs; a plan's function has them not.
         texts: what its own options mean. allowed: their words, or (least, greatest) of a number.
+
+    Returns:
+        A decorator, which gives the function that makes plans; its ``rule`` is the decorated one.
+
+    Raises:
+        TypeError, ValueError: the function that is made raises them for options and schedules that it does not take.
     """
+
+    way_of: Any = way
 
     def declare(rule: Callable[..., Steps]) -> Sampler:
         signature = inspect.signature(rule).parameters
-        own = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY and name != "steps"}
+        own = {name: p for name, p in signature.items() if p.kind is p.KEYWORD_ONLY and name not in ("steps", *given)}
         described = {"prediction": OPTIONS["prediction"]}
         for name in own:
             text, default = OPTIONS.get(name, ("", None))
             described[name] = (texts or {}).get(name, text), allowed.get(name, default)
-        described |= {name: OPTIONS[name] for name in ("clip", "spacing")[: 2 if spacing else 1]}
+        described |= {name: OPTIONS[name] for name in ("clip", "spacing", "before")[: 3 if spacing else 1]}
 
-        def make(schedule: Schedule, steps: int = steps, **given: Any) -> Plan:
+        def chosen(schedule: Schedule, steps: int, given: dict[str, Any]) -> tuple[dict[str, Any], list[Point]]:
+            """The options, and the points."""
             unknown = [name for name in given if name not in described]
             if unknown:
                 raise TypeError(f"{rule.__name__}() got an unexpected keyword argument {unknown[0]!r}")
@@ -233,37 +263,50 @@ def sampler(
                 raise ValueError(f"schedule must be a schedule with discrete times, got {schedule.name}")
             if schedules == "flow" and not schedule.is_flow:
                 raise ValueError(f"schedule must be a flow schedule, got {schedule.name}")
-            options = {name: given.get(name, p.default) for name, p in own.items()}
+            options = {name: given.get(name, None if name == "frame" else p.default) for name, p in own.items()}
             for name, value in options.items():
                 if described[name][1] is not None and not (value is None and "None" in str(own[name].annotation)):
                     check_option(name, value, described[name][1])
             if check is not None:
                 check(options)
             predicts = given.get("prediction", prediction)
-            own_spacing = schedule.even_spacing if spacing == "trailing" else spacing
-            way = choose_points(schedule, steps, given.get("spacing", own_spacing)) if spacing else []
-            if points is not None:
-                way = points(schedule, way, {**options, "steps": steps, "prediction": predicts})
             if "frame" in own:
                 options["frame"] = choose_frame(schedule, options["frame"])
+            way: list[Point] = []
+            wanted: Any = None
+            if spacing:
+                wanted = given.get("spacing", _default_spacing(schedule, spacing, few))
+                way = choose_points(schedule, steps, wanted, made.way(options))
+            if points is not None:
+                way = points(schedule, way, {**options, "steps": steps})
+            needs = needs_signal(options) if callable(needs_signal) else needs_signal
+            needs = needs and options.get("frame") is not FRAMES["flow"]
+            if way[0].alpha == 0 and (needs or not determines_x0(predicts)):
+                way = _with_signal(schedule, way, wanted, rule.__name__ if needs else f"a prediction of {predicts}")
+            return options, way
+
+        def make(schedule: Schedule, steps: int = steps, **given: Any) -> Plan:
+            options, way = chosen(schedule, steps, given)
+            predicts = given.get("prediction", prediction)
             u = options["frame"].u if keeps == "frame" else options.get(keeps, keeps)
-            rows = Rows(schedule, predicts, given.get("clip", clip), u, raw=raw(options))
+            rows = Rows(schedule, predicts, given.get("clip", clip), u, raw=raw(options), before=given.get("before", ()))
             if "steps" in signature:
                 options["steps"] = steps
             with np.errstate(all="ignore"):
                 for i, (here, there) in enumerate(pairwise(way)):
-                    rows.add(here, rule(here, there, Output(), Past(way, i, schedule), **options))
+                    rows.add(here, there, rule(here, there, Past(way, i, schedule), **options))
             churn = None if churns is None else churns(schedule, way, options)
             plan = rows.plan(rule.__name__, start=way[0] if churn else rows.points[0], churn=churn)
             return plan if finish is None else finish(plan, way, options)
 
         made = cast(Any, make)
-        defaults = {"prediction": prediction, "clip": clip, "spacing": spacing}
+        defaults = {"prediction": prediction, "clip": clip, "spacing": spacing, "before": ()}
         parameters = [inspect.Parameter("schedule", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Schedule)]
         parameters.append(inspect.Parameter("steps", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=steps, annotation=int))
         for name in described:
-            default = own[name].default if name in own else defaults[name]
-            annotation = own[name].annotation if name in own else Any
+            default, annotation = (own[name].default, own[name].annotation) if name in own else (defaults[name], Any)
+            if name == "frame":
+                default, annotation = None, "str | None"
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
         made.__signature__ = inspect.Signature(parameters, return_annotation=Plan)
         made.__name__ = made.__qualname__ = rule.__name__
@@ -271,6 +314,8 @@ def sampler(
         need = {"any": "any.", "discrete": "with discrete times.", "flow": "a flow."}[schedules]
         made.__doc__ = _documented(rule, source, described, steps_are, need)
         made.rule, made.schedules, made.alias_of = rule, schedules, ""
+        made.way = way_of if callable(way_of) else lambda options: way_of
+        made.points = lambda schedule, steps, **given: chosen(schedule, steps, given)[1]
         made.on_sigmas = on_sigmas and schedules != "discrete" and spacing is not None
         if listed:
             SAMPLERS[rule.__name__] = made
@@ -294,6 +339,8 @@ def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sample
     made.__module__ = "pyfold.diffusion"
     made.__doc__ = f"{elsewhere}'s name for :func:`pyfold.diffusion.{sampler.__name__}`{f' with {words}' if words else ''}.\n\n"
     made.__doc__ += sampler.__doc__ or ""
+    made.way = lambda given: sampler.way({**options, **given})
+    made.points = lambda schedule, steps, **given: sampler.points(schedule, steps, **{**options, **given})
     made.rule, made.schedules, made.on_sigmas, made.alias_of = (
         sampler.rule,
         sampler.schedules,
@@ -302,6 +349,30 @@ def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sample
     )
     SAMPLERS[name] = made
     return cast(Sampler, made)
+
+
+def determines_x0(prediction: str) -> bool:
+    """Whether it does at pure noise, where alpha is 0; epsilon and the score do not."""
+    check_prediction("prediction", prediction)
+    return bool(PREDICTIONS[prediction](0.0, 1.0, 1.0)[0] != 0)
+
+
+def _default_spacing(schedule: Schedule, spacing: str, few: str | None) -> str:
+    """Where it stands for equal steps of the time, those of the schedule; ``few`` where those are no steps of the time."""
+    even = spacing == "trailing" or (spacing == "leading" and not schedule.steps)
+    if not even:
+        return spacing
+    return few if few and schedule.even_spacing != "trailing" else schedule.even_spacing
+
+
+def _with_signal(schedule: Schedule, points: list[Point], spacing: Any, what: str) -> list[Point]:
+    """Points that start just below pure noise instead."""
+    if not isinstance(spacing, str):
+        raise ValueError(
+            f"spacing must not start at pure noise (alpha 0) for {what}, got {points[0]}; a spacing by name works (such as "
+            f"'karras'), and points that start at schedule.at_ratio({NEARLY_PURE:g})"
+        )
+    return [schedule.at_ratio(max(NEARLY_PURE, 2 * points[1].ratio)), *points[1:]]
 
 
 def choose_frame(schedule: Schedule, frame: str | None) -> Frame:

@@ -8,18 +8,28 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyfold.diffusion.draws import address, stream_and_step
 from pyfold.diffusion.formulas import BASE, H, Step, U
 from pyfold.diffusion.loop import Model, initial_noise, stage
 from pyfold.diffusion.plan import Rows
 from pyfold.diffusion.samplers._declare import OPTIONS, check_option
 from pyfold.diffusion.samplers.exponential import ancestral_aim, between, growth, single_stages
-from pyfold.diffusion.schedules import Point, Schedule
-from pyfold.diffusion.spacings import span
-from pyfold.ops import SAMPLER_STREAM, add_noise, affine_table, mse_loss
+from pyfold.diffusion.schedule import Point, Schedule
+from pyfold.diffusion.spacings import ratio_span
+from pyfold.ops import add_noise, affine_step, affine_table, mse_loss
 
 
 class Attempt(NamedTuple):
-    """What a callback of :func:`dpm_adaptive` sees after each step that was tried."""
+    """What a callback of :func:`dpm_adaptive` sees after each step that was tried.
+
+    Attributes:
+        x, x0: the state after the step, and what the model predicted; [B, ...].
+        point: where the step led to.
+        error: of the step, in units of the tolerance; below 1 it is accepted.
+        h: its length in -log sigma / alpha.
+        accepted: whether the run goes on from x.
+        steps, evaluations, rejected: counts so far.
+    """
 
     x: torch.Tensor
     x0: torch.Tensor
@@ -122,26 +132,37 @@ def dpm_adaptive(
 
     Returns:
         float32 [B, *shape] at ``sigma_min``, or float64.
+
+    Raises:
+        RuntimeError: no end after ``most_steps``.
+        ValueError: a model whose values are not finite.
+
+    Example:
+        >>> schedule, tried = pyfold.diffusion.vp_linear(), []
+        >>> x = dpm_adaptive(lambda x, t: 0 * x, schedule, (2,), [1], callback=tried.append)  # a straight way: long steps
+        >>> x.shape, len(tried) < 20
+        (torch.Size([1, 2]), True)
     """
     check_option("order", order, (2, 3))
-    for name, value in (("eta", eta), ("noise_scale", noise_scale)):
-        check_option(name, value, OPTIONS[name][1])
-    for name, value in (("rtol", rtol), ("atol", atol), ("h", h)):
-        check_option(name, value, (0.0, math.inf, "above"))
-    low, high = span(schedule, sigma_min, sigma_max)
+    for name, number in (("eta", eta), ("noise_scale", noise_scale)):
+        check_option(name, number, OPTIONS[name][1])
+    for name, number in (("rtol", rtol), ("atol", atol), ("h", h)):
+        check_option(name, number, (0.0, math.inf, "above"))
+    low, high = ratio_span(schedule, sigma_min, sigma_max)
     here, end = schedule.at_ratio(high), schedule.at_ratio(low)
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    x, seeds = initial_noise(shape, seeds, schedule.start_std(here), torch.device(device), state, x)
+    device = torch.device(device)
+    x, seeds = initial_noise(shape, seeds, schedule.start_std(here), device, state, x)
     control = _Controller(h, proportional, integral, derivative, 1.5 if eta else order, safety)
 
     def run(value: torch.Tensor, at: Point) -> Any:
-        t = torch.full((len(seeds),), schedule.model_time(*at), dtype=state, device=x.device)
+        t = torch.full((len(seeds),), schedule.model_time(*at), dtype=state, device=device)
         scale = schedule.input_scale(at.alpha, at.sigma)
         return model((value if scale == 1 else value * scale).to(dtype), t)
 
     def rows(stages: list[Step]) -> list[dict[str, float]]:
         made = Rows(schedule, prediction, clip, "epsilon")
-        made.add(here, stages)
+        made.add(here, there, stages)
         return made.rows
 
     first, before, accepted, steps, evaluations, rejected = None, x, True, 0, 0, 0
@@ -158,8 +179,8 @@ def dpm_adaptive(
             output = run(value, part.at or here) if i or first is None else first
             first = output if i == 0 else first
             if i == len(lower) - 1:
-                x_low = stage(value, output, table[-1:], None, history, 0)
-            value = stage(value, output, table[i : i + 1], None, history, order)
+                x_low = stage(affine_step, value, output, history, 0, table=table[-1:])
+            value = stage(affine_step, value, output, history, order, table=table[i : i + 1])
             if i == 0:
                 torch.mul(history[0], -here.sigma, out=x0).add_(x).div_(here.alpha)
         evaluations += order - (not accepted)
@@ -170,11 +191,12 @@ def dpm_adaptive(
         accepted = control.accepts(error)
         if accepted:
             if up:
-                amount, n = up * noise_scale, steps - rejected
+                amount = up * noise_scale
                 if noise is None:
-                    value = add_noise(value, 1.0, amount, seeds, stream=SAMPLER_STREAM, step=n, out=value)
+                    place = stream_and_step(address(there.ratio))
+                    value = add_noise(value, 1.0, amount, seeds, stream=place["stream"], step=place["step"], out=value)
                 else:
-                    value = value + amount * noise(n, here.ratio, there.ratio).to(value)
+                    value = value + amount * noise(steps - rejected, here.ratio, there.ratio).to(value)
             x, before, here, first = value, x_low, there, None
         steps, rejected = steps + 1, rejected + (not accepted)
         if callback is not None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyfold.diffusion.formulas import Form, N, Step, X
+from pyfold.diffusion.formulas import EPSILON, FLOW, X0, Form, N, Step, X
 from pyfold.diffusion.plan import Plan
-from pyfold.diffusion.samplers._declare import Output, Past, alias, sampler
-from pyfold.diffusion.schedules import Point
+from pyfold.diffusion.samplers._declare import Past, Steps, alias, sampler
+from pyfold.diffusion.schedule import Point
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
@@ -41,17 +41,19 @@ def _learned(plan: Plan, points: Sequence[Point], options: dict[str, Any]) -> Pl
     variance=VARIANCES,
     texts={"variance": "the posterior's, beta, or the second half of channels: its logarithm, or a place between the two."},
 )
-def ddpm(here: Point, there: Point, output: Output, past: Past, *, variance: str = "fixed_small") -> Step:
+def ddpm(here: Point, there: Point, past: Past, *, variance: str = "fixed_small") -> Step:
     """Ancestral sampling from the posterior of the forward process."""
     beta, small = posterior(here, there)
     # The last step lands on the mean.
     spread = 0.0 if there.sigma == 0 or variance.startswith("learned") else small if variance == "fixed_small" else beta
-    return Step(posterior_mean(here, there, output.x0, beta) + N * spread**0.5)
+    return Step(posterior_mean(here, there, X0, beta) + N * spread**0.5)
 
 
-def posterior_mean(here: Point, there: Point, x0: Form, beta: Any) -> Form:
-    """Ho et al. 2020, eq. 7; beta of the step."""
-    return X * (here.alpha / there.alpha * (there.sigma / here.sigma) ** 2) + x0 * (there.alpha * beta / here.sigma**2)
+def posterior_mean(here: Point, there: Point, x0: Form, beta: Any, ratio: Any = None) -> Form:
+    """Ho et al. 2020, eq. 7; beta of the step, and the ratio of its alphas, where a table has them."""
+    kept = (here.alpha / there.alpha if ratio is None else ratio) * (there.sigma / here.sigma) ** 2
+    mean: Form = X * kept + x0 * (there.alpha * beta / here.sigma**2)
+    return mean
 
 
 @sampler(
@@ -64,14 +66,12 @@ def posterior_mean(here: Point, there: Point, x0: Form, beta: Any) -> Form:
     raw=lambda options: not options["use_clipped"],
     texts={"use_clipped": "take epsilon from the clipped x0; else it stays the model's own."},
 )
-def ddim(
-    here: Point, there: Point, output: Output, past: Past | None = None, *, eta: float = 0.0, use_clipped: bool = False
-) -> Step:
+def ddim(here: Point, there: Point, past: Past, *, eta: float = 0.0, use_clipped: bool = False) -> Step:
     """Denoising diffusion implicit models; eta 1 has as much noise as ancestral sampling."""
     if eta == 0:
-        return Step(output.x0 * there.alpha + output.epsilon * there.sigma)
+        return Step(X0 * there.alpha + EPSILON * there.sigma)
     noise = eta * there.sigma / here.sigma * (1 - (here.alpha / there.alpha) ** 2) ** 0.5
-    return Step(output.x0 * there.alpha + output.epsilon * max(there.sigma**2 - noise**2, 0.0) ** 0.5 + N * noise)
+    return Step(X0 * there.alpha + EPSILON * max(there.sigma**2 - noise**2, 0.0) ** 0.5 + N * noise)
 
 
 @sampler(
@@ -83,9 +83,9 @@ def ddim(
     points=lambda schedule, points, options: [p for p in points if p.sigma][::-1],
     listed=False,
 )
-def ddim_inverse(here: Point, there: Point, output: Output, past: Past) -> Step:
+def ddim_inverse(here: Point, there: Point, past: Past) -> Steps:
     """DDIM run from data to the noise it comes from; start it with ``x=``. The points are visited upwards."""
-    return ddim.rule(here, there, output)
+    return ddim.rule(here, there, past)
 
 
 def ancestral_split(here: Point, there: Point, eta: float) -> tuple[Any, Any]:
@@ -97,24 +97,33 @@ def ancestral_split(here: Point, there: Point, eta: float) -> tuple[Any, Any]:
 
 
 @sampler(30, source="Song et al. 2021; k-diffusion", keeps="epsilon", spacing="trailing")
-def euler_ancestral(
-    here: Point, there: Point, output: Output, past: Past | None = None, *, eta: float = 1.0, noise_scale: float = 1.0
-) -> Step:
+def euler_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0) -> Step:
     """Euler's method to less noise than wanted, the rest put back as new noise."""
     down, up = ancestral_split(here, there, eta)
-    return Step(output.x0 * there.alpha + output.epsilon * (there.alpha * down) + N * (there.alpha * up * noise_scale))
+    return Step(X0 * there.alpha + EPSILON * (there.alpha * down) + N * (there.alpha * up * noise_scale))
 
 
 @sampler(28, source="ComfyUI", keeps="", spacing="trailing", prediction="flow", schedules="flow")
-def flow_ancestral(
-    here: Point, there: Point, output: Output, past: Past | None = None, *, eta: float = 1.0, noise_scale: float = 1.0
-) -> Step:
+def flow_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0) -> Step:
     """Euler ancestral on straight lines: down to ``sigma' (1 + (sigma' / sigma - 1) eta)``, noise back to sigma'."""
     down = there.sigma * (1 + (there.sigma / here.sigma - 1) * eta)
     rescale = there.alpha / (1 - down)
     up = max(there.sigma**2 - (down * rescale) ** 2, 0.0) ** 0.5 if eta else 0.0
     a = rescale * down / here.sigma
-    return Step(X * a + output.x0 * (there.alpha - a * here.alpha) + N * (up * noise_scale))
+    return Step(X * a + X0 * (there.alpha - a * here.alpha) + N * (up * noise_scale))
+
+
+def flow_grpo_rate(here: Point, there: Point, noise_level: float) -> float:
+    """Squared noise a unit of time; at pure noise, where it is infinite, the next point's stands for it."""
+    safe = here if here.alpha else there
+    return noise_level**2 * here.sigma / safe.alpha
+
+
+def flow_sde_step(here: Point, there: Point, rate: float) -> Step:
+    """Euler-Maruyama on the SDE of this squared noise a unit of time that has the flow's marginals."""
+    dt = there.sigma - here.sigma
+    drift = rate / (2 * here.sigma)
+    return Step(X * (1 + drift * dt) + FLOW * ((1 + drift * here.alpha) * dt) + N * (-rate * dt) ** 0.5)
 
 
 @sampler(
@@ -127,14 +136,9 @@ def flow_ancestral(
     noise_level=(0.0, math.inf),
     texts={"noise_level": "a of the noise ``a sqrt(sigma / (1 - sigma))`` a square root of time; 0 is the flow."},
 )
-def flow_sde(here: Point, there: Point, output: Output, past: Past, *, noise_level: float = 0.7) -> Step:
+def flow_sde(here: Point, there: Point, past: Past, *, noise_level: float = 0.7) -> Step:
     """Euler-Maruyama on an SDE with the flow's marginals, for policy gradients; the last step is Euler's."""
-    # At pure noise sigma / (1 - sigma) is infinite: the next point's stands for it.
-    safe = here if here.alpha else there
-    rate = 0.0 if there.sigma == 0 else noise_level**2 * here.sigma / safe.alpha
-    dt = there.sigma - here.sigma
-    drift = rate / (2 * here.sigma)
-    return Step(X * (1 + drift * dt) + output.flow * ((1 + drift * here.alpha) * dt) + N * (-rate * dt) ** 0.5)
+    return flow_sde_step(here, there, flow_grpo_rate(here, there, noise_level) if there.sigma else 0.0)
 
 
 @sampler(
@@ -148,42 +152,48 @@ def flow_sde(here: Point, there: Point, output: Output, past: Past, *, noise_lev
         "data_std": "standard deviation of the data in it.",
     },
 )
-def lcm(
-    here: Point, there: Point, output: Output, past: Past | None = None, *, time_scaling: float = 10.0, data_std: float = 0.5
-) -> Step:
+def lcm(here: Point, there: Point, past: Past, *, time_scaling: float = 10.0, data_std: float = 0.5) -> Step:
     """Multistep sampling of a latent consistency model: x0, then new noise on it."""
-    return Step(boundary(here.t * time_scaling, data_std, output.x0) * there.alpha + N * there.sigma)
+    return Step(boundary(here.t * time_scaling, data_std, X0) * there.alpha + N * there.sigma)
 
 
 def boundary(scaled: Any, data_std: float, x0: Form) -> Form:
     """``c_skip x + c_out x0'`` at a scaled time (Luo et al. 2023, appendix)."""
     norm = scaled**2 + data_std**2
-    return X * (data_std**2 / norm) + x0 * (scaled / norm**0.5)
+    denoised: Form = X * (data_std**2 / norm) + x0 * (scaled / norm**0.5)
+    return denoised
 
 
-@sampler(2, source="Song et al. 2023, algorithm 1", keeps="", spacing="trailing", prediction="x0", on_sigmas=False)
-def consistency(here: Point, there: Point, output: Output, past: Past | None = None) -> Step:
-    """Multistep consistency sampling: x0, then new noise on it."""
-    return Step(output.x0 * there.alpha + N * there.sigma)
+@sampler(
+    2, source="Song et al. 2023, algorithm 1", keeps="", spacing="trailing", few="angles", prediction="x0", on_sigmas=False
+)
+def consistency(here: Point, there: Point, past: Past) -> Step:
+    """Multistep consistency sampling: x0, then new noise on it.
+
+    A step from little noise changes little, so ``edm()``'s points are those of "angles" here: two steps meet at sigma 1 (Song
+    and Dhariwal 2024 and Geng et al. 2024 take 0.821 for CIFAR-10).
+    """
+    return Step(X0 * there.alpha + N * there.sigma)
 
 
 @sampler(4, source="Zheng et al. 2024, algorithm 4", keeps="epsilon", spacing="trailing", schedules="discrete")
-def tcd(here: Point, there: Point, output: Output, past: Past, *, eta: float = 0.3) -> Step:
+def tcd(here: Point, there: Point, past: Past, *, eta: float = 0.3) -> Step:
     """Strategic stochastic sampling of a trajectory consistency model: to the time ``(1 - eta) t'``, then noise up to t'.
 
     eta 1 is :func:`consistency`.
     """
     if there.sigma == 0:
-        return Step(output.x0)
+        return Step(X0)
     middle = past.schedule.at(math.floor((1 - eta) * there.t))
-    return Step(strategic(here, middle, there, output, eta))
+    step = strategic(middle, there, X0 * middle.alpha + EPSILON * middle.sigma)
+    return Step(step if eta else step.without("noise"))
 
 
-def strategic(here: Point, middle: Point, there: Point, output: Output, eta: float) -> Form:
-    """Down to the middle, then up, the signal scaled down."""
+def strategic(middle: Point, there: Point, x: Form) -> Form:
+    """Up from the state in the middle, the signal scaled down."""
     keep = there.alpha / middle.alpha
-    down = (output.x0 * middle.alpha + output.epsilon * middle.sigma) * keep
-    return down + N * max(1 - keep**2, 0.0) ** 0.5 if eta else down
+    up: Form = x * keep + N * max(1 - keep**2, 0.0) ** 0.5
+    return up
 
 
 alias("euler_a", euler_ancestral, "A1111 and diffusers")

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.formulas import BASE, Form, H, N, Step, X
-from pyfold.diffusion.samplers._declare import Output, Past, Steps, alias, check_option, regular, sampler
+from pyfold.diffusion.formulas import BASE, X0, Form, H, N, Step, U, X
+from pyfold.diffusion.samplers._declare import Past, Steps, alias, check_option, regular, sampler
+from pyfold.diffusion.samplers._starters import Start, check_starter, derivatives_in_lambda, starting
 from pyfold.diffusion.samplers.ancestral import ancestral_split
-from pyfold.diffusion.schedules import Point, Schedule
-from pyfold.diffusion.spacings import span
+from pyfold.diffusion.schedule import Point, Schedule
+from pyfold.diffusion.spacings import ratio_span
 
 SOLVERS = ("midpoint", "heun", "exact")
 _SOLVER = (
@@ -62,18 +63,27 @@ def differences(levels: Sequence[Point], values: Sequence[Form]) -> list[Form]:
 
 
 def multistep(
-    levels: Sequence[Point], linear: tuple[Any, Any, Any], size: Any, h: Any, u: Form, solver: str, plus: bool
+    levels: Sequence[Point],
+    linear: tuple[Any, Any, Any],
+    size: Any,
+    h: Any,
+    us: Sequence[Form],
+    solver: str,
+    plus: bool,
 ) -> Step:
-    """The linear part, and the differences of u weighed by the solver; ``size`` of the integrals over h."""
+    """The linear part, and the differences of u here, before, ... weighed by the solver; ``size`` of the integrals over h.
+
+    "heun_sde" and "exact_sde" are diffusers' SDE forms of order 3, with one second difference less.
+    """
     a, of_u, noise = linear
-    step = X * a + u * of_u + N * noise
-    slopes = differences(levels, [u, *H[: len(levels) - 2]])
+    step = X * a + us[0] * of_u + N * noise
+    slopes = differences(levels, us[: len(levels) - 1])
     if len(slopes) == 1 and solver == "midpoint":
         step = step + slopes[0] * (of_u / 2)
     elif slopes:
         first, second = bends(h, plus)
         # The published order 3 takes the second difference for the second derivative, of which it is half.
-        weights = [size * first, size * second * (2 if solver == "exact" else 1)]
+        weights = [size * first, size * (second - solver.endswith("_sde")) * (2 if solver.startswith("exact") else 1)]
         step = step + sum((slope * w for slope, w in zip(slopes, weights, strict=False)), Form())
     return Step(step)
 
@@ -86,31 +96,38 @@ def levels_of(here: Point, there: Point, past: Past, order: int) -> list[Point]:
 @sampler(
     20,
     source="Lu et al. 2022b, algorithm 2; k-diffusion",
+    way=lambda options: "falls" if options.get("eta") else "turns",
     order=(1, 3),
     eta=(0.0, math.inf),
     final_order=(1, 3),
     solver=SOLVERS,
+    check=check_starter,
     texts={"solver": _SOLVER, "eta": "strength of the noise: 1 is the reverse SDE's."},
 )
 def dpmpp_multistep(
     here: Point,
     there: Point,
-    output: Output,
     past: Past,
     *,
     order: int = 2,
     eta: float = 0.0,
     noise_scale: float = 1.0,
     solver: str = "midpoint",
+    starter: str = "lower_order",
     final_order: int | None = None,
-) -> Step:
+) -> Steps:
     """DPM-Solver++ multistep: 1, 2M, 3M and, with eta, their SDE forms; a last step to zero noise is of order 1."""
     a, of_x0, noise = decay(here, there, eta)
+    start = Start(starter, order, derivatives_in_lambda(past))
+    if start.runs:
+        return starting(single_stages(past.schedule, here, there, order - 1, U, plus=True), start.first)
     levels, h = levels_of(here, there, past, past.order(order, final_order)), (1 + eta) * (there.lam - here.lam)
-    return multistep(levels, (a, of_x0, noise * noise_scale), there.alpha, h, output.u, solver, True)
+    us = (U, *start.history)
+    return start.step(multistep(levels, (a, of_x0, noise * noise_scale), there.alpha, h, us, solver, True))
 
 
 def _check_stochastic(options: dict[str, Any]) -> None:
+    check_starter(options)
     if options["stochastic"]:
         check_option("order", options["order"], (1, 2))
 
@@ -128,37 +145,40 @@ def _check_stochastic(options: dict[str, Any]) -> None:
 def dpm_multistep(
     here: Point,
     there: Point,
-    output: Output,
     past: Past,
     *,
     order: int = 2,
     stochastic: bool = False,
     solver: str = "midpoint",
+    starter: str = "lower_order",
     final_order: int | None = None,
-) -> Step:
+) -> Steps:
     """DPM-Solver multistep, on epsilon."""
     if not regular([here, there]):
         # No noise left, or no signal yet: the limit, which is DDIM's step.
-        return Step(output.x0 * there.alpha + output.u * there.sigma)
+        return Step(X0 * there.alpha + U * there.sigma)
     (a, of_epsilon), h, twice = growth(here, there), there.lam - here.lam, 2.0 if stochastic else 1.0
     noise = there.sigma * np.sqrt(np.expm1(2 * h)) if stochastic else 0.0
-    levels = levels_of(here, there, past, past.order(order, final_order))
-    return multistep(levels, (a, twice * of_epsilon, noise), twice * there.sigma, h, output.u, solver, False)
+    start = Start(starter, order, derivatives_in_lambda(past))
+    if start.runs:
+        return starting(single_stages(past.schedule, here, there, order - 1, U), start.first)
+    levels, us = levels_of(here, there, past, past.order(order, final_order)), (U, *start.history)
+    return start.step(multistep(levels, (a, twice * of_epsilon, noise), twice * there.sigma, h, us, solver, False))
 
 
 @sampler(20, source="Zhang et al. 2023, eq. 14")
-def res_multistep(here: Point, there: Point, output: Output, past: Past, *, eta: float = 0.0, noise_scale: float = 1.0) -> Step:
+def res_multistep(here: Point, there: Point, past: Past, *, eta: float = 0.0, noise_scale: float = 1.0) -> Step:
     """Refined exponential solver, multistep of order 2, with ancestral noise of strength eta."""
     down, up = ancestral_split(here, there, eta)
     # As far as `down`, in the scale of `there`.
     aim = Point(there.t, there.alpha, there.alpha * down)
     a, of_x0, _ = decay(here, aim)
-    step = X * a + output.u * of_x0 + N * (there.alpha * up * noise_scale)
+    step = X * a + U * of_x0 + N * (there.alpha * up * noise_scale)
     if len(past) and regular([past[0], here, aim]):
         # The slope is over the step before as it was aimed, without the noise that led back up to here.
         before = Point(here.t, here.alpha, here.alpha * ancestral_split(past[0], here, eta)[0])
         h = aim.lam - here.lam
-        step = step + (output.u - H[0]) * (there.alpha * bends(h, True)[0] * h / (before.lam - past[0].lam))
+        step = step + (U - H[0]) * (there.alpha * bends(h, True)[0] * h / (before.lam - past[0].lam))
     return Step(step)
 
 
@@ -176,10 +196,12 @@ def single_stages(schedule: Schedule, here: Point, there: Point, order: int, u: 
     def along(start: Form, to: Point, slope: Form = u, first: Form = u, fraction: float = 0.0) -> Form:
         """From the start with u of its first stage, and ``slope`` a part of the way on."""
         a, of_u = decay(here, to)[:2] if plus else growth(here, to)
+        moved: Form = start * a + first * of_u
         if not fraction:
-            return start * a + first * of_u
+            return moved
         bend = bends((to.lam - here.lam), plus)[0] * (to.alpha if plus else to.sigma) / fraction
-        return start * a + first * of_u + (slope - first) * bend
+        bent: Form = moved + (slope - first) * bend
+        return bent
 
     if order == 1:
         return [Step(along(X, there))]
@@ -194,23 +216,23 @@ def single_stages(schedule: Schedule, here: Point, there: Point, order: int, u: 
     ]
 
 
-def _singlestep(here: Point, there: Point, output: Output, past: Past, order: int, plus: bool) -> Steps:
+def _singlestep(here: Point, there: Point, past: Past, order: int, plus: bool) -> Steps:
     if regular([here, there]):
-        return single_stages(past.schedule, here, there, order, output.u, plus=plus)
+        return single_stages(past.schedule, here, there, order, U, plus=plus)
     a, of_x0, _ = decay(here, there)
-    return Step(X * a + output.x0 * of_x0)
+    return Step(X * a + X0 * of_x0)
 
 
 @sampler(10, source="Lu et al. 2022a, algorithms 1 and 2", keeps="epsilon", order=(1, 3))
-def dpm_singlestep(here: Point, there: Point, output: Output, past: Past, *, order: int = 2) -> Steps:
+def dpm_singlestep(here: Point, there: Point, past: Past, *, order: int = 2) -> Steps:
     """DPM-Solver-1, -2 and -3: ``order`` evaluations a step but one to zero noise, no memory between steps."""
-    return _singlestep(here, there, output, past, order, False)
+    return _singlestep(here, there, past, order, False)
 
 
 @sampler(10, source="Lu et al. 2022b, algorithm 1", order=(1, 3))
-def dpmpp_singlestep(here: Point, there: Point, output: Output, past: Past, *, order: int = 2) -> Steps:
+def dpmpp_singlestep(here: Point, there: Point, past: Past, *, order: int = 2) -> Steps:
     """DPM-Solver++ 2S and 3S: as :func:`dpm_singlestep`, on x0."""
-    return _singlestep(here, there, output, past, order, True)
+    return _singlestep(here, there, past, order, True)
 
 
 def _orders(steps: int) -> list[int]:
@@ -221,7 +243,7 @@ def _orders(steps: int) -> list[int]:
 
 def _uniform(schedule: Schedule, points: list[Point], options: dict[str, Any]) -> list[Point]:
     check_option("steps", options["steps"], (1, 10**6))
-    low, high = span(schedule, options["sigma_min"], options["sigma_max"])
+    low, high = ratio_span(schedule, options["sigma_min"], options["sigma_max"])
     levels = np.exp(np.linspace(math.log(high), math.log(low), len(_orders(options["steps"])) + 1))
     return [schedule.at_ratio(float(r)) for r in levels]
 
@@ -237,7 +259,6 @@ def _uniform(schedule: Schedule, points: list[Point], options: dict[str, Any]) -
 def dpm_fast(
     here: Point,
     there: Point,
-    output: Output,
     past: Past,
     *,
     steps: int = 20,
@@ -248,7 +269,7 @@ def dpm_fast(
 ) -> Steps:
     """DPM-Solver-fast: ``steps`` evaluations, in steps of order 3 with what is left at the end."""
     aim, noise = ancestral_aim(here, there, eta, past.points[-1])
-    *stages, last = single_stages(past.schedule, here, aim, _orders(steps)[len(past)], output.u)
+    *stages, last = single_stages(past.schedule, here, aim, _orders(steps)[len(past)], U)
     return [*stages, Step(last.prev + N * (noise * noise_scale), at=last.at)]
 
 

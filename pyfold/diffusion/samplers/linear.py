@@ -3,55 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.formulas import Form, H, Step, U, X
+from pyfold.diffusion.formulas import EPSILON, X0, Form, H, Step, U, X
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.samplers._declare import FRAMES, Frame, Output, Past, Steps, alias, sampler
+from pyfold.diffusion.samplers._declare import NOISE_FRAME, Frame, Past, Steps, alias, sampler
+from pyfold.diffusion.samplers._starters import Start, derivatives_in_lambda, in_frame, starting
+from pyfold.diffusion.samplers.exponential import single_stages
 from pyfold.diffusion.samplers.runge_kutta import line
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedule import Point, Schedule
 
 #: Adams-Bashforth with equal steps, the newest derivative first.
 ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
 
 
-def weighted(newest: Form, weights: Sequence[Any], start: int = 0) -> Form:
+def weighted(newest: Form, weights: Sequence[Any], history: Sequence[Form] = H) -> Form:
     """Of the newest derivative and the earlier ones."""
-    return sum((form * w for form, w in zip((newest, *H[start:]), weights, strict=False)), Form())
+    return sum((form * w for form, w in zip((newest, *history), weights, strict=False)), Form())
 
 
-@sampler(30, source="k-diffusion's LMS, whose integrals are numerical; Zhang and Chen 2023, iPNDM", keeps="frame", order=(1, 4))
-def lms(here: Point, there: Point, output: Output, past: Past, *, order: int = 4, frame: Frame | None = None) -> Step:
+_adams = partial(sampler, 30, keeps="frame", needs_signal=True, order=(1, 4))
+
+
+def _adams_step(
+    here: Point, there: Point, past: Past, order: int, starter: str, frame: Frame, end: Callable[[int, tuple[Form, ...]], Form]
+) -> Steps:
+    """``end``: of the step, by so many earlier derivatives, which are those of the forms."""
+    start = Start(starter, order, len(past) + 1)
+    if start.runs:
+        return starting(in_frame(past.schedule, frame, here, there, order - 1, U), start.first)
+    return start.step(Step(end(min(len(past), order - 1), start.history)))
+
+
+@_adams(source="k-diffusion's LMS, whose integrals are numerical; Zhang and Chen 2023, iPNDM", way="turns")
+def lms(
+    here: Point,
+    there: Point,
+    past: Past,
+    *,
+    order: int = 4,
+    starter: str = "lower_order",
+    frame: Frame = NOISE_FRAME,
+) -> Steps:
     """Adams-Bashforth with variable steps: the exact integral of the interpolating polynomial."""
-    frame = frame or FRAMES["noise"]
-    nodes = [frame.s(p) for p in (here, *(past[j] for j in range(min(len(past), order - 1))))]
-    integrals = lagrange_integrals(nodes, nodes[0], frame.s(there))
-    return Step(line(frame, here, there, X, Form()) + weighted(output.u, integrals) * frame.scale(there))
+
+    def end(count: int, history: tuple[Form, ...]) -> Form:
+        nodes = [frame.s(p) for p in (here, *(past[j] for j in range(count)))]
+        slope = weighted(U, lagrange_integrals(nodes, nodes[0], frame.s(there)), history)
+        moved: Form = line(frame, here, there, X, Form()) + slope * frame.scale(there)
+        return moved
+
+    return _adams_step(here, there, past, order, starter, frame, end)
 
 
-@sampler(30, source="Zhang and Chen 2023, appendix B", keeps="frame", order=(1, 4))
-def ipndm(here: Point, there: Point, output: Output, past: Past, *, order: int = 4, frame: Frame | None = None) -> Step:
-    """Adams-Bashforth with the coefficients of equal steps, started at order 1."""
-    slope = weighted(output.u, ADAMS_BASHFORTH[min(len(past), order - 1)])
-    return Step(line(frame or FRAMES["noise"], here, there, X, slope))
+@_adams(source="Zhang and Chen 2023, appendix B")
+def ipndm(
+    here: Point,
+    there: Point,
+    past: Past,
+    *,
+    order: int = 4,
+    starter: str = "lower_order",
+    frame: Frame = NOISE_FRAME,
+) -> Steps:
+    """Adams-Bashforth with the coefficients of equal steps, of order 2 on unequal ones."""
+    return _adams_step(
+        here, there, past, order, starter, frame,
+        lambda count, history: line(frame, here, there, X, weighted(U, ADAMS_BASHFORTH[count], history)),
+    )  # fmt: skip
 
 
 @sampler(
     30,
     source="Permenter and Yuan 2024, algorithm 2",
     keeps="frame",
+    needs_signal=True,
     gamma=(-math.inf, math.inf),
     texts={"gamma": "1 is Euler's method."},
 )
-def gradient_estimation(
-    here: Point, there: Point, output: Output, past: Past, *, gamma: float = 2.0, frame: Frame | None = None
-) -> Step:
+def gradient_estimation(here: Point, there: Point, past: Past, *, gamma: float = 2.0, frame: Frame = NOISE_FRAME) -> Step:
     """Euler's method along ``gamma u + (1 - gamma) u_{-1}``."""
-    slope = weighted(output.u, [gamma, 1 - gamma]) if len(past) else output.u
-    return Step(line(frame or FRAMES["noise"], here, there, X, slope))
+    slope = weighted(U, [gamma, 1 - gamma]) if len(past) else U
+    return Step(line(frame, here, there, X, slope))
 
 
 def _classical(here: Point, middle: Point, there: Point, frame: Frame, first: bool, u: Form) -> Steps:
@@ -83,6 +120,7 @@ def _enough(schedule: Schedule, points: list[Point], options: dict[str, Any]) ->
     50,
     source="Liu et al. 2022, PNDM, eq. 12; as in Stable Diffusion",
     keeps="frame",
+    needs_signal=True,
     spacing="leading",
     on_sigmas=False,
     points=_enough,
@@ -92,37 +130,55 @@ def _enough(schedule: Schedule, points: list[Point], options: dict[str, Any]) ->
         "are of the classical order 4 (F-PNDM, eq. 13), ``steps + 9`` evaluations."
     },
 )
-def plms(here: Point, there: Point, output: Output, past: Past, *, start: str = "heun", frame: Frame | None = None) -> Steps:
+def plms(here: Point, there: Point, past: Past, *, start: str = "heun", frame: Frame = NOISE_FRAME) -> Steps:
     """Pseudo linear multistep: Adams-Bashforth of order 4 with the coefficients of equal steps."""
-    frame, i = frame or FRAMES["noise"], len(past)
+    i = len(past)
     weights = list(ADAMS_BASHFORTH[min(i, 3)])
     if start == "runge_kutta":
         if i < 3:
-            return _classical(here, past.schedule.at((here.t + there.t) / 2), there, frame, i == 0, output.u)
+            return _classical(here, past.schedule.at((here.t + there.t) / 2), there, frame, i == 0, U)
         if i == 3:
             # In front of the three steps' derivatives lies one of the last stages'.
             weights.insert(1, 0.0)
     elif 1 <= i <= 3:
         # The corrector's derivative lies between the first one and the others, and is not one of the method's.
         weights.insert(i, 0.0)
-    first = Step(line(frame, here, there, X, weighted(output.u, weights)), overwrites=start == "runge_kutta" and i == 3)
+    first = Step(line(frame, here, there, X, weighted(U, weights)), overwrites=start == "runge_kutta" and i == 3)
     if i or start != "heun" or there.sigma == 0:
         return first
     half = frame.scale(there) * (frame.s(there) - frame.s(here)) / 2
-    return first, Step(X + (output.u - H[0]) * half, at=there, starts=True)
+    return first, Step(X + (U - H[0]) * half, at=there, starts=True)
 
 
-@sampler(20, source="Zhang and Chen 2023, eq. 15", keeps="epsilon", spacing="trailing", order=(1, 4), final_order=(1, 4))
-def deis(here: Point, there: Point, output: Output, past: Past, *, order: int = 3, final_order: int | None = None) -> Step:
+@sampler(
+    20,
+    source="Zhang and Chen 2023, eq. 15",
+    keeps="epsilon",
+    spacing="trailing",
+    order=(1, 4),
+    final_order=(1, 4),
+)
+def deis(
+    here: Point,
+    there: Point,
+    past: Past,
+    *,
+    order: int = 3,
+    starter: str = "lower_order",
+    final_order: int | None = None,
+) -> Steps:
     """Exponential integrator with epsilon a polynomial in log(sigma / alpha); of order 1 where that is infinite."""
     if here.alpha == 0:
-        return Step(output.x0 * there.alpha + output.epsilon * there.sigma)
+        return Step(X0 * there.alpha + EPSILON * there.sigma)
+    start = Start(starter, order, derivatives_in_lambda(past))
+    if start.runs:
+        return starting(single_stages(past.schedule, here, there, order - 1, U), start.first)
     weights = [there.ratio - here.ratio]
     if there.sigma:
         now = past.order(order, final_order)
         nodes = [-p.lam for p in (here, *(past[j] for j in range(now - 1)))]
         weights = lagrange_integrals(nodes, -here.lam, -there.lam, np.exp)
-    return Step((X / here.alpha + weighted(output.epsilon, weights)) * there.alpha)
+    return start.step(Step((X / here.alpha + weighted(EPSILON, weights, start.history)) * there.alpha))
 
 
 alias("ipndm_v", lms, "ComfyUI")

@@ -11,91 +11,94 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyfold.diffusion.formulas import BASE, Form, H, N, Step, X
-from pyfold.diffusion.samplers._declare import FRAMES, Frame, Output, Past, Steps, alias, sampler
+from pyfold.diffusion.formulas import BASE, EPSILON, X0, Form, H, N, Step, U, X
+from pyfold.diffusion.samplers._declare import FRAMES, NOISE_FRAME, Frame, Past, Steps, alias, sampler
 from pyfold.diffusion.samplers.ancestral import ancestral_split
-from pyfold.diffusion.schedules import Point, Schedule
+from pyfold.diffusion.schedule import Point, Schedule
 
 
 def line(frame: Frame, here: Point, there: Point, start: Form, slope: Form) -> Form:
     """``x' / scale' = x / scale + (s' - s) slope``."""
-    if frame.scale(here) == 0:
+    if frame is NOISE_FRAME and here.alpha == 0:
         raise ValueError("spacing must not start at pure noise (alpha 0) in the frame 'noise'; the frame 'flow' may")
     scale = frame.scale(there)
-    return start * (scale / frame.scale(here)) + slope * (scale * (frame.s(there) - frame.s(here)))
+    end: Form = start * (scale / frame.scale(here)) + slope * (scale * (frame.s(there) - frame.s(here)))
+    return end
 
 
-@sampler(30, source="Karras et al. 2022, section 3", keeps="frame", spacing="trailing")
-def euler(here: Point, there: Point, output: Output, past: Past | None = None, *, frame: Frame | None = None) -> Step:
+def from_pure_noise(there: Point) -> Step:
+    """The first step in the frame "noise", where the line is infinitely long: its limit, DDIM's step."""
+    return Step(X0 * there.alpha + EPSILON * there.sigma)
+
+
+@sampler(30, source="Karras et al. 2022, section 3", keeps="frame", spacing="trailing", way="rests")
+def euler(here: Point, there: Point, past: Past, *, frame: Frame = NOISE_FRAME) -> Step:
     """Euler's method, order 1; the same numbers as DDIM without clip."""
-    frame = frame or FRAMES["noise"]
-    if here.alpha == 0 and frame.u == "epsilon":
-        return Step(output.x0 * there.alpha + output.u * there.sigma)
-    return Step(line(frame, here, there, X, output.u))
+    if frame is NOISE_FRAME and here.alpha == 0:
+        return from_pure_noise(there)
+    return Step(line(frame, here, there, X, U))
 
 
-@sampler(18, source="Karras et al. 2022, algorithm 1", keeps="frame")
-def heun(here: Point, there: Point, output: Output, past: Past | None = None, *, frame: Frame | None = None) -> Steps:
+@sampler(18, source="Karras et al. 2022, algorithm 1", keeps="frame", way="rests")
+def heun(here: Point, there: Point, past: Past, *, frame: Frame = NOISE_FRAME) -> Steps:
     """Heun's method, order 2; two evaluations a step but the last."""
-    frame = frame or FRAMES["noise"]
-    first = Step(line(frame, here, there, X, output.u))
+    if here.alpha == 0 and frame.u == "epsilon":
+        return from_pure_noise(there)
+    first = Step(line(frame, here, there, X, U))
     if there.sigma == 0:
         return first
-    return first, Step(line(frame, here, there, BASE, (H[0] + output.u) * 0.5), at=there)
+    return first, Step(line(frame, here, there, BASE, (H[0] + U) * 0.5), at=there)
 
 
-@sampler(18, source="k-diffusion's DPM-Solver-2", keeps="frame")
-def dpm2(here: Point, there: Point, output: Output, past: Past, *, frame: Frame | None = None) -> Steps:
+@sampler(18, source="k-diffusion's DPM-Solver-2", keeps="frame", way="rests", given=["middle"])
+def dpm2(here: Point, there: Point, past: Past, *, frame: Frame = NOISE_FRAME, middle: Point | None = None) -> Steps:
     """The midpoint method, order 2, the middle at the geometric mean of the noise levels."""
-    frame = frame or FRAMES["noise"]
+    if here.alpha == 0 and frame.u == "epsilon":
+        return from_pure_noise(there)
     if there.sigma == 0:
-        return Step(line(frame, here, there, X, output.u))
-    middle = past.schedule.at_ratio(math.sqrt(here.ratio * there.ratio))
-    return Step(line(frame, here, middle, X, output.u)), Step(line(frame, here, there, BASE, output.u), at=middle)
+        return Step(line(frame, here, there, X, U))
+    middle = middle or past.schedule.at_ratio(math.sqrt(here.ratio * there.ratio))
+    return Step(line(frame, here, middle, X, U)), Step(line(frame, here, there, BASE, U), at=middle)
 
 
-def _below_pure_noise(schedule: Schedule, points: list[Point], options: dict[str, Any]) -> list[Point]:
-    """A predicted epsilon says nothing of x0 at pure noise: a thousandth of the time below it does."""
-    if options["prediction"] == "epsilon" and points[0].alpha == 0:
-        return [schedule.at_ratio(999.0), *points[1:]]
-    return points
-
-
-_FLOW: dict[str, Any] = {"spacing": "trailing", "prediction": "flow", "keeps": "flow", "schedules": "flow"}
+_FLOW: dict[str, Any] = {"spacing": "trailing", "prediction": "flow", "keeps": "flow", "schedules": "flow", "way": "rests"}
 _FLOW_SOURCE = "Lipman et al. 2023; Liu et al. 2022"
 
 
-@sampler(28, source=_FLOW_SOURCE, points=_below_pure_noise, **_FLOW)
-def flow_euler(here: Point, there: Point, output: Output, past: Past | None = None) -> Step:
+@sampler(28, source=_FLOW_SOURCE, **_FLOW)
+def flow_euler(here: Point, there: Point, past: Past) -> Step:
     """Euler's method on the flow ``dx/ds = eps - x0`` from noise to data, in equal steps of the time before its shift."""
-    return euler.rule(here, there, output, frame=FRAMES["flow"])  # type: ignore[return-value]
+    return euler.rule(here, there, past, frame=FRAMES["flow"])  # type: ignore[return-value]
 
 
-@sampler(14, source=_FLOW_SOURCE, points=_below_pure_noise, **_FLOW)
-def flow_heun(here: Point, there: Point, output: Output, past: Past) -> Steps:
+@sampler(14, source=_FLOW_SOURCE, **_FLOW)
+def flow_heun(here: Point, there: Point, past: Past) -> Steps:
     """Heun's method on the flow, order 2: the mean of the velocities at both ends; two evaluations a step but the last."""
-    return heun.rule(here, there, output, frame=FRAMES["flow"])
+    return heun.rule(here, there, past, frame=FRAMES["flow"])
 
 
-@sampler(18, source="k-diffusion", keeps="epsilon")
+@sampler(18, source="k-diffusion", keeps="epsilon", given=["middle", "split"])
 def dpm2_ancestral(
-    here: Point, there: Point, output: Output, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0
-) -> Steps:
+    here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0, middle: Point | None = None,
+    split: tuple[float, float] | None = None,
+) -> Steps:  # fmt: skip
     """The midpoint method to less noise than wanted, the rest put back as new noise."""
-    down, up = ancestral_split(here, there, eta)
+    down, up = split or ancestral_split(here, there, eta)
+    if here.alpha == 0:
+        return Step(X0 * there.alpha + EPSILON * (there.alpha * down) + N * (there.alpha * up * noise_scale))
     if down == 0:
-        return Step(line(FRAMES["noise"], here, there, X, output.u))
-    middle = past.schedule.at_ratio(math.sqrt(here.ratio * down))
+        return Step(line(NOISE_FRAME, here, there, X, U))
+    middle = middle or past.schedule.at_ratio(math.sqrt(here.ratio * down))
     # In the scale of `there`, only as far as `down`.
-    prev = BASE * (there.alpha / here.alpha) + output.u * (there.alpha * (down - here.ratio))
+    prev = BASE * (there.alpha / here.alpha) + U * (there.alpha * (down - here.ratio))
     noised = prev + N * (there.alpha * up * noise_scale)
-    return Step(line(FRAMES["noise"], here, middle, X, output.u)), Step(noised, at=middle)
+    return Step(line(NOISE_FRAME, here, middle, X, U)), Step(noised, at=middle)
 
 
 def _churned(schedule: Schedule, point: Point, count: int, options: dict[str, Any]) -> tuple[Point, float]:
     """(the point at more noise, how much of it that is in the ratio)."""
     gamma = min(options["churn"] / count, math.sqrt(2) - 1)
-    if not (gamma and point.sigma and options["churn_min"] <= point.ratio <= options["churn_max"]):
+    if not (gamma and point.sigma and point.alpha and options["churn_min"] <= point.ratio <= options["churn_max"]):
         return point, 0.0
     up = schedule.at_ratio(point.ratio * (1 + gamma))
     return up, options["noise_scale"] * math.sqrt(up.ratio**2 - point.ratio**2)
@@ -117,6 +120,7 @@ def _check_churn(options: dict[str, Any]) -> None:
     source="Karras et al. 2022, algorithm 2",
     keeps="epsilon",
     churns=_start,
+    way="rests",
     check=_check_churn,
     churn=(0.0, math.inf),
     method=("heun", "euler", "dpm2"),
@@ -130,7 +134,6 @@ def _check_churn(options: dict[str, Any]) -> None:
 def edm_stochastic(
     here: Point,
     there: Point,
-    output: Output,
     past: Past,
     *,
     churn: float = 40.0,
@@ -149,10 +152,11 @@ def edm_stochastic(
     # No step wants noise after the last, which may end above zero and hand over to another sampler.
     ends = len(past) + 1 == count
     up_there, noise = (there, 0.0) if ends else _churned(past.schedule, there, count, options)
-    step = {"heun": heun, "euler": euler, "dpm2": dpm2}[method].rule(up_here, there, output, past)
+    step = {"heun": heun, "euler": euler, "dpm2": dpm2}[method].rule(up_here, there, past)
     *stages, last = [step] if isinstance(step, Step) else step
     first = replace(stages[0] if stages else last, at=up_here)
-    last = replace(last if stages else first, prev=last.prev * (up_there.alpha / there.alpha) + N * (noise * up_there.alpha))
+    prev = last.prev * (up_there.alpha / there.alpha) + N * (noise * up_there.alpha)
+    last = replace(last if stages else first, prev=prev, churns_to=up_there if noise else None)
     return (first, *stages[1:], last) if stages else last
 
 
