@@ -204,9 +204,9 @@ def one_seed(seed, bar):
                 children["crease"].append(latent.crease_children(*pick, seeds))
                 children["random code"].append(pyfold.randn(seeds, (D,), stream=34))
             for name, codes in children.items():
-                plain = decode(torch.cat(codes))
-                noise = torch.arange(len(plain)) + ((seed * 100 + 10 * a + b) << 20)
-                for suffix, y in (("", plain), (", denoised", denoise(plain, noise))):
+                decoded = decode(torch.cat(codes))
+                noise = torch.arange(len(decoded)) + ((seed * 100 + 10 * a + b) << 20)
+                for suffix, y in (("", decoded), (", denoised", denoise(decoded, noise))):
                     p = network.predict_proba(y.numpy())[:, [a, b]]
                     f = features(y)
                     nearest = torch.cdist(f, real_features).min(1).values
@@ -242,8 +242,8 @@ def one_seed(seed, bar):
     walk = latent.slerp(one, other, torch.tensor([0, 0.5, 1.0]))
     children = latent.crease_children(one, other, range(7), spread=0.5)
     family = torch.cat([walk, children, latent.variations(one, latent.Hyperplanes.random(3, D, 1), range(10))])
-    plain = decode(family)
-    pictures = torch.cat(table), torch.cat([plain, denoise(plain, torch.arange(20))])
+    decoded = decode(family)
+    pictures = torch.cat(table), torch.cat([decoded, denoise(decoded, torch.arange(20))])
     return transfer, blends, exact, pictures
 
 

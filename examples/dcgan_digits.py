@@ -33,7 +33,12 @@ parser.add_argument("--out", type=Path, default=Path("dcgan.png"), help="the pic
 parser.add_argument("--steps", type=int, default=1500, help="training steps of the GAN")
 parser.add_argument("--diffusion-steps", type=int, default=1500, help="training steps of the diffusion model; 0 for none")
 parser.add_argument("--activation", default="maxmin", help="a name of pyfold.models.ACTIVATIONS")
-parser.add_argument("--augment", choices=("none", "fixed", "adaptive"), default="none", help="none, DiffAugment or ADA")
+parser.add_argument(
+    "--augment",
+    choices=("none", "fixed", "adaptive"),
+    default="none",
+    help="fixed: DiffAugment; adaptive: its transforms by ADA's controller",
+)
 parser.add_argument("--seed", type=int, default=0, help="of everything")
 parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
 arguments = parser.parse_args()
@@ -129,7 +134,7 @@ for digit in range(10):
 sheet = torch.cat([draw(torch.cat(rows[:5])), draw(torch.cat(rows[5:]))])
 wide = torch.cat([sheet[:20].unflatten(0, (5, 4)), sheet[20:].unflatten(0, (5, 4))], 1).flatten(0, 1)
 axes["arithmetic"].imshow(image_grid(wide, 8))
-axes["arithmetic"].set_title("bold a - thin a + thin b = bold b?  (a, a, b, result; twice a row)")
+axes["arithmetic"].set_title("bold a - thin a + thin b = bold b?  (means of three; two sums a row)")
 
 table = torch.stack([latent.counterpart(ranked[a][0], means[a], means[b]) for a in range(10) for b in range(10)])
 axes["counterpart"].imshow(image_grid(draw(table), 10))

@@ -2,8 +2,8 @@
 
 Each step is ``x' = x - h U'(x) + sqrt(2 h T) noise``. While the temperature T is high the particles forget where they were;
 as it falls they settle into the wells, each about as often as the Boltzmann density ``exp(-U(x) / T) / Z`` has it, and the
-nearer the slower it falls: the picture says how near, beside how near as many independent samples come. Writes a picture
-(--out) and an animation beside it (.gif).
+nearer the slower it falls: the picture says at three temperatures how near, beside how near as many independent samples come.
+Writes a picture (--out) and an animation beside it (.gif).
 
 python examples/langevin.py --out langevin.png
 """
@@ -52,6 +52,14 @@ def temperature_at(part: float, cold: float, hot: float) -> float:
     return hot * (cold / hot) ** min((part - 0.25) / 0.65, 1)
 
 
+def distances(x: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Total variation of particles from Boltzmann's density, and what as many independent samples have."""
+    width = np.diff(EDGES)
+    p = boltzmann(temperature) * width
+    measured = np.histogram(x, EDGES)[0] / len(x)
+    return 0.5 * abs(measured - p).sum(), 0.5 * np.sqrt(2 * p * (1 - p) / (math.pi * len(x))).sum()
+
+
 def draw(axes, x: np.ndarray, temperature: float, part: float, cold: float, hot: float) -> None:
     """The particles on their potential, and their histogram on the density of this temperature."""
     warm = math.log(temperature / cold) / math.log(hot / cold)
@@ -63,7 +71,7 @@ def draw(axes, x: np.ndarray, temperature: float, part: float, cold: float, hot:
         ax.set_xlim(EDGES[0], EDGES[-1])
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.set_yticks([])
-    top.plot(grid, potential(grid), color=INK, lw=1.6)
+    top.plot(grid, potential(grid), color=INK, lw=1.6, label="U")
     few = x[:350]
     # Off the line by an energy of their own, for the eye.
     lift = 0.12 - 0.22 * temperature * np.log(np.linspace(0.02, 1, len(few)))[np.argsort(np.arange(len(few)) * 7919 % 353)]
@@ -99,10 +107,13 @@ def main() -> None:
     x = torch.full((1, a.particles), -1.2)  # all in one well
     every = max(a.steps // a.frames, 1)
     figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.2), dpi=90, height_ratios=[3, 2], layout="constrained")
-    shots = []
+    shots, kept, halfway = [], {}, 0.25 + 0.65 / 2
     for step in tqdm(range(a.steps)):
         part = step / a.steps
         temperature = temperature_at(part, a.cold, a.hot)
+        for moment in (0.25, halfway):
+            if part >= moment and moment not in kept:
+                kept[moment] = x[0].numpy().copy(), temperature
         if step % every == 0:
             draw(axes, x[0].numpy(), temperature, part, a.cold, a.hot)
             figure.canvas.draw()
@@ -112,18 +123,18 @@ def main() -> None:
         pyfold.add_noise(x, 1.0, math.sqrt(2 * a.step_size * temperature), seeds, stream=32, step=step, out=x)
     plt.close(figure)
 
-    measured, _ = np.histogram(x[0].numpy(), EDGES)
-    density, exact = measured / a.particles / np.diff(EDGES), boltzmann(a.cold)
-    distance = 0.5 * (np.abs(density - exact) * np.diff(EDGES)).sum()
-    p = exact * np.diff(EDGES)
-    chance = 0.5 * np.sqrt(2 * p * (1 - p) / (math.pi * a.particles)).sum()
-    print(f"{a.particles} particles at T = {a.cold}: total variation from Boltzmann's density {distance:.4f}")
-    print(f"of which {chance:.4f} is what so many independent samples have")
-
-    figure, axes = plt.subplots(2, 1, figsize=(7.5, 6.2), dpi=130, height_ratios=[3, 2], layout="constrained")
-    draw(axes, x[0].numpy(), a.cold, 1.0, a.cold, a.hot)
-    title = f"cooled in {a.steps} steps: total variation from Boltzmann's density {distance:.3f}"
-    axes[0].set_title(f"{title}\n(as many independent samples have {chance:.3f})", loc="left", fontsize=12, color=INK)
+    columns = [*[kept[part] for part in sorted(kept)], (x[0].numpy(), a.cold)]
+    figure, axes = plt.subplots(2, len(columns), figsize=(13.5, 5.2), dpi=100, height_ratios=[3, 2], layout="constrained")
+    for pair, (particles, temperature) in zip(axes.T, columns, strict=True):
+        draw(pair, particles, temperature, 1.0, a.cold, a.hot)
+        distance, chance = distances(particles, temperature)
+        pair[1].set_title(
+            f"{distance:.3f} from Boltzmann's density ({chance:.3f} by chance)", loc="left", fontsize=10, color=INK
+        )
+        print(f"T = {temperature:.2f}: total variation from Boltzmann's density {distance:.4f}, of {a.particles} particles")
+        print(f"    of which {chance:.4f} is what so many independent samples have")
+    for ax, name in zip(axes[:, 0], ("potential U", "where they are"), strict=True):
+        ax.set_ylabel(name, color=INK)
     write(a.out, figure.savefig)
     animation = a.out.with_suffix(".gif")
     write(animation, lambda path: shots[0].save(path, save_all=True, append_images=shots[1:], duration=80, loop=0))

@@ -11,7 +11,7 @@ beside it the numbers (.json) and an animation of the first seed (.gif). A minut
 
 python examples/ring.py --out ring.png
 python examples/ring.py --seeds 0 1 2 3 4 --jobs 2 --runs runs/ring --out ring.png
-python examples/ring.py --recipes metz "metz unrolled" --out metz.png
+python examples/ring.py --recipes metz "metz unrolled" --strip --out metz.png
 """
 
 import argparse
@@ -35,7 +35,7 @@ from pyfold.train.data import load, load_for
 from pyfold.train.files import write, write_text
 from pyfold.train.trainers import GanTrainer
 
-PLAIN = {"loss": "non_saturating", "activation": "leaky_relu", "gamma": 0.0}
+UNREGULARISED = {"loss": "non_saturating", "activation": "leaky_relu", "gamma": 0.0}
 #: Metz et al. 2017, appendix A, on Gaussians of radius 2 and deviation 0.02.
 METZ = {
     "scale": 2.0, "latent": 256, "batch": 512, "depth": 2, "depth_discriminator": 1, "activation": "relu", "init": "orthogonal",
@@ -44,16 +44,16 @@ METZ = {
 }  # fmt: skip
 #: Settings that differ from the recommended ones. An unrolled game costs about as much in a quarter of the steps.
 RECIPES = {
-    "plain": PLAIN,
-    "unrolled": {**PLAIN, "dynamics": "unrolled", "dynamics_steps": 5},
-    "packed": {**PLAIN, "pack": 2},
+    "plain": UNREGULARISED,
+    "unrolled": {**UNREGULARISED, "dynamics": "unrolled", "dynamics_steps": 5},
+    "packed": {**UNREGULARISED, "pack": 2},
     "R1 + R2": {"loss": "non_saturating", "activation": "leaky_relu"},
     "recommended": {},
     "metz": METZ,
     "metz unrolled": {**METZ, "dynamics": "unrolled", "dynamics_steps": 10},
 }
 USUAL = ["plain", "unrolled", "packed", "R1 + R2", "recommended"]
-COUNT, SHOWN, FRAMES = 25_000, 1500, 60
+COUNT, DRAWN, FRAMES = 25_000, 1500, 60
 TRAINED = 500  # a picture after fewer steps says that it shows nothing yet
 
 
@@ -84,11 +84,11 @@ def train(config, name, frames):
         if step + 1 in when:
             seconds += time.perf_counter() - begin
             with torch.no_grad():
-                shots.append(trainer.generator(latents[:SHOWN]).numpy() / config.scale)
+                shots.append(trainer.generator(latents[:DRAWN]).numpy() / config.scale)
             curve.append({"step": step + 1, **measure(trainer.average, 5000)})
             begin = time.perf_counter()
     with torch.no_grad():
-        final = trainer.average(latents[:SHOWN]).numpy() / config.scale
+        final = trainer.average(latents[:DRAWN]).numpy() / config.scale
     result = {"seed": config.seed, "seconds": round(seconds, 1), **measure(trainer.average, COUNT)}
     result |= {"last": measure(trainer.generator, COUNT), "curve": curve}
     return result, np.stack(shots).astype(np.float32), final
@@ -155,6 +155,18 @@ def picture(results, data, steps):
     return figure
 
 
+def strip(results, data, columns=8):
+    """The first seed's generator on its way, a recipe in each row: does it cover the modes, or go from one to the next?"""
+    figure = new_figure(1.75 * columns, 2 * len(results))
+    for row, (recipe, runs) in zip(figure.subplots(len(results), columns, squeeze=False), results.items(), strict=True):
+        first, shots, _ = runs[0]
+        for axes, pick in zip(row, np.linspace(len(shots) * 2 // 5, len(shots) - 1, columns).astype(int), strict=True):
+            draw(axes, shots[pick], data, f"step {first['curve'][pick]['step']}")
+            axes.set(xlim=(-2, 2), ylim=(-2, 2))
+        row[0].set_ylabel(recipe, fontsize=11, color=INK)
+    return figure
+
+
 def animation(results, data, untrained=False):
     """Frames of all recipes side by side, each at the same part of its training."""
     figure = new_figure(2.6 * len(results), 2.95)
@@ -197,6 +209,7 @@ def main(name="ring", text=__doc__):
     parser.add_argument("--steps", type=int, default=5000, help="training steps of each, a quarter if unrolled or Metz's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each if more than one")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep every run here, and do none again that is here")
+    parser.add_argument("--strip", action="store_true", help="draw the first seed's steps alone, eight to a row")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     a = parser.parse_args()
     frames = FRAMES
@@ -223,7 +236,7 @@ def main(name="ring", text=__doc__):
         config = dataclasses.asdict(settings(name, recipe, a.seeds[0], a.steps))
         report["recipes"][recipe] = {"config": config, "runs": [result for result, _, _ in runs]}
     write_text(a.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-    figure = picture(results, data, a.steps)
+    figure = strip(results, data) if a.strip else picture(results, data, a.steps)
     write(a.out, lambda path: figure.savefig(path, dpi=100, facecolor=PAPER))
     shots = animation(results, data, a.steps < TRAINED)
     pause = [90] * (len(shots) - 1) + [2500]

@@ -15,7 +15,7 @@ import torch
 from tqdm import trange
 
 from pyfold import gan
-from pyfold.folding.pictures import INK, new_figure
+from pyfold.folding.pictures import INK, LAYER_COLOURS, new_figure
 from pyfold.train.files import write
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,6 +28,7 @@ g, steps = arguments.step_size, 60 if arguments.quick else arguments.steps
 if not 0 < g < 1 / math.sqrt(3):
     parser.error(f"--step-size must be in (0, {1 / math.sqrt(3):.3f}), where every dynamic but the simultaneous one is stable")
 
+ON_SURFACE = {"simultaneous": LAYER_COLOURS[1], "alternating": INK, "extragradient": LAYER_COLOURS[5]}
 STRENGTH = 0.3
 AHEAD, RATE = 5, 0.06
 
@@ -64,8 +65,12 @@ def play(name, settings):
     return np.array(path)
 
 
-figure = new_figure(16, 7)
-axes = figure.subplots(2, 5).flat
+figure = new_figure(21, 7)
+left, right = figure.subfigures(1, 2, width_ratios=(1, 3))
+surface = left.add_subplot(projection="3d", computed_zorder=False)
+side = np.linspace(-2.4, 2.4, 61)
+surface.plot_surface(side[:, None], side[None], side[:, None] * side, cmap="coolwarm", alpha=0.45, linewidth=0, zorder=1)
+axes = right.subplots(2, 5).flat
 print(f"{'dynamic':19}{'measured':>14}{'exact':>14}   a step of size {g:g}")
 for axis, (name, (settings, exact)) in zip(axes, DYNAMICS.items(), strict=False):
     path = play(name, settings)
@@ -74,16 +79,23 @@ for axis, (name, (settings, exact)) in zip(axes, DYNAMICS.items(), strict=False)
     half = steps // 2
     measured = (area[-1] / area[half]) ** (0.5 / (len(area) - 1 - half))
     print(f"{name:19}{measured:14.9f}{exact:14.9f}")
-    shown = path[: min(steps, 90) + 1]
-    axis.plot(*shown.T, color=INK, linewidth=0.5, alpha=0.4)
-    axis.scatter(*shown.T, c=np.arange(len(shown)), cmap="plasma", s=11, zorder=2)
+    if name in ON_SURFACE:
+        climbed = path[:45]
+        surface.plot(*climbed.T, climbed.prod(1), color=ON_SURFACE[name], lw=1.8, zorder=2, label=name)
+    drawn = path[: min(steps, 90) + 1]
+    axis.plot(*drawn.T, color=INK, linewidth=0.5, alpha=0.4)
+    axis.scatter(*drawn.T, c=np.arange(len(drawn)), cmap="plasma", s=11, zorder=2)
     axis.scatter(0, 0, marker="+", color=INK, s=60, linewidth=1.2, zorder=3)
-    reach = max(1.25, 1.08 * abs(shown).max())
+    reach = max(1.25, 1.08 * abs(drawn).max())
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{name}: {exact:.5f} a step")
+surface.set_facecolor("none")
+surface.set(xlabel="x: lowers V", ylabel="y: raises V", zlabel="V")
+surface.set_title("V = x y, and three ways to play on it", fontsize=13)
+surface.legend(frameon=False, loc="upper left")
 last = axes[9]
 for name, (_, exact) in DYNAMICS.items():
     last.plot(exact ** np.arange(200), label=name, linewidth=1.4, linestyle="--" if name == "symplectic" else "-")
 last.set(yscale="log", title="distance to the solution, exact", xlabel="steps", ylim=(1e-8, 60))
 last.legend(fontsize=7, frameon=False)
-write(arguments.out, lambda path: figure.savefig(path, dpi=110))
+write(arguments.out, lambda path: figure.savefig(path, dpi=90))
 print(f"wrote {arguments.out}")

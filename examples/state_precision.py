@@ -2,14 +2,18 @@
 
 The data are a Gaussian mixture, whose denoiser is a formula; the solution is the same steps in float64. The model always gets
 its input in bfloat16 and answers in bfloat16, as networks do. What differs is the state between the steps: float32, as
-``pyfold.diffusion.sample`` keeps it, or rounded to bfloat16 after each step.
+``pyfold.diffusion.sample`` keeps it, or rounded to bfloat16 after each step. With --pipeline the same model stands as the
+transformer of diffusers' FluxPipeline, whose scheduler is diffusers', pyfold's, or pyfold's after ``keep_float32``.
 
 python examples/state_precision.py --out precision.png
 """
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 import torch
@@ -46,9 +50,58 @@ def run(schedule, plan, start: torch.Tensor, seeds: torch.Tensor, state: torch.d
     """The plan's steps on a state of that dtype."""
     x, history, counters = start.to(state), [], plan.on("cpu")[2]
     for i, point in enumerate(plan.points):
-        said = predict(schedule, point, x.to(model)).to(model)
-        x = plan.step(x, said, counters[i : i + 1], history=history, seeds=seeds)
+        prediction = predict(schedule, point, x.to(model)).to(model)
+        x = plan.step(x, prediction, counters[i : i + 1], history=history, seeds=seeds)
     return x.double()
+
+
+class Mixture(torch.nn.Module):
+    """The perfect model where FluxPipeline has its transformer."""
+
+    config = SimpleNamespace(in_channels=64, guidance_embeds=False)
+    dtype, device = torch.bfloat16, torch.device("cpu")
+
+    def __init__(self, scheduler: Any):
+        super().__init__()
+        self.scheduler = scheduler
+
+    def cache_context(self, name: str) -> Any:
+        return nullcontext()
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        # At the table's level: the pipeline hands timesteps on in bfloat16, which would be another error.
+        sigma = float(self.scheduler.sigmas[self.scheduler.step_index or 0])
+        point = diffusion.Point(0.0, 1 - sigma, sigma)
+        return (predict(FLOW, point, hidden_states).to(hidden_states.dtype),)
+
+
+def through_pipeline(values: int, steps: int) -> dict[str, float]:
+    """The rounding error of FluxPipeline with each scheduler, against the same steps in float64."""
+    import diffusers
+
+    import pyfold.adapters.diffusers as adapted
+
+    schedulers = {
+        name: m.FlowMatchEulerDiscreteScheduler(shift=3.0) for name, m in (("diffusers", diffusers), ("pyfold", adapted))
+    }
+    schedulers["keep_float32"] = adapted.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedulers["keep_float32"].keep_float32()
+    side = round((values / 64) ** 0.5)
+    start = pyfold.randn([0], (side * side, 64)).bfloat16()
+    errors = {}
+    for name, scheduler in schedulers.items():
+        pipeline = diffusers.FluxPipeline(scheduler, None, None, None, None, None, Mixture(scheduler))
+        pipeline.set_progress_bar_config(disable=True)
+        nothing = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
+        end = pipeline(
+            prompt_embeds=nothing, pooled_prompt_embeds=nothing[0], latents=start, height=16 * side, width=16 * side,
+            num_inference_steps=steps, output_type="latent",
+        ).images  # fmt: skip
+        x, sigmas = start.double(), scheduler.sigmas.double()
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x = x + (following - sigma) * predict(FLOW, diffusion.Point(0.0, 1 - float(sigma), float(sigma)), x)
+        errors[name] = float((end.double() - x).square().median().sqrt())
+    return errors
 
 
 def main() -> None:
@@ -56,10 +109,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("precision.png"), help="picture; a .json of the numbers beside it")
     parser.add_argument("--values", type=int, default=50_000, help="independent values that are sampled")
     parser.add_argument("--steps", type=int, nargs="+", default=[28, 50, 100], help="numbers of steps")
+    parser.add_argument("--pipeline", action="store_true", help="a table of diffusers' FluxPipeline instead")
     parser.add_argument("--quick", action="store_true", help="seconds: fewer values")
     a = parser.parse_args()
     if a.quick:
         a.values = 5000
+
+    if a.pipeline:
+        print("Median rounding error of a value after FluxPipeline in bfloat16, the last state's own rounding included:\n")
+        print("| steps | diffusers' scheduler | pyfold's | pyfold's, keep_float32 |\n|---|---|---|---|")
+        for steps in a.steps:
+            print(f"| {steps} | " + " | ".join(f"{error:.1e}" for error in through_pipeline(a.values, steps).values()) + " |")
+        return
 
     seeds = torch.arange(4)
     start = pyfold.randn(seeds, (a.values // 4,), dtype=torch.float64)
