@@ -14,7 +14,8 @@ namespace pyfold::cpu {
 
 namespace {
 
-// From this size on glibc takes every array from the system and gives it back when it is freed; smaller ones it keeps.
+// From this size on glibc takes an array from the system and gives it back when it is freed, unless freed memory of
+// smaller ones has joined to as much; that memory has been in use, and is left alone.
 constexpr size_t kLeast = size_t{32} << 20;
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 
