@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyfold.models.hub import Hub
 from pyfold.models.layers import activation, levels
 
 
@@ -24,7 +25,7 @@ def _init(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class Generator(nn.Module):
+class Generator(Hub):
     """``model(z [B, latent])`` -> images [B, channels, size, size] in [-1, 1].
 
     Args:
@@ -64,7 +65,7 @@ class Generator(nn.Module):
         return result
 
 
-class Discriminator(nn.Module):
+class Discriminator(Hub):
     """``model(x [B, channels, size, size])`` -> logits [B].
 
     Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyfold.models.hub import Hub
 from pyfold.models.layers import activation, time_embedding
 
 
-class MLP(nn.Sequential):
+class MLP(Hub, nn.Sequential):
     """Linear layers with an activation between them; [B, inputs] -> [B, outputs].
 
     Args:
@@ -24,7 +25,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(width, outputs))
 
 
-class MLPDenoiser(nn.Module):
+class MLPDenoiser(Hub):
     """``model(x [B, D], t [B] in [0, 1])`` -> [B, D].
 
     Args:
@@ -59,7 +60,7 @@ class MLPDenoiser(nn.Module):
         return result
 
 
-class MLPCritic(nn.Module):
+class MLPCritic(Hub):
     """``model(x [B, D])`` -> logits [B].
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from pyfold.models.hub import Hub
 from pyfold.models.layers import activation, levels
 
 #: What keeps the second moment of normal input; folds keep it themselves.
@@ -78,7 +79,7 @@ def _widths(size: int, width: int) -> list[int]:
     return [width * min(2**i, 4) for i in range(levels(size) + 1)]
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(Hub):
     """``model(z [B, latent])`` -> images [B, channels, size, size], not bounded.
 
     Args:
@@ -112,7 +113,7 @@ class ResNetGenerator(nn.Module):
         return result
 
 
-class ResNetDiscriminator(nn.Module):
+class ResNetDiscriminator(Hub):
     """``model(x [B, channels, size, size])`` -> logits [B].
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyfold.models.hub import Hub
 from pyfold.models.layers import activation, levels, time_embedding, zeros_
 
 
@@ -29,7 +30,7 @@ class _Block(nn.Module):
         return result
 
 
-class UNet(nn.Module):
+class UNet(Hub):
     """``model(x [B, C, S, S], t [B] in [0, 1])`` -> [B, C, S, S].
 
     Args:
