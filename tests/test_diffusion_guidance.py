@@ -322,6 +322,28 @@ def test_learned_log_variance(tensors):
     torch.testing.assert_close(states[1], mean.step(first, m, torch.tensor([1]), noise=zero), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("state", ["float32", "half"])
+@pytest.mark.parametrize("what", ["rescale", "renorm", "threshold", "learned", "learned_range"])
+def test_outputs_in_half_types_are_reduced_in_float32(what, state, dtype, generator):
+    """A model in a half type gives what the same values in float32 give, to the bit."""
+    learned = what.startswith("learned")
+    plan = diffusion.ddpm(VP, 4, variance=what) if learned else diffusion.guided(diffusion.ddim(VP, 4, clip=None), 4.3)
+    made = {"rescale": diffusion.rescale(0.7), "renorm": diffusion.renorm(0.5), "threshold": diffusion.dynamic_threshold(0.9)}
+    adapt = [] if learned else [made[what]]
+    values = [torch.randn(2, 3, 16, 16, generator=generator).to(dtype) for _ in range(3)]
+    x, m, other = (values[0] if state == "half" else values[0].float()), *values[1:]
+    said = torch.cat([m, other.tanh()], 1) if learned else (m, other)
+    wide = said.float() if learned else tuple(v.float() for v in said)
+    run = lambda said: diffusion.sample(  # noqa: E731
+        lambda x, t: said, plan, (3, 16, 16), torch.tensor([3, 1]), x=x, dtype=x.dtype, adapt=adapt
+    )
+    assert torch.equal(run(said), run(wide))
+    if adapt:
+        rows = plan.on("cpu")[0][torch.tensor([2, 2])]
+        assert torch.equal(adapt[0](rows, x, said), adapt[0](rows, x.float(), wide))
+
+
 BAD = {
     "rescale": (lambda: diffusion.rescale(1.5), "strength.*1.5"),
     "renorm": (lambda: diffusion.renorm(0.0), "limit.*0"),

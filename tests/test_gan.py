@@ -227,8 +227,10 @@ def test_boundary_equilibrium_outlives_a_bad_batch_and_a_restart():
     again = gan.BoundaryEquilibrium(diversity=0.5, rate=0.5)
     again.load_state_dict(balance.state_dict())
     assert torch.equal(again.k, balance.k)
-    balance.update(torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([0.2], dtype=torch.bfloat16))
-    assert balance.k.dtype == torch.float32 and balance.k.item() == pytest.approx(0.3, abs=1e-3)
+    real, fake = torch.tensor([1.0, 1.0078125]).bfloat16(), torch.tensor([0.203125]).bfloat16()
+    balance.update(real, fake)  # their means in bfloat16 would be 1.0 and 0.203
+    assert balance.k.dtype == torch.float32
+    assert balance.k.item() == pytest.approx(0.15 + 0.5 * (0.5 * (1 + 1.0078125) / 2 - 0.203125), abs=1e-6)
 
 
 # --- the other penalties
@@ -391,6 +393,20 @@ def test_one_centred_penalties_do_not_fade(dtype, length):
     w = torch.zeros(1, dtype=dtype, requires_grad=True)
     value = gan.wgan_gp_penalty(lambda x: x @ w, x, x + 1, 1.0)
     assert (value.item(), torch.autograd.grad(value, w)[0].item()) == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_penalties_in_half_types_are_summed_in_float32(dtype):
+    """D(x) = w x has the gradient w, whose 4096 squares are beyond float16 and lose their sum's digits in bfloat16."""
+    w = (6 * torch.randn(4096, generator=torch.Generator().manual_seed(0))).to(dtype)
+    x = torch.zeros(2, 4096, dtype=dtype)
+    square = w.double().square().sum().item()
+    for centre in (0.0, 1.0):
+        value = gan.functional_penalty(lambda x: x @ w, x, 2.0, centre)
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx((square**0.5 - centre) ** 2 if centre else square, rel=1e-6)
+    leaf = x.clone().requires_grad_()
+    assert gan.r1_penalty(leaf @ w, leaf, 2.0).item() == pytest.approx(square, rel=1e-6)
 
 
 def test_one_centred_penalty_has_its_own_second_derivative():

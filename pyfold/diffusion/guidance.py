@@ -184,10 +184,15 @@ def with_gradient(
 # --- adaptations: a reduction over each sample, then the step, its coefficients staying on the device
 
 
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    """[B, N], half types in float32: what is reduced becomes a coefficient of the whole step."""
+    return value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _combined(rows: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """e of the step, flat [B, N]."""
     weights = [rows[:, _COLUMN[f"g{j + 1}"], None] for j in range(len(models))]
-    return reduce(add, (w.to(m.dtype) * m.flatten(1) for w, m in zip(weights, models, strict=True)))
+    return reduce(add, (w.to(m.dtype) * m for w, m in zip(weights, map(_flat, models), strict=True)))
 
 
 def _scaled(rows: torch.Tensor, columns: tuple[str, ...], factor: torch.Tensor) -> torch.Tensor:
@@ -214,7 +219,7 @@ def rescale(strength: float = 0.7) -> Adaptation:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
 
     def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        ratio = models[0].flatten(1).std(1) / _combined(rows, models).std(1)
+        ratio = _flat(models[0]).std(1) / _combined(rows, models).std(1)
         return _scaled(rows, ("g1", "g2", "g3"), strength * ratio + 1 - strength)
 
     return adapt
@@ -236,7 +241,7 @@ def renorm(limit: float = 1.0) -> Adaptation:
         raise ValueError(f"limit must be positive, got {limit}")
 
     def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        ratio = models[0].flatten(1).norm(dim=1) / _combined(rows, models).norm(dim=1)
+        ratio = _flat(models[0]).norm(dim=1) / _combined(rows, models).norm(dim=1)
         return _scaled(rows, ("g1", "g2", "g3"), (limit * ratio).clamp(max=1.0))
 
     return adapt
@@ -261,8 +266,9 @@ def dynamic_threshold(quantile: float = 0.995, least: float = 1.0, most: float =
         raise ValueError(f"least and most must be 0 < least <= most, got {least} and {most}")
 
     def adapt(rows: torch.Tensor, x: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        p, q = (rows[:, _COLUMN[name], None].to(x.dtype) for name in ("p", "q"))
-        x0 = (p * x.flatten(1) + q * _combined(rows, models)).abs()
+        state = _flat(x)
+        p, q = (rows[:, _COLUMN[name], None].to(state.dtype) for name in ("p", "q"))
+        x0 = (p * state + q * _combined(rows, models)).abs()
         # The k-th value, interpolated as torch.quantile does it, which refuses large inputs.
         rank = quantile * (x0.shape[1] - 1)
         below = math.floor(rank)

@@ -120,7 +120,7 @@ def _noise_of_stage(
     """(what the model predicts, what the stage adds in place of noise of the seeds)."""
     if plan.learned:
         prediction, levels = models.chunk(2, dim=1)
-        return prediction, _learned_noise(plan, i, levels, seeds, noise)
+        return prediction, _learned_noise(plan, i, levels, seeds, noise).to(x.dtype)
     return models, None if noise is None else noise.of(i, x)
 
 
@@ -130,6 +130,7 @@ def _learned_noise(plan: Plan, i: int, levels: torch.Tensor, seeds: torch.Tensor
     if bounds is None:
         return torch.zeros_like(levels)
     low, high = bounds
+    levels = levels.to(torch.promote_types(levels.dtype, torch.float32))
     log_variance = levels if plan.log_variance else low + (levels + 1) / 2 * (high - low)
     z = plan.draw(i, seeds, levels.shape[1:], dtype=levels.dtype) if noise is None else noise(i)
     return (log_variance / 2).exp() * z

@@ -92,7 +92,8 @@ class ScoreSdeVeScheduler(Fused):
         way = self._walk()
         way.corrected += 1
         noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
-        of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in (model_output, noise))
+        wide = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (model_output, noise))
+        of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in wide)
         size = (self.config.snr * of_noise / of_score) ** 2 * 2
         rule = lambda _: Step(X + M * size + N * (size * 2) ** 0.5)  # noqa: E731
         prev = self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[0]
