@@ -120,10 +120,10 @@ class CogVideoXDDIMScheduler(DDIM, Velocity):
     def _bound(self) -> None:
         return None
 
-    def step(
+    def step(  # type: ignore[override]
         self, model_output: T, timestep: Any, sample: T, eta: float = 0.0, use_clipped_model_output: bool = False,
         generator: Any = None, variance_noise: T | None = None, return_dict: bool = True,
-    ) -> Any:  # type: ignore[override]  # fmt: skip
+    ) -> Any:  # fmt: skip
         return super().step(model_output, timestep, sample, return_dict=return_dict)
 
 
@@ -191,8 +191,9 @@ class DDPM(OnBetas):
         each = t if isinstance(t, list) else [t]
         model_output, levels = self._split(model_output, sample)
         noise = self._draw(model_output, generator, seeds) if any(j > 0 for j in before) else None
-        kind, noisy, learned = self.variance_type, noise is not None, noise is not None and levels is not None
-        if learned:
+        kind, noisy, learned = self.variance_type, noise is not None, False
+        if noise is not None and levels is not None:
+            learned = True
             draws = [self._draw_at(self._at(before[j])) for j in each]
             noise = noise_tensor(noise, model_output, draws) * self._std_of(levels, [(j, before[j]) for j in each])
         ends = tuple(before.items())
@@ -269,10 +270,10 @@ class UnCLIPScheduler(DDPM, Noising):
             return self._host("alphas")[int(t)], self._host("betas")[int(t)]
         return super()._ratio(t, before)
 
-    def step(
+    def step(  # type: ignore[override]
         self, model_output: T, timestep: Any, sample: T, prev_timestep: Any = None, generator: Any = None,
         return_dict: bool = True, *, seeds: Any = None,
-    ) -> Any:  # type: ignore[override]  # fmt: skip
+    ) -> Any:  # fmt: skip
         t = self._numbers(timestep)
         earlier = None if prev_timestep is None else self._number(prev_timestep)
         before = {j: j - 1 if earlier is None else earlier for j in (t if isinstance(t, list) else [t])}
@@ -324,7 +325,8 @@ class RePaintScheduler(OnBetas):
     def _noised(self, x: T, alpha: Any, sigma: Any, noise: Any, draw: int) -> T:
         if isinstance(noise, torch.Tensor):
             return self._combine(x, float(alpha), noise, float(sigma), None)
-        return add_noise(x, float(alpha), float(sigma), noise.seeds, **stream_and_step(draw))
+        noised: T = add_noise(x, float(alpha), float(sigma), noise.seeds, **stream_and_step(draw))
+        return noised
 
     def step(
         self, model_output: T, timestep: Any, sample: T, original_image: T, mask: T, generator: Any = None,
@@ -457,6 +459,9 @@ class PNDMScheduler(Noising):
     """
 
     _end = "final_alpha_cumprod"
+    ets: list[T]
+    cur_sample: Any
+    counter: int
 
     def _transfer(self, mixed: Form, start: Form, t: int, there: int) -> Step:
         """Eq. 9 of the paper, from the state ``start``."""
@@ -518,6 +523,8 @@ class PNDMScheduler(Noising):
 
 class IPNDMScheduler(Fused):
     """Adams-Bashforth of up to order 4 on what the tables make of the model's output."""
+
+    ets: list[Any]
 
     def _at(self, i: int) -> Point:
         return Point(i, max(self._host("alphas")[i], 1e-8), self._host("betas")[i])

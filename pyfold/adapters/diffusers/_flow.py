@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyfold.adapters.diffusers._discrete import DATA
 from pyfold.adapters.diffusers._fused import Fused, StretchesFlows, refuse_integers
 from pyfold.adapters.diffusers._multistep import UniPC
 from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _table
-from pyfold.adapters.diffusers._sigmas import OnSigmas
+from pyfold.adapters.diffusers._sigmas import Churns
 from pyfold.adapters.k_diffusion import SCHEDULE
 from pyfold.diffusion.formulas import BASE, Form, H, M, N, U, X
 from pyfold.diffusion.samplers import Past
@@ -37,8 +38,6 @@ class OnFlow(Fused):
 
     def _bound(self) -> None:
         return None
-
-    _level_of = staticmethod(level)
 
     def _at(self, i: int) -> Point:
         return level(self._host("sigmas")[i])
@@ -124,8 +123,8 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
         return self._fuse(0, rule, *flat, noise=noise, upcast=True)[0].view(sample.shape)
 
 
-class FlowMatchHeunDiscreteScheduler(OnFlow):
-    _churn = OnSigmas._churn
+class FlowMatchHeunDiscreteScheduler(OnFlow, Churns):
+    _level_of = staticmethod(level)
 
     def scale_noise(self, sample: T, timestep: Any, noise: T | None, *, seeds: Any = None) -> T:
         """The forward process at this step's level."""
@@ -161,11 +160,13 @@ class FlowMatchHeunDiscreteScheduler(OnFlow):
 
 
 class FlowMatchLCMScheduler(StretchesFlows, ScalesNoise):
+    _init_size: Any
+
     def step(
         self, model_output: T, timestep: Any, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None
     ) -> Any:
         refuse_integers(self, timestep)
-        factors = self._scale_factors if self._upscale_mode else None
+        factors: Sequence[float] = (self._scale_factors if self._upscale_mode else None) or ()
         if factors and len(self.timesteps) != len(factors) + 1:
             raise ValueError(f"scale_factors must be one fewer than timesteps, got {len(factors)} and {len(self.timesteps)}")
         if self._init_size is None or self.step_index is None:
@@ -242,8 +243,9 @@ class LTXEulerAncestralRFScheduler(OnFlow):
         def rule(i: int) -> Step:
             here, there = self._ends(i)
             if noisy:
-                options = {"eta": eta, "noise_scale": s_noise, "visit": self._visit(i + 1)}
-                return self._follow(flow_ancestral, here, there, shows=False, **options)
+                return self._follow(
+                    flow_ancestral, here, there, shows=False, visit=self._visit(i + 1), eta=eta, noise_scale=s_noise
+                )
             # Theirs goes down all the same, and not up again.
             return self._euler(here, level(there.sigma * (1 + (there.sigma / here.sigma - 1) * eta)))
 
@@ -291,8 +293,8 @@ class HeliosScheduler(UniPC):
         if self.step_index is None:
             self._step_index = 0
         own = self._host("sigmas")[self._step_index : self._step_index + 2]
-        ends = [level(float(self._number(s))) for s in (own if sigma is None else (sigma, sigma_next))]
-        rule = lambda _: self._follow(euler, *ends, u=M, shows=False, frame=FRAME)  # noqa: E731
+        here, there = (level(float(self._number(s))) for s in (own if sigma is None else (sigma, sigma_next)))
+        rule = lambda _: self._follow(euler, here, there, u=M, shows=False, frame=FRAME)  # noqa: E731
         prev = self._fuse(0, rule, sample, model_output, upcast=True)[0]
         self._step_index += 1
         return self._finish(return_dict, prev.to(model_output.dtype))
@@ -432,7 +434,10 @@ class PiflowScheduler(OnFlow):
         # Their number is rounded in the table's precision, as theirs.
         count = max(int(((raw[place] - end) * self.num_policy_substeps).round()), 1)
         start, end = float(raw[place]), float(end)
-        unwarp = lambda s: s / (shift + (1 - shift) * s)  # noqa: E731
+
+        def unwarp(s: float) -> float:
+            return s / (shift + (1 - shift) * s)
+
         source = unwarp(float(self._host("sigmas")[place]))
         target = max(source - (start - end), 0.0)
         span = max(source - target, eps)

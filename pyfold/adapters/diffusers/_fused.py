@@ -67,7 +67,7 @@ def _refuse_hooks(cls: type) -> None:
 
 def _one_break(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step which the compiler leaves whole: looking rows up on the host would break its graph at every table."""
-    eager = torch.compiler.disable(step)
+    eager: Callable[..., Any] = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
 
     @wraps(step)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,6 +147,14 @@ class Fused(metaclass=_BesideTheirs):
 
     _absent = False
     _output: Any
+    #: diffusers' own state, which is written here too.
+    _step_index: Any
+    sample: Any
+    prev_derivative: Any
+    dt: Any
+    model_outputs: list[Any]
+    last_sample: Any
+    lower_order_nums: int
 
     if TYPE_CHECKING:
 
@@ -351,7 +359,7 @@ class Fused(metaclass=_BesideTheirs):
         seeds = self._memory().seeds if seeds is None else seeds
         if seeds is not None:
             return Counted(seed_tensor(seeds, like.shape[0], like.device))
-        drawn = randn_tensor(like.shape, generator=generator, device=device or like.device, dtype=dtype or like.dtype)
+        drawn: T = randn_tensor(like.shape, generator=generator, device=device or like.device, dtype=dtype or like.dtype)
         return drawn.to(like.device)
 
     # --- what a step means
@@ -370,7 +378,7 @@ class Fused(metaclass=_BesideTheirs):
                 f"prediction_type must be one of {', '.join(PREDICTIONS)} for {type(self).__name__}, got {prediction!r}"
             )
         of_x, of_model = convert(PREDICTIONS[prediction], wanted, at.alpha, at.sigma)
-        return X * of_x + M * of_model
+        return Form(x=of_x, m=of_model)
 
     def _epsilon_sigma(self, at: Point) -> float:
         """What epsilon of an x0 is divided by."""
@@ -472,8 +480,8 @@ class Fused(metaclass=_BesideTheirs):
     def _written(self, i: Any, rule: Callable[[Any], Step], given: Operands, show: bool) -> Written:
         """The rows of a step, kept or made."""
         rows, read = self._current_rows(), _read(rule)
-        key = (read, tuple(i) if isinstance(i, list) else i, given.slot, given.counted, show, len(given.history))
-        key = (*key, given.x.device)
+        place = tuple(i) if isinstance(i, list) else i
+        key = (read, place, given.slot, given.counted, show, len(given.history), given.x.device)
         written: Written | None = None if read is None else rows.get(key)
         if written is None:
             each = i if isinstance(i, list) else [i]
@@ -491,6 +499,7 @@ class Fused(metaclass=_BesideTheirs):
         seeds = given.noise.seeds if isinstance(given.noise, Counted) else None
         operands: dict[str, Any] = {"base": given.base, "history": history, "seeds": seeds, "stream": SAMPLER_STREAM}
         table = self._bounded(written, written.table, x, model)
+        copy: T | None
         if given.needs_grad:
             prev = affine_step(x, model, table, **operands)
             kept = self._alone(written, [one.keep for one in written.steps], x, model)
@@ -501,7 +510,7 @@ class Fused(metaclass=_BesideTheirs):
                 torch.empty_like(x) if wanted else None for wanted in (step.keep is not None, shows, copies is not None)
             )
             prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
-        if copies is not None:
+        if copies is not None and copy is not None:
             copies.append(copy)
         return prev, kept, x0
 
@@ -538,12 +547,13 @@ class Fused(metaclass=_BesideTheirs):
             seeds = self._memory().seeds if seeds is None else seeds
             if seeds is None:
                 raise ValueError("noise must be given, or seeds, got neither")
-            return add_noise(x, of_x, of_noise, seed_tensor(seeds, samples, x.device))
+            noised: T = add_noise(x, of_x, of_noise, seed_tensor(seeds, samples, x.device))
+            return noised
         if seeds is not None:
             raise ValueError("seeds must not be given together with noise")
         noise = noise.to(x.device)
         if noise.shape != x.shape:
-            shape = torch.broadcast_shapes(x.shape, noise.shape)
+            shape = torch.broadcast_shapes(x.shape, noise.shape)  # type: ignore[no-untyped-call]
             x, noise = x.expand(shape), noise.expand(shape)
         return self._fuse(0, lambda _: Step(X * of_x + M * of_noise), x, noise)[0]
 

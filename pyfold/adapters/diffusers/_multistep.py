@@ -205,7 +205,8 @@ class CosineDPMSolverMultistepScheduler(BrownianSteps, Preconditioned):
         if generator is not None:
             of_path = [g.initial_seed() for g in generator] if isinstance(generator, list) else generator.initial_seed()
         like = sample.to(torch.promote_types(model_output.dtype, sample.dtype))
-        noise = self._increment(like, config.sigma_min, config.sigma_max, of_path, *self.sigmas[i : i + 2], seeds)
+        start, end = self.sigmas[i : i + 2]
+        noise = self._increment(like, config.sigma_min, config.sigma_max, of_path, start, end, seeds)
         return self._finish(return_dict, self._multistep(i, min(self._order(i), 2), model_output, sample, noise))
 
 
@@ -300,7 +301,7 @@ class PredictorCorrector(OnLevels):
     def _final_order(self) -> int | None:
         return 1 if self.config.lower_order_final else None
 
-    def _way(self, i: int, count: int) -> Past:
+    def _way_from(self, i: int, count: int) -> Past:
         """To the step from place i, with what is remembered before it; the places behind it are only counted."""
         points = [self._at(j) for j in range(i - count, i + 2)]
         return Past(points + points[-1:] * (len(self._host("sigmas")) - i - 2), count, SCHEDULE)
@@ -313,7 +314,7 @@ class PredictorCorrector(OnLevels):
         count, u = self.lower_order_nums, self._u()
 
         def rule(i: int) -> Step:
-            prev = method.step(self._way(i, count), corrects).prev
+            prev = method.step(self._way_from(i, count), corrects).prev
             meant = self._meant(prev.renamed({"x": "base"} if corrects else {}), self._at(i), u, True, shows=False)
             return replace(meant, draw=self._draw_at(self._at(i + 1), self._visit(i + 1)))
 
@@ -361,7 +362,7 @@ class UniPCMultistepScheduler(StretchesFlows, NoisingLevels, UniPC):
         count, u, origin = self.lower_order_nums, self._u(), self.last_sample if corrects else None
 
         def rule(i: int) -> Step:
-            prev = method.corrected(self._way(i, count).back(), BASE, (U, *H)) if corrects else X
+            prev = method.corrected(self._way_from(i, count).back(), BASE, (U, *H)) if corrects else X
             return self._meant(prev, self._at(i), u, True, shows=False)
 
         self.last_sample, newest, _ = self._fuse(i, rule, sample, model_output, base=origin, history=self._past())
@@ -370,10 +371,10 @@ class UniPCMultistepScheduler(StretchesFlows, NoisingLevels, UniPC):
         return prev
 
 
-class SASolverScheduler(Noising, PredictorCorrector):
+class SASolverScheduler(PredictorCorrector, Noising):
     """Xue et al. 2023, algorithm 1, with the change of order 2 that the authors' code makes."""
 
-    _at = OnLevels._at
+    _taus: dict[int, float]
 
     def step(
         self, model_output: T, timestep: Any, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None

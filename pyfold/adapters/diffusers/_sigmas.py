@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,35 @@ def level(sigma: Any) -> Point:
     return Point(0.0, 1.0, sigma)
 
 
-class OnSigmas(Fused):
+class Churns(Fused):
+    """Noise put in before a step (Karras et al. 2022, algorithm 2)."""
+
+    _level_of: Callable[[Any], Point] = staticmethod(level)
+
+    def _churn(
+        self, sample: T, place: Any, model_output: T, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float,
+        generator: Any, seeds: Any, stage: int = 0, stages: int = 1,
+    ) -> tuple[T, float]:  # fmt: skip
+        """(state with more noise, by how much its sigma is larger).
+
+        ``stage`` of ``stages`` of the step that starts at the place.
+        """
+        if s_churn <= 0:
+            return sample, 0.0
+        sigma = self._host("sigmas")[place]
+        gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
+        if gamma > 0:
+            noise, added = self._draw(model_output, generator, seeds), s_noise * sigma * ((gamma + 1) ** 2 - 1) ** 0.5
+
+            def rule(i: int) -> Step:
+                hat = self._level_of(sigma * (gamma + 1))
+                return Step(X + N * added, draw=self._draw_at(hat, self._visit(i, stages), stage))
+
+            sample = self._fuse(place, rule, sample, sample, noise=noise, upcast=True)[0]
+        return sample, gamma
+
+
+class OnSigmas(Churns):
     _last_if_missing = False
 
     def add_noise(self, original_samples: T, noise: T | None, timesteps: T, *, seeds: Any = None) -> T:
@@ -45,8 +74,6 @@ class OnSigmas(Fused):
     def _data_std(self) -> float:
         return 1.0
 
-    _level_of = staticmethod(level)
-
     def _at(self, i: int) -> Point:
         return level(self._host("sigmas")[i])
 
@@ -54,33 +81,11 @@ class OnSigmas(Fused):
         """The model is trained on variance-preserving states, x / sqrt(sigma^2 + 1)."""
         norm = (at.sigma**2 + 1) ** 0.5
         form = super()._means(wanted, Point(at.t, 1 / norm, at.sigma / norm))
-        return X * (form["x"] / norm) + M * form["m"]
+        return Form(x=form["x"] / norm, m=form["m"])
 
     def _refuse_sample(self) -> None:
         if self.config.prediction_type == "sample":
             raise NotImplementedError(f"{type(self).__name__} has no prediction_type 'sample'")
-
-    def _churn(
-        self, sample: T, place: Any, model_output: T, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float,
-        generator: Any, seeds: Any, stage: int = 0, stages: int = 1,
-    ) -> tuple[T, float]:  # fmt: skip
-        """(state with more noise, by how much its sigma is larger), Karras et al. 2022, algorithm 2.
-
-        ``stage`` of ``stages`` of the step that starts at the place.
-        """
-        if s_churn <= 0:
-            return sample, 0.0
-        sigma = self._host("sigmas")[place]
-        gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        if gamma > 0:
-            noise, added = self._draw(model_output, generator, seeds), s_noise * sigma * ((gamma + 1) ** 2 - 1) ** 0.5
-
-            def rule(i: int) -> Step:
-                hat = self._level_of(sigma * (gamma + 1))
-                return Step(X + N * added, draw=self._draw_at(hat, self._visit(i, stages), stage))
-
-            sample = self._fuse(place, rule, sample, sample, noise=noise, upcast=True)[0]
-        return sample, gamma
 
 
 # --- one stage
@@ -108,7 +113,7 @@ class EulerDiscreteScheduler(OnSigmas):
     def _clean(self, sigma: Any, hat: Point) -> Form:
         """x0; of v at the sigma before the churn, as theirs."""
         if self.config.prediction_type == "original_sample":
-            return M * 1.0
+            return M
         return self._means("x0", hat if self.config.prediction_type == "epsilon" else level(sigma))
 
     def get_velocity(self, sample: T, noise: T, timesteps: T) -> T:
@@ -164,7 +169,7 @@ def preconditioned(config: Any, sigma: Any) -> Form:
         raise ValueError(f"prediction_type must be epsilon or v_prediction, got {config.prediction_type!r}")
     std, norm = config.sigma_data, (sigma**2 + config.sigma_data**2) ** 0.5
     sign = 1.0 if config.prediction_type == "epsilon" else -1.0
-    return X * (std**2 / norm**2) + M * (sign * sigma * std / norm)
+    return Form(x=std**2 / norm**2, m=sign * sigma * std / norm)
 
 
 class EDMEulerScheduler(OnSigmas):
@@ -292,6 +297,8 @@ class KDPM2AncestralDiscreteScheduler(KDPM2):
 
 class BrownianSteps(Fused):
     """Noise that is the increment of a Brownian path in sigma: torchsde's as theirs, or one of seeds (``BrownianPath``)."""
+
+    noise_sampler: Any
 
     def _increment(self, like: T, low: float, high: float, generator_seed: Any, start: T, end: T, seeds: Any) -> T:
         """(W(start) - W(end)) / sqrt(start - end) of the path on [low, high]."""
