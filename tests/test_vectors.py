@@ -1,4 +1,4 @@
-"""The bits of tests/vectors.json: on every instruction set, and by NumPy from docs/noise.md and docs/bits.md alone."""
+"""The bits of pyfold/vectors.json: on every instruction set, and by NumPy from docs/noise.md and docs/bits.md alone."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Bits that do not change: what tests/vectors.json holds, written anew by ``python tests/vectors.py --update``.
+"""Bits that do not change: what pyfold/vectors.json holds, written anew by ``python tests/vectors.py --update``.
 
 pyfold/_vectors.py computes them, for ``pyfold verify`` as well.
 """
@@ -9,12 +9,10 @@ import argparse
 import json
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from pyfold._vectors import SECTIONS
-
-FILE = Path(__file__).with_name("vectors.json")
+from pyfold.verify import VECTORS as FILE
 
 
 def frozen() -> dict[str, Any]:
