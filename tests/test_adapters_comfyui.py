@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,25 @@ class KSamplerX0Inpaint:
 class Guider:
     """What a KSAMPLER gets: callable, around the model with its sampling. The data are N(0.3, 0.5)."""
 
-    def __init__(self, sampling):
+    def __init__(self, sampling, cfg=1.0, negative=MEAN):
         self.inner_model = types.SimpleNamespace(model_sampling=sampling)
+        self.cfg, self.negative = cfg, negative
 
-    def __call__(self, x, sigma, model_options=None, seed=None):
+    def denoised(self, x, sigma, mean):
         sigma = sigma.reshape(-1, 1, 1, 1)
         alpha = 1 - sigma if isinstance(self.inner_model.model_sampling, Const) else torch.ones_like(sigma)
-        return MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
+        return mean + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * mean)
+
+    def __call__(self, x, sigma, model_options=None, seed=None):
+        """Guided; then what hooked itself in after guidance is told both outputs."""
+        model_options = model_options or {}
+        cond, uncond = self.denoised(x, sigma, MEAN), None
+        if self.negative is not None and (self.cfg != 1 or model_options.get("disable_cfg1_optimization")):
+            uncond = self.denoised(x, sigma, self.negative)
+        result = cond if uncond is None else uncond + self.cfg * (cond - uncond)
+        for function in model_options.get("sampler_post_cfg_function", []):
+            result = function({"denoised": result, "cond_denoised": cond, "uncond_denoised": uncond, "sigma": sigma})
+        return result
 
 
 @pytest.fixture(autouse=True)
@@ -169,14 +182,19 @@ def test_every_sampler_on_both_kinds_of_model(name, sampling):
         with pytest.raises(ValueError, match="flow schedule"):
             workflow(sampling, 1, sampler_name=name)
         return
-    if name in ("edm_stochastic", "dpm2_ancestral", "dpm_2_ancestral") and isinstance(sampling, Const):
+    if name in ("edm_stochastic", "dpm2_ancestral", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive") and isinstance(
+        sampling, Const
+    ):
         with pytest.raises(ValueError, match="got a flow"):
             workflow(sampling, 1, sampler_name=name)
         return
     told = []
     x = workflow(sampling, 8, sampler_name=name, steps=40, callback=lambda *a: told.append((a[0], a[3])))
-    assert told == [(i, 40) for i in range(40)]
+    if name not in ("dpm_fast", "dpm_adaptive"):  # whose steps are their own
+        assert told == [(i, 40) for i in range(40)]
     n = x.numel()
+    if name == "lcm":
+        return  # these denoisers are no consistency models
     # 5 standard errors, and the solver's own error.
     assert abs(x.mean().item() - MEAN) < 5 * math.sqrt(VARIANCE / n) + 0.05
     assert abs(x.var().item() - VARIANCE) < 5 * VARIANCE * math.sqrt(2 / n) + 0.12
@@ -191,6 +209,101 @@ def test_euler_is_pyfold_s_own():
     plan, seeds = diffusion.flow_euler(flow, prediction="x0", spacing=points), torch.tensor([7, 8, 9])
     expected = diffusion.sample(Guider(Flux()), plan, SHAPE, seeds)
     torch.testing.assert_close(x, expected, rtol=0, atol=2e-6)
+
+
+def on_sigmas(sampling, name, sigmas, guider, seed=7, count=2, dtype=torch.float32, **options):
+    """(x where it started, where it ended) of a sampler on sigmas of the test's own."""
+    (sampler,) = nodes()["PyfoldSampler"].get_sampler(**{**defaults(comfyui.PyfoldSampler), "sampler_name": name, **options})
+    (noise,) = nodes()["PyfoldNoise"].get_noise(seed)
+    latent = {"samples": torch.zeros(count, *SHAPE, dtype=dtype)}
+    start, extra = noise.generate_noise(latent), {"model_options": {}, "seed": noise.seed}
+    end = sampler.sample(guider, sigmas, extra, None, start, latent["samples"], disable_pbar=True)
+    assert extra["model_options"] == {}
+    return start * sigmas[0], end
+
+
+def draws(sampling, name, sigmas, seed=7, count=2):
+    """The noise of each step, as the plan of pyfold's own name draws it."""
+    flow = diffusion.flow() if isinstance(sampling, Const) else comfyui.SCHEDULE
+    at = diffusion.spacings.at_sigmas if flow.is_flow else diffusion.spacings.at_ratios
+    plan = getattr(diffusion, name)(flow, prediction="x0", spacing=at(flow, sigmas[:-1].double().tolist()))
+    seeds = torch.arange(seed, seed + count)
+    return lambda i: plan.draw(i, seeds, SHAPE, dtype=torch.float64)
+
+
+SIGMAS = {"epsilon": [12.0, 5.0, 2.0, 0.6, 0.1, 0.0], "flow": [1.0, 0.9, 0.7, 0.4, 0.15, 0.0]}
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("sampling", [Epsilon(), Flux()], ids=["epsilon", "flow"])
+def test_cfg_plus_plus_by_its_formula(sampling, eta):
+    """Chung et al. 2024, algorithm 2: x0 of the guided output, noise of the unconditional one; ancestral in sigma / alpha."""
+    flow, guider = isinstance(sampling, Const), Guider(sampling, cfg=1.6, negative=-0.4)
+    sigmas = torch.tensor(SIGMAS["flow" if flow else "epsilon"])
+    name, options = ("euler_ancestral_cfg_pp", {"eta": eta}) if eta else ("euler_cfg_pp", {})
+    x, result = on_sigmas(sampling, name, sigmas, guider, **options)
+    noise, x = draws(sampling, "euler_ancestral", sigmas), x.double()
+    for i, (s, s2) in enumerate(pairwise(sigmas.double())):
+        a, a2 = (1 - s, 1 - s2) if flow else (torch.ones(()), torch.ones(()))
+        uncond = guider.denoised(x, s, -0.4)
+        guided = uncond + 1.6 * (guider.denoised(x, s, MEAN) - uncond)
+        up = eta * s2 / a2 * (1 - (s2 / a2 * a / s) ** 2).sqrt()
+        down = ((s2 / a2) ** 2 - up**2).sqrt()
+        x = a2 * (guided + down * (x - a * uncond) / s)
+        x = x + a2 * up * noise(i) if s2 and eta else x
+    torch.testing.assert_close(result.double(), x, rtol=0, atol=2e-6 * x.abs().max().item())
+
+
+def test_cfg_plus_plus_asks_for_a_negative_prompt_and_keeps_other_hooks():
+    sigmas = torch.tensor(SIGMAS["epsilon"])
+    with pytest.raises(ValueError, match="CFG\\+\\+ needs a guider with a negative prompt"):
+        on_sigmas(Epsilon(), "euler_cfg_pp", sigmas, Guider(Epsilon(), negative=None))
+    x, seen = torch.ones(1, *SHAPE), []
+    hook = lambda args: seen.append(args["denoised"]) or 0.5 * args["denoised"]  # noqa: E731
+    extra = {"model_options": {"sampler_post_cfg_function": [hook]}, "seed": 1}
+    guider = KSamplerX0Inpaint(Guider(Epsilon()))
+    model = lambda x, sigma, **given: guider(x, sigma, denoise_mask=None, **given)  # noqa: E731
+    model.inner_model = guider.inner_model
+    result = comfyui.sample(model, x, sigmas, extra, disable=True, sampler="euler_cfg_pp")
+    assert (
+        len(seen) == 5
+        and torch.equal(result, 0.5 * seen[-1])
+        and extra["model_options"] == {"sampler_post_cfg_function": [hook]}
+    )
+
+
+@pytest.mark.parametrize("sampling", [Epsilon(), Flux()], ids=["epsilon", "flow"])
+def test_lcm_by_its_formula(sampling):
+    """Song et al. 2023, algorithm 1: the model's x0, then new noise of the next level on it."""
+    flow, guider = isinstance(sampling, Const), Guider(sampling)
+    sigmas = torch.tensor(SIGMAS["flow" if flow else "epsilon"])
+    x, result = on_sigmas(sampling, "lcm", sigmas, guider)
+    noise, x = draws(sampling, "consistency", sigmas), x.double()
+    for i, (s, s2) in enumerate(pairwise(sigmas.double())):
+        x = guider.denoised(x, s, MEAN)
+        x = (1 - s2 if flow else 1) * x + s2 * noise(i) if s2 else x
+    torch.testing.assert_close(result.double(), x, rtol=0, atol=2e-6 * x.abs().max().item())
+
+
+@pytest.fixture
+def in_float64():
+    """k-diffusion's tables are made in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["dpm_fast", "dpm_adaptive"])
+def test_samplers_with_steps_of_their_own_are_k_diffusion_s(name, in_float64):
+    """From the first sigma to the last above 0, dpm_fast with one evaluation a sigma."""
+    sampling = pytest.importorskip("k_diffusion_reference").sampling
+    sigmas, guider = torch.tensor(SIGMAS["epsilon"], dtype=torch.float64), Guider(Epsilon())
+    x, result = on_sigmas(Epsilon(), name, sigmas, guider, dtype=torch.float64)
+    count = [5] if name == "dpm_fast" else []
+    expected = getattr(sampling, f"sample_{name}")(guider, x, 0.1, 12.0, *count, disable=True)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
+    _, one = on_sigmas(Epsilon(), name, torch.tensor([12.0, 0.0]), guider, dtype=torch.float64)
+    assert torch.equal(one, guider(x, torch.full((2,), 12.0, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("sampling", [Epsilon(), Flux()], ids=["epsilon", "flow"])

@@ -124,13 +124,26 @@ def test_cfg_plus_plus_in_the_loop(dtype):
     assert torch.isfinite(other).all() and (other - plain).abs().max() > 0.05
 
 
+def test_cfg_plus_plus_from_pure_noise(tensors):
+    """There the state is the noise, whatever the model says of it: only x0 is the model's."""
+    x, cond, uncond = tensors
+    flow = diffusion.flow()
+    plan = diffusion.flow_euler(flow, prediction="x0", spacing=spacings.at_sigmas(flow, [1.0, 0.6, 0.2]))
+    plus, ends = diffusion.guided_plus_plus(plan, 0.6), [1.0, 0.6, 0.2, 0.0]
+    for i, (s, s2) in enumerate(pairwise(ends)):
+        epsilon = (x - (1 - s) * uncond) / s
+        expected = (1 - s2) * (0.6 * cond + 0.4 * uncond) + s2 * epsilon
+        result = plus.step(x, [cond, uncond], torch.tensor([i]), history=[])
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
 def test_cfg_plus_plus_needs_a_simple_plan():
-    flow = diffusion.flow_euler(diffusion.flow(), 4)
+    from_noise = diffusion.euler(diffusion.flow(), 4, frame="flow", prediction="flow")
     for plan, message in (
         (diffusion.heun(VP, 5), "one evaluation a step"),
         (diffusion.ddpm(VP, 5, variance="learned", clip=None), "learned variance"),
         (diffusion.ddim(VP, 5), "without clip"),
-        (flow, "pure noise"),
+        (replace(from_noise, prediction="epsilon"), "pure noise"),
     ):
         with pytest.raises(ValueError, match=message):
             diffusion.guided_plus_plus(plan, 0.5)

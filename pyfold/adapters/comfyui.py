@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from pyfold import diffusion
+from pyfold.adapters import k_diffusion
 from pyfold.adapters.k_diffusion import SCHEDULE, points_of, run
 from pyfold.diffusion import SAMPLERS as ALL_SAMPLERS
 from pyfold.diffusion import spacings
@@ -35,25 +36,34 @@ _COMFY: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("euler", {}),
     # In ComfyUI's variables the ancestral step is DDPM's posterior.
     "ddpm": ("euler_ancestral", {}),
+    # A consistency model's step, at whatever sigmas: x0, then new noise on it.
+    "lcm": ("consistency", {}),
     "dpmpp_sde_gpu": ("dpmpp_sde", {}),
     "dpmpp_2m_sde_gpu": ("dpmpp_2m_sde", {}),
     "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", {"solver": "heun"}),
     "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde", {"solver": "heun"}),
     "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", {}),
 }
-SAMPLERS = sorted({*_COMFY, *(n for n, s in ALL_SAMPLERS.items() if s.on_sigmas and n not in _SAME)})
+#: CFG++: x0 of the guided output, the noise of the unconditional one.
+_PLUS_PLUS = {"euler_cfg_pp": "euler", "euler_ancestral_cfg_pp": "euler_ancestral"}
+_COMFY |= {name: (plain, {}) for name, plain in _PLUS_PLUS.items()}
+#: Which go from the first sigma to the last above 0 in steps of their own.
+_OWN_STEPS: dict[str, Callable[..., Any]] = {
+    "dpm_fast": k_diffusion.sample_dpm_fast,
+    "dpm_adaptive": k_diffusion.sample_dpm_adaptive,
+}
+SAMPLERS = sorted({*_COMFY, *_OWN_STEPS, *(n for n, s in ALL_SAMPLERS.items() if s.on_sigmas and n not in _SAME)})
 #: What ComfyUI's KSampler offers and this pack does not.
 MISSING = (
-    "euler_cfg_pp", "euler_ancestral_cfg_pp", "heunpp2", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral_cfg_pp",
-    "dpmpp_2m_cfg_pp", "lcm", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp", "gradient_estimation_cfg_pp",
-    "sa_solver_pece",
+    "heunpp2", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation_cfg_pp", "sa_solver_pece",
 )  # fmt: skip
 #: Whose last step, where it goes to 0, is the denoised sample in ComfyUI, not an extrapolation.
 _ENDS_DENOISED = ("lms", "ipndm", "gradient_estimation")
 #: What a flow runs in place of a sampler whose noise is made for variance-exploding states.
 _ON_FLOWS = {"euler_ancestral": "flow_ancestral"}
 #: Their variable sigma / alpha is too coarsely stepped by a flow's sigmas.
-_NOT_ON_FLOWS = ("edm_stochastic", "dpm2_ancestral")
+_NOT_ON_FLOWS = ("edm_stochastic", "dpm2_ancestral", "dpm_fast", "dpm_adaptive")
 SPACINGS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic", "kl_optimal",
     "polyexponential",
@@ -101,6 +111,46 @@ def _ends_denoised(plan: diffusion.Plan) -> diffusion.Plan:
     return dataclasses.replace(plan, rows=(*plan.rows[:-1], last))
 
 
+def _with_unconditional(extra_args: dict[str, Any] | None, model: Any) -> tuple[dict[str, Any], Callable[..., Any]]:
+    """Arguments and model for (guided, unconditional): ComfyUI's guider hands both to what is hooked in after guidance."""
+    seen: list[Any] = []
+
+    def after_guidance(args: dict[str, Any]) -> Any:
+        seen[:] = [args.get("uncond_denoised")]
+        return args["denoised"]
+
+    options = dict((extra_args or {}).get("model_options") or {})
+    options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), after_guidance]
+    options["disable_cfg1_optimization"] = True
+
+    def both(x: torch.Tensor, sigma: torch.Tensor, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.clear()
+        denoised = model(x, sigma, **given)
+        if not seen or seen[0] is None:
+            raise ValueError(
+                "a sampler of CFG++ needs a guider with a negative prompt (CFGGuider), got no unconditional output"
+            )
+        return denoised, seen[0]
+
+    return {**(extra_args or {}), "model_options": options}, both
+
+
+def _in_own_steps(
+    name: str, model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None, *arguments: Any,
+    seeds: torch.Tensor, **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """To the last sigma above 0; dpm_fast in as many evaluations as there are steps."""
+    end = sigmas[-1] if sigmas[-1] > 0 else sigmas[-2]
+    result: torch.Tensor
+    if end >= sigmas[0]:  # one step to 0 has no way of its own
+        result = model(x, sigmas[0] * x.new_ones(len(x)), **(extra_args or {}))
+        return result
+    count = [len(sigmas) - 1] if name == "dpm_fast" else []
+    options = {{"noise_scale": "s_noise"}.get(option, option): value for option, value in options.items()}
+    result = _OWN_STEPS[name](model, x, float(end), float(sigmas[0]), *count, extra_args, *arguments, seeds=seeds, **options)
+    return result
+
+
 def sample(
     model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None = None,
     callback: Callable[..., Any] | None = None, disable: bool | None = None, *, sampler: str, **options: Any,
@@ -120,17 +170,23 @@ def sample(
     Raises:
         ValueError: an option is out of range, or the sampler is none for the model's kind of states.
     """
+    plus_plus = sampler in _PLUS_PLUS
     sampler, own = _COMFY.get(sampler, (sampler, {}))
     options = {**own, **options}
     one = isinstance(sigmas, torch.Tensor) and sigmas.dim() == 1
     if one and len(sigmas) < 2:
         return x
     flow = _is_flow(model.inner_model.inner_model.model_sampling)
-    name = ALL_SAMPLERS[sampler].alias_of or sampler
+    name = sampler if sampler in _OWN_STEPS else ALL_SAMPLERS[sampler].alias_of or sampler
     if flow and name in _NOT_ON_FLOWS:
         raise ValueError(f"sampler {sampler!r} is for models of epsilon and v prediction, got a flow")
+    seed = (extra_args or {}).get("seed") or 0
+    indices = getattr(seed, "indices", ())
+    seeds = seeds_of(seed, indices if len(indices) == len(x) else range(len(x))).to(x.device)
+    if name in _OWN_STEPS:
+        return _in_own_steps(name, model, x, sigmas, extra_args, callback, disable, seeds=seeds, **options)
     schedule = _FLOW if flow else SCHEDULE
-    make = ALL_SAMPLERS[_ON_FLOWS[name] if flow and name in _ON_FLOWS else sampler]
+    make = ALL_SAMPLERS[_ON_FLOWS[name] if flow and not plus_plus and name in _ON_FLOWS else sampler]
     way = make.way(options)
     if one:
         sigmas = passable(sigmas, way)
@@ -140,9 +196,9 @@ def sample(
     plan = make(schedule, prediction="x0", clip=None, spacing=points, **options)
     if name in _ENDS_DENOISED and points[-1].sigma == 0:
         plan = _ends_denoised(plan)
-    seed = (extra_args or {}).get("seed") or 0
-    indices = getattr(seed, "indices", ())
-    seeds = seeds_of(seed, indices if len(indices) == len(x) else range(len(x))).to(x.device)
+    if plus_plus:
+        plan = diffusion.guided_plus_plus(plan, 1.0)
+        extra_args, model = _with_unconditional(extra_args, model)
     sigma_of = (lambda point: point.sigma) if flow else (lambda point: point.ratio)
     return run(plan, model, x, sigmas, extra_args, callback, disable, seeds=seeds, sigma_of=sigma_of)
 
@@ -170,7 +226,8 @@ class PyfoldSampler:
             raise ValueError(f"sampler_name must be one of {', '.join(SAMPLERS)}, got {sampler_name!r}")
         given = {name: value for name, value in (("eta", eta), ("noise_scale", noise_scale)) if value != _OWN}
         given |= {"order": order} if order else {}
-        has = inspect.signature(ALL_SAMPLERS[_COMFY.get(sampler_name, (sampler_name, {}))[0]]).parameters
+        name = _COMFY.get(sampler_name, (sampler_name, {}))[0]
+        has = {"eta", "noise_scale"} if name in _OWN_STEPS else inspect.signature(ALL_SAMPLERS[name]).parameters
         options = {"sampler": sampler_name, **{name: value for name, value in given.items() if name in has}}
         return (importlib.import_module("comfy.samplers").KSAMPLER(sample, options),)
 

@@ -176,7 +176,7 @@ def run(
     """Runs a plan that predicts x0 as k-diffusion runs its loops; the adapter of ComfyUI runs its own through here.
 
     Args:
-        plan: on :data:`SCHEDULE`, or another whose sigma ``sigma_of`` gives.
+        plan: on :data:`SCHEDULE`, or another whose sigma ``sigma_of`` gives. One of several outputs takes a model's tuple.
         model, x, sigmas, extra_args, callback, disable, seeds, noise_sampler: as k-diffusion's; the plan's steps are between
             the sigmas.
     """
@@ -194,7 +194,7 @@ def run(
             if callback is not None and i in starts:
                 k = starts.index(i)
                 info = {"x": given, "i": k, "sigma": sigmas[k], "sigma_hat": sigmas.new_tensor(sigma_of(point))}
-                callback({**info, "denoised": denoised})
+                callback({**info, "denoised": denoised[0] if isinstance(denoised, tuple) else denoised})
             added = None if noise is None else noise.of(i, state)
             state = plan.step(state, denoised, counter, history=history, seeds=seeds, noise=added, out=out, stage=i)
             if i + 1 == len(plan) or i + 1 in starts:

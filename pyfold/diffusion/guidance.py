@@ -13,7 +13,7 @@ import torch
 
 from pyfold.diffusion.formulas import Form, M, X, clipped, formula
 from pyfold.diffusion.plan import Plan
-from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert
+from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert, determines_x0
 from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS
 
@@ -72,8 +72,8 @@ def guided_plus_plus(plan: Plan, scale: float) -> Plan:
         A plan of the same steps and draws.
 
     Raises:
-        ValueError: a plan of several evaluations a step, with clip, learned variance or other guidance, one that starts at
-            pure noise, or one made by hand that does not say what its model predicts.
+        ValueError: a plan of several evaluations a step, with clip, learned variance or other guidance, one of
+            epsilon that starts at pure noise, or one made by hand that does not say what its model predicts.
     """
     _finite("scale", scale)
     if plan.learned or plan.base_output is not None or len(plan.step_starts) != len(plan):
@@ -92,8 +92,9 @@ def guided_plus_plus(plan: Plan, scale: float) -> Plan:
 
 def _x0_of(plan: Plan, here: Point) -> Form:
     """x0 of the state and the model's output, whatever the plan's rows make of it."""
-    if here.alpha == 0:
-        raise ValueError(f"plan must not start at pure noise (alpha 0), where nothing is known of x0, got {plan.name}")
+    if here.alpha == 0 and not determines_x0(plan.prediction):
+        what = f"where {plan.prediction} says nothing of x0"
+        raise ValueError(f"plan must not start at pure noise (alpha 0), {what}, got {plan.name}")
     of_x, of_model = convert(plan.prediction, "x0", here.alpha, here.sigma, plan.data_std)
     x0: Form = X * of_x + M * of_model
     return x0

@@ -50,6 +50,12 @@ def check_prediction(name: str, value: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, PREDICTIONS))}, got {value!r}")
 
 
+def determines_x0(prediction: str) -> bool:
+    """Whether it does at pure noise, where alpha is 0; epsilon and the score do not."""
+    check_prediction("prediction", prediction)
+    return bool(PREDICTIONS[prediction](0.0, 1.0, 1.0)[0] != 0)
+
+
 def _has_zero(value: Any) -> bool:
     """Not looked into on a device, where that would wait for it, nor by the compiler."""
     if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or torch.compiler.is_compiling()):

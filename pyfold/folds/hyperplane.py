@@ -41,7 +41,8 @@ def _check(parameters: Mapping[str, Any]) -> None:
 def _root(x: torch.Tensor) -> torch.Tensor:
     """The square root of float64 x to the nearest number, as C has it: torch's may be one unit of its last place beside.
 
-    What ``root * root`` lacks of x is exact by Dekker's product (1971); where that could overflow or underflow torch's root stays.
+    What ``root * root`` lacks of x is exact by Dekker's product (1971); where that could overflow or underflow, torch's root
+    stays.
     """
     root = x.sqrt()
     y, r = x.detach(), root.detach()

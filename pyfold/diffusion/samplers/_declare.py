@@ -12,7 +12,7 @@ import numpy as np
 
 from pyfold.diffusion.formulas import Step
 from pyfold.diffusion.plan import Plan, Rows
-from pyfold.diffusion.predictions import PREDICTIONS, check_prediction
+from pyfold.diffusion.predictions import determines_x0
 from pyfold.diffusion.schedule import NEARLY_PURE, Point, Schedule, check_number, check_schedule
 from pyfold.diffusion.spacings import Points, choose_points
 
@@ -349,12 +349,6 @@ def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sample
     )
     SAMPLERS[name] = made
     return cast(Sampler, made)
-
-
-def determines_x0(prediction: str) -> bool:
-    """Whether it does at pure noise, where alpha is 0; epsilon and the score do not."""
-    check_prediction("prediction", prediction)
-    return bool(PREDICTIONS[prediction](0.0, 1.0, 1.0)[0] != 0)
 
 
 def _default_spacing(schedule: Schedule, spacing: str, few: str | None) -> str:
