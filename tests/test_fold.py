@@ -13,6 +13,7 @@ import torch
 import pyfold
 from pyfold import _C, nn
 from pyfold.folds.program import CODES, sorting_network
+from pyfold.folds.roots import root, root_of_double
 from pyfold.ops import FLOAT_DTYPES, FOLDS, fold_table, fold_with_bits, unfold
 
 F64 = torch.float64
@@ -319,6 +320,23 @@ def test_one_hyperplane_is_householders_fold(generator):
     normal = torch.tensor([math.sin(t / 2), -math.cos(t / 2)], dtype=F64)
     folded = pyfold.fold(x, "hyperplane", normal=5 * normal)
     torch.testing.assert_close(folded, pyfold.fold(x, "householder", angle=t), rtol=0, atol=1e-14)
+
+
+def test_roots_are_the_nearest_numbers(generator):
+    """As Python's, which asks the processor; torch may ask a library whose roots are now and then the number beside."""
+    for dtype in FLOAT_DTYPES:
+        value = (7 * torch.rand(20_000, generator=generator, dtype=torch.float64)).to(dtype)
+        expected = torch.tensor([math.sqrt(v) for v in value.tolist()], dtype=torch.float64).to(dtype)
+        leaf = value.clone().requires_grad_()
+        y = root(leaf)
+        assert torch.equal(y, expected) and (dtype != torch.float64 or torch.equal(root_of_double(value), expected))
+        (gradient,) = torch.autograd.grad(y.sum(), leaf)
+        assert torch.equal(gradient, 1 / (2 * expected))
+    for function in (root, root_of_double):
+        x = torch.rand(4, generator=generator, dtype=torch.float64) + 0.1
+        assert torch.autograd.gradgradcheck(function, x.requires_grad_())
+        assert torch.autograd.gradcheck(function, x, check_forward_ad=True, check_batched_grad=True)
+        assert function(torch.tensor([0.0, math.inf], dtype=torch.float64)).tolist() == [0.0, math.inf]
 
 
 def test_sphere_and_ball_are_continuous_and_bounded(generator):

@@ -1,7 +1,8 @@
 """Densities of training times: each maps a uniform number in (0, 1) to a time of a schedule.
 
-Times are the same bits on every instruction set: sums, products, quotients and square roots round alike everywhere, and of
-torch's functions exp, log, sin, cos and tan do; lerp, sigmoid, expm1 and special.ndtri do not, and are not used.
+Times are the same bits on every instruction set of a processor: sums, products and quotients round alike everywhere, and of
+torch's functions sqrt, exp, log, sin, cos and tan do but between makers of processors (docs/bits.md); lerp, sigmoid, expm1 and
+special.ndtri do not, and are not used.
 """
 
 from __future__ import annotations

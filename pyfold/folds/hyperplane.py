@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from pyfold.folds.kind import REQUIRED, CreaseFamily, FoldKind, Normal, Parameter, all_channels
 from pyfold.folds.program import Program, unit_planes
+from pyfold.folds.roots import root_of_double
 from pyfold.ops._checks import check_finite, check_tensor
 
 
@@ -38,22 +39,6 @@ def _check(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"offset must have shape () or ({count},), one for each hyperplane, got {tuple(offset.shape)}")
 
 
-def _root(x: torch.Tensor) -> torch.Tensor:
-    """The square root of float64 x to the nearest number, as C has it: torch's may be one unit of its last place beside.
-
-    What ``root * root`` lacks of x is exact by Dekker's product (1971); where that could overflow or underflow, torch's root
-    stays.
-    """
-    root = x.sqrt()
-    y, r = x.detach(), root.detach()
-    split = r * 134217729.0  # 2^27 + 1
-    high = split - (split - r)
-    low = r - high
-    lacking = ((y - high * high) - 2 * high * low) - low * low
-    inside = (y > 2.0**-800) & (y < 2.0**800)
-    return root + torch.where(inside, lacking / torch.where(inside, 2 * r, 1.0), 0.0)
-
-
 def _unit_planes(normal: torch.Tensor, offset: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit normals [K, C] and offsets [K], float64: one rule for the kernels and for torch's operations.
 
@@ -67,7 +52,7 @@ def _unit_planes(normal: torch.Tensor, offset: Any) -> tuple[torch.Tensor, torch
         tail = squares[:, half:]
         squares = squares[:, :half] + torch.nn.functional.pad(tail, (0, half - tail.shape[1]))
     offset = torch.as_tensor(offset, dtype=torch.float64, device=normal.device)
-    return normal / _root(squares), offset.expand(len(normal))
+    return normal / root_of_double(squares), offset.expand(len(normal))
 
 
 def _hyperplanes(normal: torch.Tensor, offset: Any, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pyfold.folds.kind import LENGTH, FoldKind, one_value
+from pyfold.folds.roots import root
 
 
 def _no(**_: Any) -> bool:
@@ -20,7 +19,7 @@ KIND = FoldKind(
     source="the hyperbola with the asymptotes of |x|",
     tie="nowhere",
     bits="the input",
-    reference=lambda z, epsilon: torch.sqrt(z * z + epsilon**2),
+    reference=lambda z, epsilon: root(z * z + epsilon**2),
     creases=None,
     emit=None,
     width=one_value,
