@@ -4,6 +4,7 @@
 
 #include "core/lanes.h"
 #include "core/normal.h"
+#include "cuda/normals.cuh"
 #include "diffusion/program.h"
 
 namespace pyfold {
@@ -37,7 +38,7 @@ __device__ __noinline__ float normal_at(uint32_t seed_low, uint32_t seed_high, u
   const NoiseKey key = {seed_low, seed_high, stream, step, first_block};
   const int64_t element = window.base + offset_of(window, geometry, i);
   float normals[kNormalsPerBlock];
-  normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
+  device_normal_block(key, static_cast<uint64_t>(element) / kNormalsPerBlock, normals);
   // A select, not an indexed read: registers have no addresses.
   const int which = static_cast<int>(element % kNormalsPerBlock);
   const float low = which == 0 ? normals[0] : normals[1];
@@ -103,7 +104,7 @@ class CudaTile {
       PYFOLD_UNROLL
       for (int i = 0; i < kLanes; i += kNormalsPerBlock) {
         float normals[kNormalsPerBlock];
-        normal_block(key, static_cast<uint64_t>(first + i) / kNormalsPerBlock, normals);
+        device_normal_block(key, static_cast<uint64_t>(first + i) / kNormalsPerBlock, normals);
         PYFOLD_UNROLL
         for (int j = 0; j < kNormalsPerBlock; ++j) out.lane[i + j] = static_cast<A>(normals[j]);
       }

@@ -105,6 +105,13 @@ def test_floats_round_once_each():
     assert floats("mul.rn.f32 %f2, %f1, %f1; add.rn.f32 %f2, %f2, 0fBF800000;", near_one) == [2.0**-11]
 
 
+def test_a_reciprocal_root_is_some_units_off():
+    values = [single(1 + i / 97) for i in range(32)]
+    found = floats("rsqrt.approx.ftz.f32 %f2, %f1;", values)
+    units = {round((root - single(value**-0.5)) * 2**24) for root, value in zip(found, values, strict=True)}
+    assert units == {-2, -1, 0, 1, 2}
+
+
 def test_half_types_round_to_nearest_even():
     values = [1.0, 1 + 2.0**-9, 1 + 3 * 2.0**-9, 65504.0, 2.0**-25, 70000.0]
     assert floats("cvt.rn.bf16.f32 %h1, %f1; cvt.f32.bf16 %f2, %h1;", values[:3]) == [1.0, 1.0, 1 + 2.0**-7]
