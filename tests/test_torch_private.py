@@ -23,6 +23,9 @@ OTHERS = {
     "argparse._SubParsersAction",
     "pipeline._execution_device",  # diffusers' pipelines
     "scheduler._step_index",  # diffusers' schedulers
+    "mixin._save_pretrained",  # huggingface_hub's mixin
+    "mixin._from_pretrained",
+    "self._hub_mixin_info",
 }
 
 
