@@ -16,12 +16,13 @@ from pyfold.adapters.diffusers._multistep import UniPC
 from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _table
 from pyfold.adapters.diffusers._sigmas import Churns
 from pyfold.adapters.k_diffusion import SCHEDULE
+from pyfold.diffusion import formulas
 from pyfold.diffusion.formulas import BASE, Form, H, M, N, U, X
 from pyfold.diffusion.samplers import Past
 from pyfold.diffusion.samplers._declare import FRAMES
 from pyfold.diffusion.samplers.ancestral import consistency, flow_ancestral
 from pyfold.diffusion.samplers.correctors import Method, unipc_method
-from pyfold.diffusion.samplers.runge_kutta import euler, heun
+from pyfold.diffusion.samplers.runge_kutta import euler, heun, line_coefficients
 from pyfold.diffusion.schedule import Point
 from pyfold.ops import affine_step
 
@@ -90,8 +91,10 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
             return NotImplemented
         refuse_integers(self, timestep)
         given = Operands(sample.float() if sample.dtype in HALF else sample, model_output, None, (), None)
-        # The row of _euler, which the compiler, that knows no Form times a tensor, does not follow.
-        row = {"a": 1.0, "s": 1.0, "c_u": self.sigmas[i + 1].double() - self.sigmas[i].double()}
+        here, there = level(self.sigmas[i].double()), level(self.sigmas[i + 1].double())
+        # _euler's line: the compiler does not follow a Form times a tensor, which the rule writes.
+        of_x, of_model = line_coefficients(FRAME, here, there)
+        row = formulas.row(Step(Form(x=of_x, m=of_model)))
         prev = affine_step(given.x, given.model, _table([row], 1, given.x.device))
         self._step_index = i + 1
         return self._finish(return_dict, prev.to(model_output.dtype))

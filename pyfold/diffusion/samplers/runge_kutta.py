@@ -17,12 +17,18 @@ from pyfold.diffusion.samplers.ancestral import ancestral_split
 from pyfold.diffusion.schedule import Point, Schedule
 
 
+def line_coefficients(frame: Frame, here: Point, there: Point) -> tuple[Any, Any]:
+    """(of the start, of the slope) in ``x' / scale' = x / scale + (s' - s) slope``."""
+    scale = frame.scale(there)
+    return scale / frame.scale(here), scale * (frame.s(there) - frame.s(here))
+
+
 def line(frame: Frame, here: Point, there: Point, start: Form, slope: Form) -> Form:
-    """``x' / scale' = x / scale + (s' - s) slope``."""
+    """Where the slope leads from the start, straight in the frame."""
     if frame is NOISE_FRAME and here.alpha == 0:
         raise ValueError("spacing must not start at pure noise (alpha 0) in the frame 'noise'; the frame 'flow' may")
-    scale = frame.scale(there)
-    end: Form = start * (scale / frame.scale(here)) + slope * (scale * (frame.s(there) - frame.s(here)))
+    of_start, of_slope = line_coefficients(frame, here, there)
+    end: Form = start * of_start + slope * of_slope
     return end
 
 
