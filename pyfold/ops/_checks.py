@@ -188,12 +188,12 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 
 def check_finite(name: str, value: Any) -> float:
-    """A finite Python number."""
+    """A finite Python number; 0.0 for -0.0, so that equal numbers give equal bits."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {_kind(value)}")
     if not is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    return float(value) + 0.0
 
 
 def check_index(index: torch.Tensor | None, samples: int, like_name: str, like: torch.Tensor) -> torch.Tensor | None:

@@ -92,7 +92,12 @@ def _kernel(
 
 @lru_cache(maxsize=1024)
 def _kernel_of_numbers(kind: str, rows: int, pairing: str, gain: float, clamp: float | None, **numbers: Any) -> Kernel | None:
-    """A program's text is a function of numbers, which takes longer to write than a small call to run."""
+    """A program's text, kept: a function of numbers alone.
+
+    Writing it is 30 Python calls for one value's fold, 160 for a sort of eight and 2,000 for one of 39, against one look here:
+    as long as a small call and longer. Equal numbers are the same bits (check_finite), so that it does not matter which call
+    wrote it.
+    """
     return _made_kernel(FOLDS[kind], rows, pairing, numbers, gain, clamp)
 
 
