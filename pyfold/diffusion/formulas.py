@@ -14,9 +14,6 @@ import torch
 
 from pyfold.diffusion.schedule import Point
 
-#: What a step may keep of the model's output for later steps.
-KEPT = ("x0", "epsilon", "flow")
-
 
 class Form:
     """A linear combination of tensors: coefficients by the tensor's name, numbers or float64 [B]."""

@@ -14,7 +14,6 @@ from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, affine_table
 #: As many earlier u as a step takes.
 HISTORY = 4
 _COLUMNS = len(AFFINE_STEP_COLUMNS)
-_PAST = AFFINE_STEP_COLUMNS.index("b1")
 
 __all__ = ["Batch", "Table", "shifted_rows"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pyfold.diffusion.formulas import Form, H, N, Step, U, X
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.samplers._declare import Past, alias, check_option, regular, sampler
+from pyfold.diffusion.samplers._declare import Past, alias, regular, sampler
 from pyfold.diffusion.samplers.exponential import decay, growth
 from pyfold.diffusion.schedule import Point
 
@@ -160,11 +160,6 @@ def _strength(tau: float | Callable[[Point], float], point: Point) -> float:
     if not 0 <= value**2 < math.inf or (value < 0 and not callable(tau)):
         raise ValueError(f"tau must be finite and from 0, got {tau}")
     return value**2
-
-
-def _check_orders(options: dict[str, Any]) -> None:
-    check_option("predictor_order", options["predictor_order"], (1, 4))
-    check_option("corrector_order", options["corrector_order"], (0, 4))
 
 
 @sampler(
