@@ -6,7 +6,7 @@ Plans, k-diffusion's functions, ComfyUI's nodes and diffusers' classes all run r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,8 @@ X, M, X0, EPSILON, FLOW, U, BASE, N = (
 #: What earlier stages kept, the newest first; the noise that the first, the second, ... stage of this step brings in.
 H = tuple(Form(**{f"h{i}": 1.0}) for i in range(1, 5))
 NOISE = tuple(Form(**{f"noise{i}": 1.0}) for i in range(3))
+#: Where the next stage finds what this one keeps and looks back on.
+KEPT_AS = {"u": "h1", "h1": "h2", "h2": "h3", "h3": "h4"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class Step:
     overwrites: bool = False
     starts: bool = False
     churns_to: Point | None = None
+
+
+def weighted(forms: Iterable[Form], weights: Iterable[Any]) -> Form:
+    """The sum of forms times weights, of as many as there are of both."""
+    return sum((form * weight for form, weight in zip(forms, weights, strict=False)), Form())
 
 
 def absent(value: Any) -> bool:
@@ -146,7 +153,7 @@ def formula(row: Mapping[str, float]) -> tuple[Form, Form]:
     """(next state, u) of X, M and H that a row without clip computes, noise left out: the way back from :func:`row`."""
     x0 = X * row.get("p", 0.0) + M * row.get("q", 0.0)
     u = X * row.get("r", 0.0) + M * row.get("s", 0.0) + x0 * row.get("t", 0.0)
-    past = sum((H[i] * row.get(f"b{i + 1}", 0.0) for i in range(4)), Form())
+    past = weighted(H, [row.get(f"b{i}", 0.0) for i in range(1, 5)])
     return X * row.get("a", 0.0) + x0 * row.get("c_x0", 0.0) + u * row.get("c_u", 0.0) + past, u
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pyfold.diffusion.draws import Addresses, stream_and_step
-from pyfold.diffusion.formulas import BASE, Form, Step, U, X, row
+from pyfold.diffusion.formulas import BASE, KEPT_AS, Form, Step, U, X, row
 from pyfold.diffusion.loop import outputs_of
 from pyfold.diffusion.loop import stage as run_stage
 from pyfold.diffusion.predictions import check_prediction, convert
@@ -351,7 +351,7 @@ class Rows:
             self.rows.append(made)
             self.points.append(step.at or here)
             if k + 1 < len(steps):
-                start = form.over(x=start).renamed({"u": "h1", "h1": "h2", "h2": "h3", "h3": "h4", self.keeps: "h1"})
+                start = form.over(x=start).renamed({**KEPT_AS, self.keeps: "h1"})
 
     def plan(self, name: str, *, start: Point, churn: tuple[float, float] | None = None) -> Plan:
         """The plan; ``start`` is where the given state lies, ``churn`` away from the first evaluation."""

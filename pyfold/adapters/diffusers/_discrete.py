@@ -12,11 +12,11 @@ import torch
 from pyfold.adapters.diffusers._fused import Fused
 from pyfold.adapters.diffusers._rows import Counted, Step, T, noise_tensor
 from pyfold.diffusion.draws import Addresses, stream_and_step
-from pyfold.diffusion.formulas import BASE, X0, Form, M, N, X
+from pyfold.diffusion.formulas import BASE, X0, Form, H, M, N, X, weighted
 from pyfold.diffusion.samplers._declare import NOISE_FRAME
 from pyfold.diffusion.samplers.ancestral import boundary, consistency, ddim, lcm, posterior, posterior_mean, strategic
 from pyfold.diffusion.samplers.exponential import dpmpp_multistep
-from pyfold.diffusion.samplers.linear import ADAMS_BASHFORTH, ipndm, weighted
+from pyfold.diffusion.samplers.linear import ADAMS_BASHFORTH, ipndm
 from pyfold.diffusion.samplers.runge_kutta import line
 from pyfold.diffusion.schedule import Point
 from pyfold.ops import add_noise
@@ -489,7 +489,7 @@ class PNDMScheduler(Noising):
         history = memory.stages[::-1] if stage == 3 else []
 
         def rule(_: int) -> Step:
-            return self._transfer(weighted(M, [1 / 6, 1 / 3, 1 / 3, 1 / 6]) if stage == 3 else M, BASE, start, there)
+            return self._transfer(weighted((M, *H), [1 / 6, 1 / 3, 1 / 3, 1 / 6]) if stage == 3 else M, BASE, start, there)
 
         prev = self._fuse(t, rule, sample, model_output, base=self.cur_sample, history=history)[0]
         memory.stages.append(model_output)
@@ -513,7 +513,7 @@ class PNDMScheduler(Noising):
             weights = ADAMS_BASHFORTH[len(past)]
             self.ets = [*self.ets[-3:], model_output]
 
-        rule = lambda t: self._transfer(weighted(M, weights), start, t, there)  # noqa: E731
+        rule = lambda t: self._transfer(weighted((M, *H), weights), start, t, there)  # noqa: E731
         prev = self._fuse(t, rule, sample, model_output, base=self.cur_sample if twice else None, history=past)[0]
         if twice:
             self.cur_sample = None

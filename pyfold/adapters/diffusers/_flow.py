@@ -17,7 +17,7 @@ from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _t
 from pyfold.adapters.diffusers._sigmas import Churns
 from pyfold.adapters.k_diffusion import SCHEDULE
 from pyfold.diffusion import formulas
-from pyfold.diffusion.formulas import BASE, Form, H, M, N, U, X
+from pyfold.diffusion.formulas import BASE, KEPT_AS, Form, H, M, N, U, X
 from pyfold.diffusion.samplers import Past
 from pyfold.diffusion.samplers._declare import FRAMES
 from pyfold.diffusion.samplers.ancestral import consistency, flow_ancestral
@@ -350,7 +350,7 @@ class HeliosScheduler(UniPC):
                 ends = self._end(i, given[1]), self._end(i + 1, given[2])
                 # What the model said here is the newest of the history.
                 step = self._method(now).step(self._between(i, now, *ends), corrects=False)
-                return Step(step.prev.renamed({"u": "h1", "h1": "h2", "h2": "h3", "h3": "h4"}))
+                return Step(step.prev.renamed(KEPT_AS))
 
             prev = self._fuse(i, predictor, corrected, corrected, history=self._past())[0].to(sample.dtype)
         if cus_lower_order_num is None and self.lower_order_nums < self.config.solver_order:

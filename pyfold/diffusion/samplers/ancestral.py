@@ -96,11 +96,17 @@ def ancestral_split(here: Point, there: Point, eta: float) -> tuple[Any, Any]:
     return (there.ratio**2 - up**2) ** 0.5, up
 
 
+def less_noise(here: Point, there: Point, eta: float) -> tuple[Point, Any]:
+    """(where a step with less noise than wanted leads, in the scale of ``there``; the noise that is put back)."""
+    down, up = ancestral_split(here, there, eta)
+    return Point(there.t, there.alpha, there.alpha * down), there.alpha * up
+
+
 @sampler(30, source="Song et al. 2021; k-diffusion", keeps="epsilon", spacing="trailing")
 def euler_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0) -> Step:
     """Euler's method to less noise than wanted, the rest put back as new noise."""
-    down, up = ancestral_split(here, there, eta)
-    return Step(X0 * there.alpha + EPSILON * (there.alpha * down) + N * (there.alpha * up * noise_scale))
+    aim, noise = less_noise(here, there, eta)
+    return Step(X0 * aim.alpha + EPSILON * aim.sigma + N * (noise * noise_scale))
 
 
 @sampler(28, source="ComfyUI", keeps="", spacing="trailing", prediction="flow", schedules="flow")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyfold.diffusion.formulas import Form, H, N, Step, U, X
+from pyfold.diffusion.formulas import Form, H, N, Step, U, X, weighted
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.samplers._declare import Past, alias, regular, sampler
 from pyfold.diffusion.samplers.exponential import decay, growth
@@ -85,10 +85,6 @@ class Method(NamedTuple):
         """The end of a step from x alone, of u there, here and before."""
         end: Form = x * self.linear(past)[0] + weighted(us, self.weights(past)[1])
         return end
-
-
-def weighted(us: Sequence[Form], weights: Sequence[Any]) -> Form:
-    return sum((u * w for u, w in zip(us, weights, strict=False)), Form())
 
 
 @sampler(

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.formulas import BASE, X0, Form, H, N, Step, U, X
+from pyfold.diffusion.formulas import BASE, X0, Form, H, N, Step, U, X, weighted
 from pyfold.diffusion.samplers._declare import Past, Steps, alias, check_option, regular, sampler
 from pyfold.diffusion.samplers._starters import Start, check_starter, derivatives_in_lambda, starting
-from pyfold.diffusion.samplers.ancestral import ancestral_split
+from pyfold.diffusion.samplers.ancestral import ancestral_split, less_noise
 from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.diffusion.spacings import ratio_span
 
@@ -84,7 +84,7 @@ def multistep(
         first, second = bends(h, plus)
         # The published order 3 takes the second difference for the second derivative, of which it is half.
         weights = [size * first, size * (second - solver.endswith("_sde")) * (2 if solver.startswith("exact") else 1)]
-        step = step + sum((slope * w for slope, w in zip(slopes, weights, strict=False)), Form())
+        step = step + weighted(slopes, weights)
     return Step(step)
 
 
@@ -169,14 +169,12 @@ def dpm_multistep(
 @sampler(20, source="Zhang et al. 2023, eq. 14")
 def res_multistep(here: Point, there: Point, past: Past, *, eta: float = 0.0, noise_scale: float = 1.0) -> Step:
     """Refined exponential solver, multistep of order 2, with ancestral noise of strength eta."""
-    down, up = ancestral_split(here, there, eta)
-    # As far as `down`, in the scale of `there`.
-    aim = Point(there.t, there.alpha, there.alpha * down)
+    aim, noise = less_noise(here, there, eta)
     a, of_x0, _ = decay(here, aim)
-    step = X * a + U * of_x0 + N * (there.alpha * up * noise_scale)
+    step = X * a + U * of_x0 + N * (noise * noise_scale)
     if len(past) and regular([past[0], here, aim]):
         # The slope is over the step before as it was aimed, without the noise that led back up to here.
-        before = Point(here.t, here.alpha, here.alpha * ancestral_split(past[0], here, eta)[0])
+        before, _ = less_noise(past[0], here, eta)
         h = aim.lam - here.lam
         step = step + (U - H[0]) * (there.alpha * bends(h, True)[0] * h / (before.lam - past[0].lam))
     return Step(step)

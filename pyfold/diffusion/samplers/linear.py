@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pyfold.diffusion.formulas import EPSILON, X0, Form, H, Step, U, X
+from pyfold.diffusion.formulas import EPSILON, Form, H, Step, U, X, weighted
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.samplers._declare import NOISE_FRAME, Frame, Past, Steps, alias, sampler
 from pyfold.diffusion.samplers._starters import Start, derivatives_in_lambda, in_frame, starting
 from pyfold.diffusion.samplers.exponential import single_stages
-from pyfold.diffusion.samplers.runge_kutta import line
+from pyfold.diffusion.samplers.runge_kutta import from_pure_noise, line
 from pyfold.diffusion.schedule import Point, Schedule
 
 #: Adams-Bashforth with equal steps, the newest derivative first.
 ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
-
-
-def weighted(newest: Form, weights: Sequence[Any], history: Sequence[Form] = H) -> Form:
-    """Of the newest derivative and the earlier ones."""
-    return sum((form * w for form, w in zip((newest, *history), weights, strict=False)), Form())
 
 
 _adams = partial(sampler, 30, keeps="frame", needs_signal=True, order=(1, 4))
@@ -53,7 +48,7 @@ def lms(
 
     def end(count: int, history: tuple[Form, ...]) -> Form:
         nodes = [frame.s(p) for p in (here, *(past[j] for j in range(count)))]
-        slope = weighted(U, lagrange_integrals(nodes, nodes[0], frame.s(there)), history)
+        slope = weighted((U, *history), lagrange_integrals(nodes, nodes[0], frame.s(there)))
         moved: Form = line(frame, here, there, X, Form()) + slope * frame.scale(there)
         return moved
 
@@ -73,7 +68,7 @@ def ipndm(
     """Adams-Bashforth with the coefficients of equal steps, of order 2 on unequal ones."""
     return _adams_step(
         here, there, past, order, starter, frame,
-        lambda count, history: line(frame, here, there, X, weighted(U, ADAMS_BASHFORTH[count], history)),
+        lambda count, history: line(frame, here, there, X, weighted((U, *history), ADAMS_BASHFORTH[count])),
     )  # fmt: skip
 
 
@@ -87,7 +82,7 @@ def ipndm(
 )
 def gradient_estimation(here: Point, there: Point, past: Past, *, gamma: float = 2.0, frame: Frame = NOISE_FRAME) -> Step:
     """Euler's method along ``gamma u + (1 - gamma) u_{-1}``."""
-    slope = weighted(U, [gamma, 1 - gamma]) if len(past) else U
+    slope = weighted((U, *H), [gamma, 1 - gamma]) if len(past) else U
     return Step(line(frame, here, there, X, slope))
 
 
@@ -143,7 +138,7 @@ def plms(here: Point, there: Point, past: Past, *, start: str = "heun", frame: F
     elif 1 <= i <= 3:
         # The corrector's derivative lies between the first one and the others, and is not one of the method's.
         weights.insert(i, 0.0)
-    first = Step(line(frame, here, there, X, weighted(U, weights)), overwrites=start == "runge_kutta" and i == 3)
+    first = Step(line(frame, here, there, X, weighted((U, *H), weights)), overwrites=start == "runge_kutta" and i == 3)
     if i or start != "heun" or there.sigma == 0:
         return first
     half = frame.scale(there) * (frame.s(there) - frame.s(here)) / 2
@@ -169,7 +164,7 @@ def deis(
 ) -> Steps:
     """Exponential integrator with epsilon a polynomial in log(sigma / alpha); of order 1 where that is infinite."""
     if here.alpha == 0:
-        return Step(X0 * there.alpha + EPSILON * there.sigma)
+        return from_pure_noise(there)
     start = Start(starter, order, derivatives_in_lambda(past))
     if start.runs:
         return starting(single_stages(past.schedule, here, there, order - 1, U), start.first)
@@ -178,7 +173,7 @@ def deis(
         now = past.order(order, final_order)
         nodes = [-p.lam for p in (here, *(past[j] for j in range(now - 1)))]
         weights = lagrange_integrals(nodes, -here.lam, -there.lam, np.exp)
-    return start.step(Step((X / here.alpha + weighted(EPSILON, weights, start.history)) * there.alpha))
+    return start.step(Step((X / here.alpha + weighted((EPSILON, *start.history), weights)) * there.alpha))
 
 
 alias("ipndm_v", lms, "ComfyUI")

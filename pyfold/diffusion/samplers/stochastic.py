@@ -10,7 +10,7 @@ import numpy as np
 from pyfold.diffusion.formulas import BASE, NOISE, X0, Form, H, N, Step, U, X
 from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.samplers._declare import Past, Steps, alias, regular, sampler
-from pyfold.diffusion.samplers.ancestral import ancestral_split
+from pyfold.diffusion.samplers.ancestral import less_noise
 from pyfold.diffusion.samplers.exponential import between, decay
 from pyfold.diffusion.schedule import Point
 
@@ -18,21 +18,20 @@ from pyfold.diffusion.schedule import Point
 @sampler(15, source="k-diffusion")
 def dpmpp_2s_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
     """DPM-Solver++ 2S to less noise than wanted, the rest put back as new noise."""
-    down, up = ancestral_split(here, there, eta)
-    aim, noise = Point(there.t, there.alpha, there.alpha * down), N * (there.alpha * up * noise_scale)
-    a, of_x0, _ = decay(here, aim)
-    if down == 0 or here.alpha == 0:
-        return Step(X * a + X0 * of_x0 + noise)
+    aim, noise = less_noise(here, there, eta)
+    (a, of_x0, _), noised = decay(here, aim), N * (noise * noise_scale)
+    if aim.sigma == 0 or here.alpha == 0:
+        return Step(X * a + X0 * of_x0 + noised)
     middle = between(past.schedule, here, aim, 0.5)
     a_middle, of_middle, _ = decay(here, middle)
-    return Step(X * a_middle + U * of_middle), Step(BASE * a + U * of_x0 + noise, at=middle)
+    return Step(X * a_middle + U * of_middle), Step(BASE * a + U * of_x0 + noised, at=middle)
 
 
 def ancestral_stage(start: Form, here: Point, to: Point, x0: Form, eta: float) -> tuple[Form, Any]:
     """(x0 followed to less noise than wanted, the noise that is left)."""
-    down, up = ancestral_split(here, to, eta)
-    a, of_x0, _ = decay(here, Point(to.t, to.alpha, to.alpha * down))
-    return start * a + x0 * of_x0, to.alpha * up
+    aim, noise = less_noise(here, to, eta)
+    a, of_x0, _ = decay(here, aim)
+    return start * a + x0 * of_x0, noise
 
 
 @sampler(
