@@ -1,6 +1,7 @@
 """The command pyfold bench: what it prints, writes and compares. No test here looks at how long anything takes."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -258,3 +259,31 @@ def test_plot_draws_every_group(file, tmp_path, capsys):
     assert min(Image.open(out).size) > 300 and [p.name for p in out.parent.iterdir()] == ["bench.png"]
     assert quick("--show", str(file), "--plot", str(tmp_path / "bench.svg")) == 0
     assert (tmp_path / "bench.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_class_of_diffusers_can_be_timed():
+    """tools/diffusers_speed.py runs each, with both kinds of noise where it draws any, and puts it back after a run."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("torchsde")
+    speed = importlib.import_module("diffusers_speed")
+    noisy = 0
+    for name in speed.ours.__all__:
+        forms = speed.forms_of(name, (2, 4, 8, 8))
+        noisy += "seeds=" in forms
+        for form in forms.values():
+            form()
+            form()
+    assert 20 < noisy < len(speed.ours.__all__)
+
+
+def test_the_table_of_diffusers_classes_says_how_many_times_longer_theirs_take():
+    speed = importlib.import_module("diffusers_speed")
+    results = {
+        "DDPMScheduler": {"small": {"diffusers": 2e-3, "generator=": 1e-3, "seeds=": 5e-4}},
+        "PNDMScheduler": {"small": {"diffusers": 3e-3, "generator=": 1e-3}},
+    }
+    assert list(speed.lines(results))[2:] == [
+        "| DDPM | 1x4x64x64 | 2 ms | 2.00x | 4.00x |",
+        "| PNDM | 1x4x64x64 | 3 ms | 3.00x |  |",
+    ]
