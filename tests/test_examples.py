@@ -38,6 +38,7 @@ EXAMPLES = {
     "wasserstein.py": ["--quick"],
     "condition_energy.py": ["--quick"],
     "inception_score.py": ["--quick"],
+    "latent_walk.py": ["--quick"],
     "spins.py": ["--quick"],
     "one_step.py": ["--quick"],
     "xor.py": ["--quick"],
@@ -219,6 +220,16 @@ def check_inception(text, out):
     assert coverage["real"] > 0.9 and coverage["fooled"] < 0.05 and coverage["collapsed"] < 0.15
 
 
+def check_walk(text, out):
+    """No jump, and a sum leans more than what it is added to, if not so soon after three steps of training."""
+    _, rows = table(text)
+    steps = [float(row[1].rstrip(" %")) for row in rows[:3]]
+    assert 1 <= steps[0] < 10 and min(steps) > 0
+    names, judged, leaning = zip(*rows[-3:], strict=True)
+    assert names == ("leaning a - upright a + b", "some a - other a + b", "b")
+    assert all(0 <= float(cell.rstrip(" %")) <= 100 for cell in (*judged, *leaning)) and leaning[-1] == "0 %"
+
+
 def check_serve(text, out):
     """Nobody's answer is lost or another's, and who hangs up leaves no slot taken."""
     assert "40 of 40 requests answered, 40 with the bits of a run alone" in text
@@ -238,6 +249,7 @@ CHECKS = {
     "one_step.py": check_one_step,
     "serve.py": check_serve,
     "inception_score.py": check_inception,
+    "latent_walk.py": check_walk,
     "condition_energy.py": check_energy,
     "spins.py": check_spins,
     "number_line.py": check_number_line,
