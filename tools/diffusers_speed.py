@@ -47,6 +47,8 @@ def prepare(scheduler: Any) -> None:
     if name == "ScoreSdeVeScheduler":
         scheduler.set_timesteps(STEPS)
         scheduler.set_sigmas(STEPS)
+    elif name == "RePaintScheduler":  # without its jumps back, which make a thousand steps of twelve
+        scheduler.set_timesteps(STEPS, jump_length=1, jump_n_sample=1)
     elif name != "HeliosDMDScheduler":
         scheduler.set_timesteps(OWN_STEPS.get(name, STEPS))
 
