@@ -289,6 +289,20 @@ def test_offset_noise(x0):
     torch.testing.assert_close(loss(m, noised), (target**2).mean((1, 2)), rtol=1e-10, atol=0)
 
 
+def test_changes_of_the_noise_where_the_models_input_is_scaled(x0):
+    """What is seen is ``c_in (x0 + sigma (eps + offset + perturbation))``, and the target knows nothing of the last."""
+    schedule = diffusion.edm()
+    loss = TrainingLoss(schedule, "x0", offset_noise=0.3, input_perturbation=0.1)
+    noised = loss.noise(x0, SEEDS)
+    offset = 0.3 * pyfold.randn(SEEDS, (3, 1), stream=2, step=1, dtype=torch.float64)
+    eps, more = (pyfold.randn(SEEDS, (3, 4), stream=2, step=step, dtype=torch.float64) for step in (0, 2))
+    sigma = column(noised.sigma)
+    scale = 1 / (sigma**2 + schedule.data_std**2).sqrt()
+    assert (scale - 1).abs().min() > 0.01
+    expected = scale * (x0 + sigma * (eps + offset + 0.1 * more))
+    torch.testing.assert_close(noised.x_t, expected, rtol=0, atol=1e-12)
+
+
 def test_input_perturbation(x0):
     loss = TrainingLoss(SCHEDULES["vp"], "epsilon", input_perturbation=0.1)
     noised = loss.noise(x0, SEEDS)

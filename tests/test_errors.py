@@ -1,6 +1,9 @@
 """Bad input is refused before a kernel runs, by an error that names the argument, what it was and what it should be."""
 
+import itertools
 import math
+import random
+from collections import Counter
 
 import pytest
 import torch
@@ -145,6 +148,51 @@ def test_bad_input(name, monkeypatch):
     call, error, pattern = CASES[name]
     with pytest.raises(error, match=pattern):
         call()
+
+
+def views(base, draw):
+    """A slice of base [6, 4] in any steps and order of dimensions, and the places of its elements."""
+    parts = []
+    for size in base.shape:
+        low, step = draw.randrange(size), draw.choice([1, 1, 1, 1, 1, 2])
+        parts.append(slice(low, draw.randint(low + 1, size), step))
+    turned = draw.random() < 0.3
+    return [(t.T if turned else t)[tuple(parts[::-1] if turned else parts)] for t in (base, torch.arange(24).view(6, 4))]
+
+
+def test_outputs_that_share_memory_are_refused_where_torch_refuses_them():
+    """Not where each element lies over itself, whatever the strides of a single one, nor beside all others."""
+    draw, base, met = random.Random(0), torch.zeros(6, 4), Counter()
+    for _ in range(8000):
+        (x, of_x), (out, of_out) = views(base, draw), views(base, draw)
+        if x.shape != out.shape:
+            continue
+        shared = bool(set(of_x.flatten().tolist()) & set(of_out.flatten().tolist()))
+        same = of_x.equal(of_out)
+        try:
+            torch.neg(x, out=out)
+            refused = False
+        except RuntimeError:
+            refused = True
+        met["same" if same else "refused" if refused else "shared" if shared else "apart"] += 1
+        if refused and not same:
+            with pytest.raises(ValueError, match=r"out .*x"):
+                pyfold.affine_step(x, torch.zeros(x.shape), TABLE[:1], out=out)
+        elif same or not shared:
+            pyfold.affine_step(x, torch.zeros(x.shape), TABLE[:1], out=out)
+    assert min(met["same"], met["refused"], met["apart"]) > 5, met
+
+
+def test_outputs_whose_elements_share_memory_are_refused():
+    for shape in ((1, 2), (2, 1), (2, 2), (3, 2)):
+        for strides in itertools.product(range(5), repeat=2):
+            out = torch.zeros(24).as_strided(shape, strides)
+            places = torch.arange(24).as_strided(shape, strides).flatten().tolist()
+            if len(set(places)) < len(places):
+                with pytest.raises(ValueError, match="out .*itself|out .*elements"):
+                    pyfold.randn(list(range(shape[0])), shape[1:], out=out)
+            elif strides[0] > (shape[1] - 1) * strides[1] or strides[1] > (shape[0] - 1) * strides[0]:
+                pyfold.randn(list(range(shape[0])), shape[1:], out=out)
 
 
 def test_an_unsupported_device_is_named():

@@ -458,6 +458,8 @@ def test_monitor_reads_radius_and_rotation():
         (lambda o, f: dynamics.Proximal(o, f, iterations=0), "iterations.*0"),
         (lambda o, f: dynamics.Unrolled(o, f, steps=0, rate=0.1), "steps.*0"),
         (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=0.0), "rate.*0.0"),
+        (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=math.inf), "rate.*inf"),
+        (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=math.nan), "rate.*nan"),
         (lambda o, f: dynamics.Unrolled(o, f, steps=1, rate=0.1, leader=2), "leader.*2 players.*2"),
         (lambda o, f: dynamics.Consensus(o, f, strength=math.nan), "strength.*nan"),
         (lambda o, f: Simultaneous(o, lambda: f()[:1]).step(), "losses.*2.*1"),

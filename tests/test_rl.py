@@ -53,6 +53,7 @@ def test_log_prob_is_the_normal_density(name):
     density = torch.distributions.Normal(mean, plan.rows[2]["d1"]).log_prob(after).flatten(1)
     for reduce, expected in (("mean", density.mean(1)), ("sum", density.sum(1))):
         found = rl.log_prob(plan, x, m, i, after, reduce=reduce)
+        assert torch.equal(found, rl.log_prob(plan, x, m, i, after)) == (reduce == "mean")  # the papers' convention
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
         grads = [torch.autograd.grad(v.sum(), m, retain_graph=True)[0] for v in (found, expected)]
         torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-10)

@@ -57,7 +57,7 @@ class _Root(torch.autograd.Function):
 
 
 def root(x: torch.Tensor) -> torch.Tensor:
-    """The square root of a tensor of any floating-point dtype; its derivative rounded as torch's is, except in a compiled graph,
+    """The square root of a tensor of any floating-point dtype; its derivative rounded as torch's is, but in a compiled graph,
     which takes no Function that knows forward mode."""
     result: torch.Tensor = _nearest(x) if is_compiling() else _Root.apply(x)  # type: ignore[no-untyped-call]
     return result
