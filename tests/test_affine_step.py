@@ -124,6 +124,18 @@ def test_a_zero_coefficient_drops_its_term_whatever_it_holds(backend):
     assert torch.equal(pyfold.affine_step(x, bad, table, history=[bad], base=bad), 3 * x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_number_is_widened_and_rounded_as_torch_does(dtype, backend):
+    """All 65,536, times factors that round, overflow and underflow: infinities, subnormals, signed zeros and NaN among them."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).to(backend)[None]
+    for factor in (1.0, -1.0, 1.5, 1 / 3, 3e4, 2.0**-12, 2.0**-24):
+        out = pyfold.affine_step(x, torch.zeros_like(x), affine_table([{"a": factor}], backend))
+        expected = (x.float() * torch.tensor(factor, dtype=torch.float32, device=backend)).to(dtype)
+        assert torch.equal(out.isnan(), expected.isnan())
+        number = ~expected.isnan()
+        assert torch.equal(out.view(torch.int16)[number], expected.view(torch.int16)[number])
+
+
 def test_each_sample_has_its_own_step(backend, generator):
     """Continuous batching: samples at different steps of a plan, in one call."""
     x, model = (torch.randn(4, 77, generator=generator).to(backend) for _ in range(2))

@@ -11,6 +11,7 @@ import torch
 import pyfold
 from pyfold import diffusion
 from pyfold.diffusion import DENSITIES, PREDICTIONS, WEIGHTINGS, TrainingLoss
+from pyfold.diffusion.densities import normal_quantile
 
 SEEDS = torch.arange(64)
 SCHEDULES = {
@@ -229,6 +230,14 @@ def test_densities_against_their_distributions(name):
         assert stats.kstest((cdf(t[inside]) - low) / (high - low), "uniform").pvalue > 1e-3
         return
     assert stats.kstest(t, cdf).pvalue > 1e-3
+
+
+def test_the_normal_quantile_in_its_three_parts():
+    scipy = pytest.importorskip("scipy.special")
+    u = torch.cat([torch.linspace(0.001, 0.999, 2001).double(), torch.logspace(-300, -2, 2001, dtype=torch.float64)])
+    u = torch.cat([u, 1 - torch.logspace(-14, -2, 500, dtype=torch.float64)])
+    u = u[(u - 0.5).abs() > 1e-3]
+    np.testing.assert_allclose(normal_quantile(u).numpy(), scipy.ndtri(u.numpy()), rtol=1e-14, atol=0)
 
 
 def test_the_default_density_is_the_schedule_s():

@@ -177,6 +177,27 @@ def test_the_discriminant_finds_what_tells_apart():
     torch.testing.assert_close(normal, other / other.norm(), rtol=0, atol=1e-6)
 
 
+def test_a_fold_learns_from_its_formula():
+    """Adam on the logistic loss of the bit and the energy distance of moved a's from b's, step by step."""
+    a, b = two_concepts()
+    normal = torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fold = latent.LearnedFold(normal).fit(a, b, steps=4, lr=0.03, sharpness=2.0)
+    n, c = normal.clone().requires_grad_(), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([n, c], 0.03)
+    for _ in range(4):
+        unit = n / n.norm()
+        side_a, side_b = a @ unit - c, b @ unit - c
+        bit = torch.log1p(torch.exp(-2 * side_a)).mean() + torch.log1p(torch.exp(2 * side_b)).mean()
+        moved = a - 2 * side_a[:, None] * unit
+        apart = lambda x, y: (x[:, None] - y[None]).square().sum(-1).add(1e-300).sqrt().mean()  # noqa: E731
+        energy = 2 * apart(moved, b) - apart(a, a) - apart(b, b)
+        optimizer.zero_grad()
+        (bit + energy).backward()
+        optimizer.step()
+    torch.testing.assert_close(fold.normal.detach(), n.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(fold.offset.detach(), c.detach(), rtol=1e-7, atol=1e-9)
+
+
 def test_a_learned_fold():
     a, b = two_concepts()
     start = latent.LearnedFold(torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
