@@ -26,8 +26,10 @@ CASES = {
     "randn: step": (lambda: pyfold.randn(SEEDS, (3,), step=-1), ValueError, "step.*-1"),
     "randn: stream": (lambda: pyfold.randn(SEEDS, (3,), stream=2**32), ValueError, "stream.*4294967296"),
     "randn: step type": (lambda: pyfold.randn(SEEDS, (3,), step=1.5), TypeError, "step.*float"),
+    "randn: step text": (lambda: pyfold.randn(SEEDS, (3,), step="3"), TypeError, "step must be an int, got str"),
+    "randn: step bool": (lambda: pyfold.randn(SEEDS, (3,), step=True), TypeError, "step must be an int, got bool"),
     "randn: out shape": (lambda: pyfold.randn(SEEDS, (3,), out=torch.zeros(2, 4)), ValueError, r"out.*\(2, 3\).*\(2, 4\)"),
-    "randn: half a window": (lambda: pyfold.randn(SEEDS, (3,), offset=(0,)), ValueError, "offset.*global_shape"),
+    "randn: half a window": (lambda: pyfold.randn(SEEDS, (3,), offset=(0,)), ValueError, "go together, got .0,. and None"),
     "randn: negative window": (
         lambda: pyfold.randn(SEEDS, (3,), offset=(-1,), global_shape=(8,)),
         ValueError,
