@@ -1,6 +1,7 @@
 """A plan has one truth: its rows; and a loop one state, whoever runs it. Each of these was silently wrong once."""
 
 import dataclasses
+import gc
 import inspect
 
 import pytest
@@ -38,6 +39,25 @@ def test_a_plan_does_not_change():
         plan.rows[0]["a"] = 2.0
     with pytest.raises(ValueError, match="read-only"):
         plan.times[0] = 1.0
+
+
+def test_a_plan_holds_no_more_for_every_batch_size():
+    """Servers see batches of all sizes: tensors that are alive after 1,500 of them are as many as after ten."""
+    plan = diffusion.dpmpp_multistep(diffusion.vp_linear(), 3)
+
+    def held(sizes):
+        for size in sizes:
+            diffusion.sample(lambda x, t: x, plan, (1,), list(range(size)))
+            history = []
+            for stage in range(len(plan)):
+                x = torch.zeros(size, 1)
+                plan.step(x, x, torch.full((size,), stage), history=history)
+        del x, history
+        gc.collect()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    few = held(range(1, 11))
+    assert held(range(11, 1501)) <= few
 
 
 def test_each_stage_raises_the_version_of_the_state():
