@@ -209,13 +209,13 @@ class Run:
             times = times[:-1]
         for t in times:
             inside = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            said = self.model(inside)
+            output = self.model(inside)
             if self.name == "PiflowScheduler":
-                said = torch.cat([said] * scheduler.n_grid, -1)
+                output = torch.cat([output] * scheduler.n_grid, -1)
             if self.name == "DDPMWuerstchenScheduler":
                 t = t.expand(len(x))
             self.digest.add(inside)
-            x = self(scheduler.step, said, t, x, **self.options)
+            x = self(scheduler.step, output, t, x, **self.options)
 
     def run(self) -> str:
         self.prepare()

@@ -279,8 +279,8 @@ def run(pool: Pool, plan: diffusion.Plan) -> None:
     channels = 2 if plan.learned else 1
 
     def model(x: torch.Tensor, t: torch.Tensor) -> Any:
-        said = torch.cat([0.5 * x] * channels, 1)
-        return (said, -said) if guided else said
+        output = torch.cat([0.5 * x] * channels, 1)
+        return (output, -output) if guided else output
 
     guided = not plan.learned and pool.chance(0.3)
     if guided:

@@ -226,14 +226,14 @@ class Network:
 
     def __call__(self, x):
         shape = (self.shape[0], self.shape[1] * self.channels, *self.shape[2:])
-        said = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        output = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         if self.positive:
-            said[:, self.shape[1] :] = 0.1 + said[:, self.shape[1] :].abs()
+            output[:, self.shape[1] :] = 0.1 + output[:, self.shape[1] :].abs()
         if x.shape[2:] == shape[2:]:
-            said[:, : x.shape[1]] += 0.1 * torch.tanh(x.double())
+            output[:, : x.shape[1]] += 0.1 * torch.tanh(x.double())
         else:
-            said = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
-        return said.to(self.dtype)
+            output = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
+        return output.to(self.dtype)
 
 
 def prepare(scheduler, steps=10, timesteps=None):
@@ -260,7 +260,7 @@ def start(scheduler, dtype, shape=SHAPE):
 def run(
     scheduler,
     dtype=torch.float32,
-    said=None,
+    output_dtype=None,
     samples=slice(None),
     seeds=None,
     generator=True,
@@ -270,7 +270,7 @@ def run(
 ):
     """All outputs of a trajectory, in order.
 
-    ``dtype`` of the state, ``said`` of the model's output; ``samples`` of the batch; ``generator``: draw from torch's;
+    ``dtype`` of the state, ``output_dtype`` of the model's output; ``samples`` of the batch; ``generator``: draw from torch's;
     ``positive``: the second half of the model's channels.
     """
     prepare(scheduler, **{k: options[k] for k in ("steps", "timesteps") if k in options})
@@ -286,7 +286,7 @@ def run(
     if name.startswith("DPMSolver") and channels == 2:
         shape = (3, 3, 6, 6)
     x = start(scheduler, dtype, shape)[samples]
-    network = Network(said or dtype, channels, positive, shape)
+    network = Network(output_dtype or dtype, channels, positive, shape)
     full = network.__call__
     model = lambda x: full(x)[samples]  # noqa: E731
     draws = torch.Generator().manual_seed(9) if generator else None
@@ -355,12 +355,12 @@ def run(
         if hasattr(scheduler, "scale_model_input"):
             inside = scheduler.scale_model_input(x, t)
             outputs.append(inside)
-        said = model(inside)
+        output = model(inside)
         if name == "CogVideoXDPMScheduler":
-            x = call(scheduler.step, said, old, t, times[i - 1] if i else None, x)
+            x = call(scheduler.step, output, old, t, times[i - 1] if i else None, x)
             old = outputs[-1]
         elif name == "RePaintScheduler":
-            x = call(scheduler.step, said, t, x, original, mask)
+            x = call(scheduler.step, output, t, x, original, mask)
             if i == 2:
                 x = scheduler.undo_step(
                     x, t - scheduler.config.num_train_timesteps // 10, **({"generator": draws} if seeds is None else noise)
@@ -370,12 +370,12 @@ def run(
             own = [torch.Generator().manual_seed(100 * i + k) for k in range(x.shape[0])]
             emitted = torch.ones(x.shape[:2], dtype=dtype)
             emitted[:, 2] = 0
-            x = keep(scheduler.step(said, t, x, emitted, **({"generator": own} if generator and seeds is None else noise)))
+            x = keep(scheduler.step(output, t, x, emitted, **({"generator": own} if generator and seeds is None else noise)))
         elif name == "PiflowScheduler":
             parts = [model(x) for _ in range(grid_size)]
             x = call(scheduler.step, torch.cat(parts, -1), t, x)
         else:
-            x = call(scheduler.step, said, t, x, **(step or {}))
+            x = call(scheduler.step, output, t, x, **(step or {}))
     return outputs
 
 
@@ -830,7 +830,7 @@ MIXED = {
 @pytest.mark.parametrize("value", MIXED, ids=[label(c) for c in MIXED])
 def test_dtypes_of_a_float32_state_and_a_half_precision_model(value):
     reference, scheduler, options = pair(value)
-    options = {**options, "dtype": torch.float32, "said": torch.bfloat16}
+    options = {**options, "dtype": torch.float32, "output_dtype": torch.bfloat16}
     expected, result = run(reference, **options), run(scheduler, **options)
     assert [a.dtype for a in expected] == [b.dtype for b in result]
 

@@ -256,10 +256,10 @@ def test_samples_at_timesteps_of_their_own_draw_for_them(variance):
     scheduler.set_timesteps(STEPS)
     seeds, times = [7, 8, 9], scheduler.timesteps[[1, 3, 1]]
     zero = torch.zeros(3, *SHAPE[1:])
-    said = zero.repeat(1, 2, 1, 1) if variance.startswith("learned") else zero
-    together = scheduler.step(said, times, zero, seeds=seeds).prev_sample
+    output = zero.repeat(1, 2, 1, 1) if variance.startswith("learned") else zero
+    together = scheduler.step(output, times, zero, seeds=seeds).prev_sample
     for k in range(3):
-        alone = scheduler.step(said[k : k + 1], times[k], zero[k : k + 1], seeds=[seeds[k]]).prev_sample
+        alone = scheduler.step(output[k : k + 1], times[k], zero[k : k + 1], seeds=[seeds[k]]).prev_sample
         assert alone.any() and torch.equal(together[k : k + 1], alone)
 
 

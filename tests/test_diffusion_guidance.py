@@ -320,17 +320,17 @@ def test_learned_range_against_diffusers(generator, monkeypatch):
 
 
 def test_learned_log_variance(tensors):
-    """sigma^2 = exp(said), and none in the last step."""
-    x, m, said = tensors
+    """sigma^2 = exp(log_variance), and none in the last step."""
+    x, m, log_variance = tensors
     plan, mean = diffusion.ddpm(VP, 2, variance="learned"), diffusion.ddpm(VP, 2)
     states = []
     diffusion.sample(
-        lambda x, t: torch.cat([m, said], 1), plan, SHAPE, SEEDS, x=x, dtype=torch.float64,
+        lambda x, t: torch.cat([m, log_variance], 1), plan, SHAPE, SEEDS, x=x, dtype=torch.float64,
         callback=lambda i, x: states.append(x.clone()),
     )  # fmt: skip
     zero = torch.zeros_like(x)
     noise = plan.draw(0, SEEDS, SHAPE, dtype=torch.float64)
-    first = mean.step(x, m, torch.tensor([0]), noise=zero) + (said / 2).exp() * noise
+    first = mean.step(x, m, torch.tensor([0]), noise=zero) + (log_variance / 2).exp() * noise
     torch.testing.assert_close(states[0], first, rtol=0, atol=1e-12)
     torch.testing.assert_close(states[1], mean.step(first, m, torch.tensor([1]), noise=zero), rtol=0, atol=1e-12)
 
@@ -346,15 +346,15 @@ def test_outputs_in_half_types_are_reduced_in_float32(what, state, dtype, genera
     adapt = [] if learned else [made[what]]
     values = [torch.randn(2, 3, 16, 16, generator=generator).to(dtype) for _ in range(3)]
     x, m, other = (values[0] if state == "half" else values[0].float()), *values[1:]
-    said = torch.cat([m, other.tanh()], 1) if learned else (m, other)
-    wide = said.float() if learned else tuple(v.float() for v in said)
-    run = lambda said: diffusion.sample(  # noqa: E731
-        lambda x, t: said, plan, (3, 16, 16), torch.tensor([3, 1]), x=x, dtype=x.dtype, adapt=adapt
+    outputs = torch.cat([m, other.tanh()], 1) if learned else (m, other)
+    wide = outputs.float() if learned else tuple(v.float() for v in outputs)
+    run = lambda outputs: diffusion.sample(  # noqa: E731
+        lambda x, t: outputs, plan, (3, 16, 16), torch.tensor([3, 1]), x=x, dtype=x.dtype, adapt=adapt
     )
-    assert torch.equal(run(said), run(wide))
+    assert torch.equal(run(outputs), run(wide))
     if adapt:
         rows = plan.on("cpu")[0][torch.tensor([2, 2])]
-        assert torch.equal(adapt[0](rows, x, said), adapt[0](rows, x.float(), wide))
+        assert torch.equal(adapt[0](rows, x, outputs), adapt[0](rows, x.float(), wide))
 
 
 BAD = {

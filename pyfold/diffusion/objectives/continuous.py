@@ -112,8 +112,8 @@ class SCMLoss:
         output, change = along_path(model, target_model, (n.x_t, n.t), tangents, self.dropout)
         output, change = check_samples("model", output, n.x0), change.detach().to(n.x0.dtype)
         cos, sin = (per_sample(c, n.x0).to(n.x0.dtype) for c in (n.alpha, n.sigma / std))
-        said = output.detach()
-        h = -(cos**2) * std * (said - n.target) - warmup * cos * sin * (n.x_t + std * change)
+        detached = output.detach()
+        h = -(cos**2) * std * (detached - n.target) - warmup * cos * sin * (n.x_t + std * change)
         size = h.flatten(1).norm(dim=1)
-        loss: torch.Tensor = mse_loss(output, said + h / per_sample(size + self.constant, h))
+        loss: torch.Tensor = mse_loss(output, detached + h / per_sample(size + self.constant, h))
         return loss
