@@ -26,6 +26,7 @@ template <class A>
 class CpuTile {
  public:
   using Acc = A;
+  using Cells = TableCells<A>;
 
   // data points to buffer, to another register's, or straight into an operand's memory where it needs no conversion.
   struct Register {
@@ -49,6 +50,7 @@ class CpuTile {
   }
 
   int64_t row() const { return row_; }
+  Cells cells(const Table& table, int64_t columns) const { return {table_row(table, columns, row_)}; }
 
   void load(Register& out, const View& view) {
     if (const A* lanes = in_place(view)) {

@@ -1,35 +1,38 @@
 #include "cuda/diffusion.h"
 
 #include "cuda/launch.h"
-#include "cuda/tile.cuh"
+#include "cuda/pack_tile.cuh"
 
 namespace pyfold::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Lanes of one thread: 16 bytes of a half type, and whole blocks of noise.
-constexpr int kLanes = 8;
+constexpr int kLanes = CudaTile<float>::kLanes;
+// Of packs: those of a thread, and the rows of a launch.
+constexpr int kPacks = kLanes / kPack;
+constexpr int64_t kMostRows = 65535;
 // Groups of lanes that one thread of a reduction adds up before its block does.
 constexpr int kGroupsPerSum = 4;
 
 __host__ __device__ int64_t groups_per_row(const Geometry& geometry) { return (geometry.numel + kLanes - 1) / kLanes; }
 
 // Each program of csrc/diffusion as a type, so that a kernel can take it.
-#define PYFOLD_PROGRAM(Name, function, ArgsType)                               \
+#define PYFOLD_PROGRAM(Name, function, ArgsType, columns)                      \
   struct Name {                                                                \
     using Args = ArgsType;                                                     \
+    static constexpr int kColumns = columns;                                   \
     template <class Tile>                                                      \
     static __device__ __forceinline__ auto run(Tile& tile, const Args& args) { \
       return function(tile, args);                                             \
     }                                                                          \
   }
 
-PYFOLD_PROGRAM(Randn, pyfold::randn, RandnArgs);
-PYFOLD_PROGRAM(AddNoise, pyfold::add_noise, NoisingArgs);
-PYFOLD_PROGRAM(ResidualScale, pyfold::residual_scale, NoisingArgs);
-PYFOLD_PROGRAM(ResidualSquare, pyfold::residual_square, NoisingArgs);
-PYFOLD_PROGRAM(ResidualDot, pyfold::residual_dot, NoisingArgs);
-PYFOLD_PROGRAM(AffineStep, pyfold::affine_step, AffineStepArgs);
+PYFOLD_PROGRAM(Randn, pyfold::randn, RandnArgs, 0);
+PYFOLD_PROGRAM(AddNoise, pyfold::add_noise, NoisingArgs, kNoisingColumns);
+PYFOLD_PROGRAM(ResidualScale, pyfold::residual_scale, NoisingArgs, kNoisingColumns);
+PYFOLD_PROGRAM(ResidualSquare, pyfold::residual_square, NoisingArgs, kNoisingColumns);
+PYFOLD_PROGRAM(ResidualDot, pyfold::residual_dot, NoisingArgs, kNoisingColumns);
+PYFOLD_PROGRAM(AffineStep, pyfold::affine_step, AffineStepArgs, kStepColumns);
 
 // The step of most samplers: one model, and nothing kept or read but the state. What the host has seen to be absent no
 // thread asks for.
@@ -40,6 +43,7 @@ bool is_bare(const AffineStepArgs& args) {
 }
 struct BareAffineStep {
   using Args = AffineStepArgs;
+  static constexpr int kColumns = kStepColumns;
   template <class Tile>
   static __device__ __forceinline__ void run(Tile& tile, const Args& args) {
     AffineStepArgs bare;
@@ -52,29 +56,63 @@ struct BareAffineStep {
   }
 };
 
-template <class Program, class Acc, bool kWhole>
+template <class Program, class Acc>
 __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ typename Program::Args args) {
   const int64_t per_row = groups_per_row(args.geometry);
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (group >= args.geometry.rows * per_row) return;
   const int64_t row = group / per_row;
-  CudaTile<Acc, kLanes, kWhole> tile(args.geometry, row, (group - row * per_row) * kLanes);
+  CudaTile<Acc> tile(args.geometry, row, (group - row * per_row) * kLanes);
   Program::run(tile, args);
 }
 
-template <class Program, class Acc, bool kWhole>
+// blockIdx: a part of a row, and the row beyond first_row.
+template <class Program>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(const __grid_constant__ typename Program::Args args, int64_t first_row) {
+  __shared__ SharedRow<Program::kColumns> shared;
+  const int64_t row = first_row + blockIdx.y;
+  prepare(shared, args, row);
+  const uint32_t packs = static_cast<uint32_t>(args.geometry.numel / kPack);
+  const uint32_t pack = blockIdx.x * kPacks * blockDim.x + threadIdx.x;
+  if (pack >= packs) return;
+  PackTile tile(shared, row, pack, packs - pack > blockDim.x ? blockDim.x : 0);
+  Program::run(tile, args);
+}
+
+// launch(first row, rows of a launch)
+template <class Launch>
+cudaError_t each_rows(int64_t rows, Launch&& launch) {
+  for (int64_t first = 0; first < rows; first += kMostRows) {
+    launch(first, static_cast<unsigned>(rows - first < kMostRows ? rows - first : kMostRows));
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <class Program>
+cudaError_t launch_packs(const typename Program::Args& args, cudaStream_t stream) {
+  const int64_t threads = (args.geometry.numel / kLanes + 31) / 32 * 32;
+  const int block = threads < kThreads ? static_cast<int>(threads) : kThreads;
+  const unsigned parts = blocks_for(args.geometry.numel, static_cast<int64_t>(kLanes) * block);
+  return each_rows(args.geometry.rows, [&](int64_t first, unsigned rows) {
+    pack_kernel<Program><<<dim3(parts, rows), block, 0, stream>>>(args, first);
+  });
+}
+
+template <class Program, class Acc>
 cudaError_t launch_map_as(const typename Program::Args& args, cudaStream_t stream) {
   const int64_t groups = args.geometry.rows * groups_per_row(args.geometry);
   if (groups == 0) return cudaSuccess;
-  map_kernel<Program, Acc, kWhole><<<blocks_for(groups, kThreads), kThreads, 0, stream>>>(args);
+  map_kernel<Program, Acc><<<blocks_for(groups, kThreads), kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
-template <class Program, class WholeProgram = Program>
+template <class Program, class PackProgram = Program>
 cudaError_t launch_map(const typename Program::Args& args, DType state, cudaStream_t stream) {
-  if (state == DType::kFloat64) return launch_map_as<Program, double, false>(args, stream);
-  if (whole<kLanes>(args)) return launch_map_as<WholeProgram, float, true>(args, stream);
-  return launch_map_as<Program, float, false>(args, stream);
+  if (state == DType::kFloat64) return launch_map_as<Program, double>(args, stream);
+  if (lies_in_packs(args)) return launch_packs<PackProgram>(args, stream);
+  return launch_map_as<Program, float>(args, stream);
 }
 
 // The sum over a block, in an order that depends on nothing but the block's size; thread 0 has it.
@@ -89,7 +127,7 @@ __device__ double block_sum(double value) {
   return shared[0];
 }
 
-template <class Program, class Acc, bool kWhole>
+template <class Program, class Acc>
 __global__ void __launch_bounds__(kThreads)
     partial_sum_kernel(const __grid_constant__ typename Program::Args args, double* partial, int64_t partials) {
   const int64_t row = blockIdx.x / partials;
@@ -99,11 +137,30 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kGroupsPerSum; ++i) {
     const int64_t group = first + static_cast<int64_t>(i) * kThreads;
     if (group >= per_row) break;
-    CudaTile<Acc, kLanes, kWhole> tile(args.geometry, row, group * kLanes);
+    CudaTile<Acc> tile(args.geometry, row, group * kLanes);
     sum += Program::run(tile, args);
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// blockIdx: as in pack_kernel.
+template <class Program>
+__global__ void __launch_bounds__(kThreads)
+    pack_sum_kernel(const __grid_constant__ typename Program::Args args, int64_t first_row, double* partial) {
+  __shared__ SharedRow<Program::kColumns> shared;
+  const int64_t row = first_row + blockIdx.y;
+  prepare(shared, args, row);
+  const uint32_t packs = static_cast<uint32_t>(args.geometry.numel / kPack);
+  double sum = 0;
+  for (int i = 0; i < kGroupsPerSum; ++i) {
+    const uint32_t pack = (blockIdx.x * kGroupsPerSum + i) * kPacks * kThreads + threadIdx.x;
+    if (pack >= packs) break;
+    PackTile tile(shared, row, pack, packs - pack > kThreads ? kThreads : 0);
+    sum += Program::run(tile, args);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[row * gridDim.x + blockIdx.x] = sum;
 }
 
 template <class Acc>
@@ -121,14 +178,15 @@ cudaError_t launch_sum_as(const typename Program::Args& args, double factor, dou
   const int64_t partials = partials_per_row(args.geometry);
   const int64_t rows = args.geometry.rows;
   if (rows == 0) return cudaSuccess;
-  if (partials > 0) {
-    const unsigned blocks = blocks_for(rows * partials);
-    constexpr bool kMayBeWhole = sizeof(Acc) == sizeof(float);
-    if (kMayBeWhole && whole<kLanes>(args)) {
-      partial_sum_kernel<Program, Acc, kMayBeWhole><<<blocks, kThreads, 0, stream>>>(args, partial, partials);
-    } else {
-      partial_sum_kernel<Program, Acc, false><<<blocks, kThreads, 0, stream>>>(args, partial, partials);
-    }
+  constexpr bool kMayBePacks = sizeof(Acc) == sizeof(float);
+  if (kMayBePacks && lies_in_packs(args)) {
+    const cudaError_t error = each_rows(rows, [&](int64_t first, unsigned count) {
+      const dim3 grid(static_cast<unsigned>(partials), count);
+      pack_sum_kernel<Program><<<grid, kThreads, 0, stream>>>(args, first, partial);
+    });
+    if (error != cudaSuccess) return error;
+  } else if (partials > 0) {
+    partial_sum_kernel<Program, Acc><<<blocks_for(rows * partials), kThreads, 0, stream>>>(args, partial, partials);
   }
   row_sum_kernel<Acc><<<blocks_for(rows), kThreads, 0, stream>>>(partial, partials, factor, result);
   return cudaGetLastError();

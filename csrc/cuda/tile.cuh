@@ -10,22 +10,6 @@
 namespace pyfold {
 namespace {
 
-// Whether each row is a whole number of kLanes lanes, which every operand has side by side at multiples of 16 bytes and
-// whose noise is whole blocks.
-template <int kLanes, class Args>
-bool whole(const Args& args) {
-  constexpr int64_t kAccess = 16;
-  const Window& window = args.noise.window;
-  bool all = args.geometry.numel % kLanes == 0;
-  if (args.noise.seeds != nullptr) all = all && window.flat && window.base % kNormalsPerBlock == 0;
-  args.each_view([&](const View& view) {
-    if (!view) return;
-    all = all && view.flat && reinterpret_cast<uintptr_t>(view.data) % kAccess == 0;
-    all = all && (args.geometry.rows == 1 || view.row_stride * size_of(view.dtype) % kAccess == 0);
-  });
-  return all;
-}
-
 // Out of line: few layouts need them, and they would fill every kernel many times over. The key comes in words: a
 // reference to it would put it into local memory.
 __device__ __noinline__ int64_t strided_offset(const View& view, const Geometry& geometry, int64_t i) {
@@ -46,14 +30,14 @@ __device__ __noinline__ float normal_at(uint32_t seed_low, uint32_t seed_high, u
   return which < 2 ? low : high;
 }
 
-// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers, moved in 128-bit accesses where they lie
-// together. kLanes is a multiple of the normals in a block, so a thread draws whole blocks unless a window shifts them.
-// kWhole: the host has seen that everything lies together (see whole), so no thread asks.
-template <class A, int kLaneCount, bool kWhole>
-class CudaTile {
+// diffusion/program.h's Tile on a GPU: the lanes of one thread, in registers. What two tiles share; each has load_as,
+// store_as, and how noise is loaded.
+template <class Tile, class A>
+class ThreadTile {
  public:
   using Acc = A;
-  static constexpr int kLanes = kLaneCount;
+  // 16 bytes of a half type, and whole blocks of noise.
+  static constexpr int kLanes = 8;
   struct Register {
     A lane[kLanes];
 
@@ -63,6 +47,71 @@ class CudaTile {
     }
   };
 
+  __device__ __forceinline__ void load(Register& out, const View& view) const {
+    if constexpr (sizeof(A) == 8) {
+      self().template load_as<double>(out, view);
+    } else if (view.dtype == DType::kFloat32) {
+      self().template load_as<float>(out, view);
+    } else if (view.dtype == DType::kBFloat16) {
+      self().template load_as<BFloat16>(out, view);
+    } else {
+      self().template load_as<Float16>(out, view);
+    }
+  }
+
+  __device__ __forceinline__ void store(const View& view, const Register& value) const {
+    if constexpr (sizeof(A) == 8) {
+      self().template store_as<double>(view, value);
+    } else if (view.dtype == DType::kFloat32) {
+      self().template store_as<float>(view, value);
+    } else if (view.dtype == DType::kBFloat16) {
+      self().template store_as<BFloat16>(view, value);
+    } else {
+      self().template store_as<Float16>(view, value);
+    }
+  }
+
+  template <class Terms>
+  __device__ __forceinline__ void let(Register& out, const Terms& sum) const {
+    add_up(self(), out, sum);
+  }
+  template <class Terms, class C>
+  __device__ __forceinline__ void let(Register& out, const Clipped<Terms, C>& clipped) const {
+    add_up(self(), out, clipped.terms);
+    // Most rows clip nothing.
+    const A low = clipped.low, high = clipped.high;
+    if (low > -INFINITY || high < INFINITY) clip(out.lane, low, high, kLanes);
+  }
+  template <class Terms>
+  __device__ __forceinline__ void write(const View& view, Register& out, const Terms& sum) const {
+    let(out, sum);
+    store(view, out);
+  }
+  __device__ __forceinline__ void write(const View& view, Register& out, const Noise& noise) const {
+    self().load(out, noise);
+    store(view, out);
+  }
+  __device__ __forceinline__ void keep(Register&) const {}
+  __device__ __forceinline__ void subtract(Register& out, const Register& x, const Register& y) const {
+    pyfold::subtract(out.lane, x.lane, y.lane, kLanes);
+  }
+
+ private:
+  __device__ __forceinline__ const Tile& self() const { return static_cast<const Tile&>(*this); }
+};
+
+// Of any layout: lanes that follow one another, moved in 128-bit accesses where they lie together.
+template <class A>
+class CudaTile : public ThreadTile<CudaTile<A>, A> {
+  using Base = ThreadTile<CudaTile<A>, A>;
+  friend Base;
+
+ public:
+  using Base::kLanes;
+  using Base::load;
+  using typename Base::Register;
+  using Cells = TableCells<A>;
+
   __device__ __forceinline__ CudaTile(const Geometry& geometry, int64_t row, int64_t start)
       : geometry_(geometry), row_(row), start_(start) {
     const int64_t left = geometry.numel - start;
@@ -70,36 +119,15 @@ class CudaTile {
   }
 
   __device__ __forceinline__ int64_t row() const { return row_; }
-
-  __device__ __forceinline__ void load(Register& out, const View& view) const {
-    if constexpr (sizeof(A) == 8) {
-      load_as<double>(out, view);
-    } else if (view.dtype == DType::kFloat32) {
-      load_as<float>(out, view);
-    } else if (view.dtype == DType::kBFloat16) {
-      load_as<BFloat16>(out, view);
-    } else {
-      load_as<Float16>(out, view);
-    }
-  }
-
-  __device__ __forceinline__ void store(const View& view, const Register& value) const {
-    if constexpr (sizeof(A) == 8) {
-      store_as<double>(view, value);
-    } else if (view.dtype == DType::kFloat32) {
-      store_as<float>(view, value);
-    } else if (view.dtype == DType::kBFloat16) {
-      store_as<BFloat16>(view, value);
-    } else {
-      store_as<Float16>(view, value);
-    }
+  __device__ __forceinline__ Cells cells(const Table& table, int64_t columns) const {
+    return {table_row(table, columns, row_)};
   }
 
   __device__ __forceinline__ void load(Register& out, const Noise& noise) const {
     const NoiseKey key = noise.key(row_);
     const Window& window = noise.source.window;
     const int64_t first = window.base + start_;
-    const bool blocks = kWhole || (window.flat && first % kNormalsPerBlock == 0);
+    const bool blocks = window.flat && first % kNormalsPerBlock == 0;
     if (blocks) {
       PYFOLD_UNROLL
       for (int i = 0; i < kLanes; i += kNormalsPerBlock) {
@@ -118,29 +146,11 @@ class CudaTile {
     }
   }
 
-  template <class Terms>
-  __device__ __forceinline__ void let(Register& out, const Terms& sum) const {
-    add_up(*this, out, sum);
-  }
-  template <class Terms>
-  __device__ __forceinline__ void write(const View& view, Register& out, const Terms& sum) const {
-    let(out, sum);
-    store(view, out);
-  }
-  __device__ __forceinline__ void write(const View& view, Register& out, const Noise& noise) const {
-    load(out, noise);
-    store(view, out);
-  }
-  __device__ __forceinline__ void keep(Register&) const {}
-  __device__ __forceinline__ void subtract(Register& out, const Register& x, const Register& y) const {
-    pyfold::subtract(out.lane, x.lane, y.lane, kLanes);
-  }
-
   __device__ __forceinline__ double dot(const Register& x, const Register& y) const {
     A sum = 0;
     PYFOLD_UNROLL
     for (int i = 0; i < kLanes; ++i) {
-      if (kWhole || i < count_) sum += x.lane[i] * y.lane[i];
+      if (i < count_) sum += x.lane[i] * y.lane[i];
     }
     return static_cast<double>(sum);
   }
@@ -166,7 +176,7 @@ class CudaTile {
   // All lanes of a flat operand, if they can move as one Pack.
   template <class T>
   __device__ __forceinline__ bool packed(const View& view, const T* first) const {
-    return kWhole || (view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0);
+    return view.flat && count_ == kLanes && reinterpret_cast<uintptr_t>(first) % alignof(Pack<T>) == 0;
   }
 
   // body(lane, offset): along the innermost dimension offsets are a stride apart, and only its end costs divisions.

@@ -52,11 +52,11 @@ struct AffineStepArgs {
 
 namespace {
 
-template <class A>
+template <class Cells>
 struct StepRow {
-  const double* row;
+  Cells cells;
 #define PYFOLD_COLUMN(name) \
-  PYFOLD_HD Column<A> name() const { return {row + kStep_##name}; }
+  PYFOLD_HD auto name() const { return cells[kStep_##name]; }
   PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_COLUMN)
 #undef PYFOLD_COLUMN
 };
@@ -66,7 +66,7 @@ static_assert(kMaxModels == 3 && kMaxHistory == 4 && kMaxNoises == 3, "affine_st
 
 template <class Tile>
 PYFOLD_HD void affine_step(Tile& tile, const AffineStepArgs& args) {
-  const StepRow<typename Tile::Acc> c{table_row(args.table, kStepColumns, tile.row())};
+  const StepRow<typename Tile::Cells> c{tile.cells(args.table, kStepColumns)};
   const View *model = args.models, *history = args.history;
   const bool needs_u = c.c_u() != 0 || args.history_out;
   const bool needs_x0 = c.c_x0() != 0 || (needs_u && c.t() != 0) || args.x0_out;

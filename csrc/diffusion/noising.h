@@ -34,26 +34,24 @@ struct NoisingArgs {
 
 namespace {
 
-template <class A>
+template <class Cells>
 struct NoisingRow {
-  const double* row;
+  Cells cells;
 #define PYFOLD_COLUMN(name) \
-  PYFOLD_HD Column<A> name() const { return {row + kNoising_##name}; }
+  PYFOLD_HD auto name() const { return cells[kNoising_##name]; }
   PYFOLD_NOISING_COLUMNS(PYFOLD_COLUMN)
 #undef PYFOLD_COLUMN
 };
 
 static_assert(kNoisingColumns <= kMaxColumns);
 
-template <class A>
-PYFOLD_HD NoisingRow<A> noising_row(const Table& table, int64_t sample) {
-  return {table_row(table, kNoisingColumns, sample)};
-}
+template <class Tile>
+using NoisingRowOf = NoisingRow<typename Tile::Cells>;
 
 template <class Tile>
 PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
   using Register = typename Tile::Register;
-  const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
+  const NoisingRowOf<Tile> c{tile.cells(args.table, kNoisingColumns)};
   Register x0, epsilon, y, target;
   tile.load(x0, args.x0);
   tile.load(epsilon, Noise{args.noise});
@@ -67,7 +65,7 @@ PYFOLD_HD void add_noise(Tile& tile, const NoisingArgs& args) {
 
 // prediction - target, the target made from x0 and the seeds on the way.
 template <class Tile>
-PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRow<typename Tile::Acc>& c,
+PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRowOf<Tile>& c,
                         typename Tile::Register& out) {
   typename Tile::Register target, prediction;
   tile.let(target, c.target_x0() * args.x0 + c.target_epsilon() * Noise{args.noise});
@@ -78,7 +76,7 @@ PYFOLD_HD void residual(Tile& tile, const NoisingArgs& args, const NoisingRow<ty
 // weight * sum of residual^2 over the lanes.
 template <class Tile>
 PYFOLD_HD double residual_square(Tile& tile, const NoisingArgs& args) {
-  const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
+  const NoisingRowOf<Tile> c{tile.cells(args.table, kNoisingColumns)};
   typename Tile::Register r;
   residual(tile, args, c, r);
   return static_cast<double>(static_cast<typename Tile::Acc>(c.weight())) * tile.dot(r, r);
@@ -87,7 +85,7 @@ PYFOLD_HD double residual_square(Tile& tile, const NoisingArgs& args) {
 // weight * sum of cotangent * residual over the lanes.
 template <class Tile>
 PYFOLD_HD double residual_dot(Tile& tile, const NoisingArgs& args) {
-  const auto c = noising_row<typename Tile::Acc>(args.table, tile.row());
+  const NoisingRowOf<Tile> c{tile.cells(args.table, kNoisingColumns)};
   typename Tile::Register r, cotangent;
   residual(tile, args, c, r);
   tile.load(cotangent, args.cotangent);
@@ -98,7 +96,7 @@ PYFOLD_HD double residual_dot(Tile& tile, const NoisingArgs& args) {
 template <class Tile>
 PYFOLD_HD void residual_scale(Tile& tile, const NoisingArgs& args) {
   using Acc = typename Tile::Acc;
-  const auto c = noising_row<Acc>(args.table, tile.row());
+  const NoisingRowOf<Tile> c{tile.cells(args.table, kNoisingColumns)};
   typename Tile::Register r, scaled;
   residual(tile, args, c, r);
   const Acc scale = static_cast<const Acc*>(args.row_scale)[tile.row()] * c.weight();

@@ -14,12 +14,13 @@
 // What the ops of this folder share. Each op is a program over a Tile: some lanes of one row. A Tile offers
 //   Acc                  the accumulation type: double for float64 states, float for all others
 //   Register             Acc values, one a lane; coefficient * register is a term
+//   Cells, cells         the coefficients of the row in a table, by their columns, each read where it is used
 //   load, store          between a Register and a View, converting the dtype; the normals of a Noise are loaded too
 //   let(y, sum)          y = a sum of terms, or what clip makes of one
 //   write(view, y, sum)  the same, or a Noise, stored in view, which may be the memory of any operand
 //   keep(y)              before a write: y is read after it
 //   subtract, dot        of Registers
-// and is written twice, in cpu/tile.h and cuda/tile.cuh; the programs are written once.
+// and is written three times, in cpu/tile.h, cuda/tile.cuh and cuda/pack_tile.cuh; the programs are written once.
 namespace pyfold {
 
 // A table of coefficient rows and which row each sample takes: index[b], index[0] for all, or b itself where there is
@@ -87,10 +88,23 @@ struct Column {
   PYFOLD_HD operator A() const { return static_cast<A>(*cell); }
 };
 
+// A row of them.
+template <class A>
+struct TableCells {
+  const double* row;
+
+  PYFOLD_HD Column<A> operator[](int column) const { return {row + column}; }
+};
+
 // The low half of a row's counter adds to the step; the high half to the stream, in steps of 2048.
-PYFOLD_HD NoiseKey noise_key(const NoiseSource& source, int64_t sample, uint64_t counter = 0) {
-  uint32_t step = source.step + static_cast<uint32_t>(counter);
-  uint32_t stream = source.stream + (static_cast<uint32_t>(counter >> 32) << 11);
+PYFOLD_HD NoiseKey with_counter(NoiseKey key, uint64_t counter) {
+  key.step += static_cast<uint32_t>(counter);
+  key.stream += static_cast<uint32_t>(counter >> 32) << 11;
+  return key;
+}
+
+PYFOLD_HD NoiseKey noise_key(const NoiseSource& source, int64_t sample) {
+  uint32_t stream = source.stream, step = source.step;
   if (source.streams != nullptr) stream += static_cast<uint32_t>(source.streams[sample * source.streams_stride]);
   if (source.positions != nullptr) step += static_cast<uint32_t>(source.positions[sample * source.positions_stride]);
   const int64_t* seed = source.seeds + sample * source.seeds_stride;
@@ -109,7 +123,7 @@ struct Noise {
 
   PYFOLD_HD explicit operator bool() const { return source.seeds != nullptr; }
   PYFOLD_HD NoiseKey key(int64_t sample) const {
-    return noise_key(source, sample, counter != nullptr ? noise_counter(*counter) : 0);
+    return with_counter(noise_key(source, sample), counter != nullptr ? noise_counter(*counter) : 0);
   }
 };
 

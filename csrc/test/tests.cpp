@@ -100,6 +100,7 @@ void test_collapse() {
 // Four lanes at a time, as a GPU thread works, without its memory: the programs' text is one, so its bits must be too.
 struct FourLanes {
   using Acc = float;
+  using Cells = TableCells<float>;
   static constexpr int kLanes = 4;
   struct Register {
     float lane[4];
@@ -113,6 +114,7 @@ struct FourLanes {
   int64_t at_row, start;
 
   int64_t row() const { return at_row; }
+  Cells cells(const Table& table, int64_t columns) const { return {table_row(table, columns, at_row)}; }
   void load(Register& out, const View& view) const {
     const float* first = static_cast<const float*>(view.data) + at_row * view.row_stride + start;
     for (int i = 0; i < 4; ++i) out.lane[i] = start + i < geometry.numel ? first[i] : 0.0f;

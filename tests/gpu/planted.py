@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of which file a header's kernels are.
-FAMILY_OF = {"tile.cuh": "diffusion", "fold_units.cuh": "folds"}
+FAMILY_OF = {"tile.cuh": "diffusion", "pack_tile.cuh": "diffusion", "fold_units.cuh": "folds"}
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,24 @@ def test_more_rows_than_a_grid_is_wide(rows):
         CPU.randn(out, torch.arange(rows), None, None, 0, 0, [], [])
 
 
+def test_more_rows_of_packs_than_a_launch_has():
+    """They are dealt 65535 to a launch; the first row of each of three is compared, and of two sums."""
+    rows, first = 2 * 65535 + 1, [0, 65535, 2 * 65535]
+    seeds = torch.arange(rows)
+    out = torch.empty(rows, 64, dtype=torch.bfloat16)
+    with only_blocks(0):
+        GPU.randn(out, seeds, None, None, 0, 0, [], [])
+    drawn = torch.empty(len(first), 64, dtype=torch.bfloat16)
+    CPU.randn(drawn, seeds[first], None, None, 0, 0, [], [])
+    assert torch.equal(out[first], drawn)
+    table = torch.ones(1, NOISING_COLUMNS, dtype=torch.float64)
+    noise = seeds, None, None, 0, 0, [], []
+    with only_blocks(0, 65535):
+        sums = GPU.denoising_loss(out, out, table, None, *noise)
+    expected = CPU.denoising_loss(drawn, drawn, table, None, seeds[first], None, None, 0, 0, [], [])
+    torch.testing.assert_close(sums[first[:2]], expected[:2])
+
+
 def test_recorded_launches_use_the_seeds_of_the_replay():
     """A loop of 50 launches, recorded once: other seeds, streams and positions give other, right bits."""
     seeds, streams, position = torch.tensor([1, 2]), torch.tensor([0, 0]), torch.tensor([0])
