@@ -328,6 +328,16 @@ def test_one_hyperplane_is_householders_fold(generator):
     torch.testing.assert_close(folded, pyfold.fold(x, "householder", angle=t), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", ["maxmin", "box", "groupsort"])
+def test_the_gradient_of_a_bias_is_summed_in_float32(kind, generator):
+    """A float32 bias of a bfloat16 state: its gradient is the sum of bfloat16 numbers, to float32's rounding."""
+    x = torch.randn(64, 4, 50, generator=generator).bfloat16().requires_grad_()
+    bias = torch.randn(4, generator=generator).requires_grad_()
+    y = pyfold.fold(x, kind, bias=bias)
+    of_x, of_bias = torch.autograd.grad(y, [x, bias], torch.randn(y.shape, generator=generator).bfloat16())
+    torch.testing.assert_close(of_bias.double(), of_x.double().sum((0, 2)), rtol=1e-5, atol=1e-4)
+
+
 def test_roots_are_the_nearest_numbers(generator):
     """As Python's, which asks the processor; torch may ask a library whose roots are now and then the number beside."""
     for dtype in FLOAT_DTYPES:
