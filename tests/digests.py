@@ -76,6 +76,25 @@ class Digest:
         return self.hash.hexdigest()[:16]
 
 
+def take_exact_roots() -> None:
+    """In place of torch's square roots, in which processors differ: diffusers' classes make tables with them."""
+    import numpy as np
+    import torch
+
+    sqrt, power = torch.sqrt, torch.Tensor.pow
+
+    def exact(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        if options or x.requires_grad or x.dtype not in (torch.float32, torch.float64):
+            return sqrt(x, **options)
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
+
+    def exact_power(x: torch.Tensor, exponent: Any) -> torch.Tensor:
+        return exact(x) if isinstance(exponent, float) and exponent == 0.5 else power(x, exponent)
+
+    torch.sqrt = torch.Tensor.sqrt = exact  # type: ignore[method-assign, assignment]
+    torch.Tensor.pow = torch.Tensor.__pow__ = exact_power  # type: ignore[method-assign, assignment]
+
+
 def versions() -> dict[str, str]:
     import diffusers
     import numpy
@@ -189,6 +208,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    take_exact_roots()
     if arguments.update:
         update(arguments.only)
         return 0

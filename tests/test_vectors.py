@@ -30,13 +30,7 @@ def test_folds(backend):
 
 
 def test_training_times():
-    """To 1e-13, as rows: they come from torch's logarithms and roots, on Intel's processors a library's of theirs."""
-    noted, found = FROZEN["times"], _vectors.times()
-    assert found.keys() == noted.keys()
-    for name, numbers in noted.items():
-        a, b = (np.array([float.fromhex(v) for v in values]) for values in (found[name], numbers))
-        np.testing.assert_allclose(a, b, rtol=1e-13, atol=0)
-        assert (np.float32(a) == np.float32(b)).all()
+    assert _vectors.times() == FROZEN["times"]
 
 
 def test_brownian_paths(backend):
@@ -131,9 +125,8 @@ def test_a_run_by_the_page(sampler):
 def test_torchs_instruction_set_does_not_matter(capability):
     if capability != "default" and capability not in _C.cpu_tiers_supported():
         pytest.skip(f"this processor has no {capability}")  # torch would try it all the same
-    sections, here = ["brownian", "deciding", "folds"], _vectors.times()
+    sections = ["times", "brownian", "deciding", "folds"]
     code = f"import vectors as v; f = v.frozen(); assert all(v.SECTIONS[s]() == f[s] for s in {sections})"
-    code += f"; assert v.SECTIONS['times']() == {here}"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parents[1])]
     subprocess.run([sys.executable, "-c", code], env={**environment, "PYTHONPATH": os.pathsep.join(paths)}, check=True)

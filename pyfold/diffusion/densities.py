@@ -1,8 +1,7 @@
 """Densities of training times: each maps a uniform number in (0, 1) to a time of a schedule.
 
-Times are the same bits on every instruction set of a processor: sums, products and quotients round alike everywhere, and of
-torch's functions sqrt, exp, log, sin, cos and tan do but between makers of processors (docs/bits.md); lerp, sigmoid, expm1 and
-special.ndtri do not, and are not used.
+Times are the same bits on every machine: sums, products and quotients round alike everywhere, and the functions are
+``pyfold._elementary``'s.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from pyfold._elementary import cos, exp, log, sqrt, tan
 from pyfold.diffusion.schedule import Schedule
 
 
@@ -58,7 +58,7 @@ def _quotient(part: tuple[tuple[float, ...], tuple[float, ...]], r: torch.Tensor
 def normal_quantile(u: torch.Tensor) -> torch.Tensor:
     """Where the standard normal distribution reaches u in (0, 1): Wichura 1988 (algorithm AS 241), to 1e-15."""
     q = u - 0.5
-    r = (-torch.minimum(u, 1 - u).log()).sqrt()
+    r = sqrt(-log(torch.minimum(u, 1 - u)))
     tail = torch.where(r <= 5, _quotient(_TAIL, r - 1.6), _quotient(_FAR, r - 5))
     return torch.where(q.abs() <= 0.425, q * _quotient(_CENTRE, 0.180625 - q * q), torch.where(q < 0, -tail, tail))
 
@@ -70,17 +70,17 @@ def uniform(schedule: Schedule, u: torch.Tensor) -> torch.Tensor:
 
 def lognormal(schedule: Schedule, u: torch.Tensor, mean: float = -1.2, std: float = 1.2) -> torch.Tensor:
     """log(sigma / alpha) is normal (Karras et al. 2022, section 5)."""
-    return _at_ratio(schedule, (mean + std * normal_quantile(u)).exp())
+    return _at_ratio(schedule, exp(mean + std * normal_quantile(u)))
 
 
 def logit_normal(schedule: Schedule, u: torch.Tensor, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
     """The logit of the time is normal (Esser et al. 2024, eq. 19)."""
-    return _spread(schedule, 1 / (1 + (-(mean + std * normal_quantile(u))).exp()))
+    return _spread(schedule, 1 / (1 + exp(-(mean + std * normal_quantile(u)))))
 
 
 def mode(schedule: Schedule, u: torch.Tensor, scale: float = 1.29) -> torch.Tensor:
     """``1 - u - scale (cos^2(pi u / 2) - 1 + u)`` (Esser et al. 2024, eq. 20)."""
-    return _spread(schedule, 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u))
+    return _spread(schedule, 1 - u - scale * (cos(math.pi / 2 * u) ** 2 - 1 + u))
 
 
 def cosine_interpolated(
@@ -100,9 +100,9 @@ def cosine_interpolated(
     def log_snr(noise_size: float) -> torch.Tensor:
         shift = 2 * math.log(noise_size / size)
         ends = [math.atan(ratio * math.exp(shift / 2)) for ratio in (ratio_min, ratio_max)]
-        return shift - 2 * (ends[0] + u * (ends[1] - ends[0])).tan().log()
+        return shift - 2 * log(tan(ends[0] + u * (ends[1] - ends[0])))
 
-    return _at_ratio(schedule, (-((1 - u) * log_snr(high) + u * log_snr(low)) / 2).exp())
+    return _at_ratio(schedule, exp(-((1 - u) * log_snr(high) + u * log_snr(low)) / 2))
 
 
 DENSITIES: dict[str, Callable[..., torch.Tensor]] = {

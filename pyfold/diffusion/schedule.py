@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pyfold._elementary import exp, log, sqrt
+
 Curve = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 #: sigma / alpha from which sampling starts where a sampler, or what the model predicts, needs some signal: a flow's sigma .999.
@@ -127,8 +129,8 @@ class Schedule:
         above = (below + 1).clamp(max=self.steps - 1)
         part = t - below
         # One rounding an operation: the bits of torch.lerp depend on the machine.
-        ratio = ((1 - part) * log_ratio[below] + part * log_ratio[above]).exp()
-        alpha = torch.where(t == below, alphas[below], (1 + ratio**2).rsqrt())
+        ratio = exp((1 - part) * log_ratio[below] + part * log_ratio[above])
+        alpha = torch.where(t == below, alphas[below], 1 / sqrt(1 + ratio**2))
         return alpha, torch.where(t == below, sigmas[below], ratio * alpha)
 
     def time(self, ratio: Any) -> Any:
@@ -139,9 +141,9 @@ class Schedule:
         ratio = ratio.to(torch.float64)
         if self.curve is None:
             log_ratio = self._tables(ratio.device)[2]
-            above = torch.searchsorted(log_ratio, ratio.log()).clamp(1, self.steps - 1)
+            above = torch.searchsorted(log_ratio, log(ratio)).clamp(1, self.steps - 1)
             low, high = log_ratio[above - 1], log_ratio[above]
-            return above - 1 + ((ratio.log() - low) / (high - low)).clamp(0, 1)
+            return above - 1 + ((log(ratio) - low) / (high - low)).clamp(0, 1)
         if self.inverse is not None:
             return self.inverse(ratio).clamp(self.t_min, self.t_max)
         low, high = torch.full_like(ratio, self.t_min), torch.full_like(ratio, self.t_max)
@@ -181,18 +183,21 @@ class Schedule:
         """What the model is told at a time; numbers or tensors."""
         if self.time_input == "log_sigma":
             ratio = sigma / alpha
-            return (ratio.log() if isinstance(ratio, torch.Tensor) else math.log(ratio)) / 4
+            return (log(ratio) if isinstance(ratio, torch.Tensor) else math.log(ratio)) / 4
         return sigma if self.time_input == "sigma" else t
 
     def input_scale(self, alpha: Any, sigma: Any) -> Any:
         """c_in: what x is multiplied with before the model sees it; numbers or tensors."""
-        return ((alpha * self.data_std) ** 2 + sigma**2) ** -0.5 if self.scales_input else 1.0 + 0.0 * alpha
+        if not self.scales_input:
+            return 1.0 + 0.0 * alpha
+        square = (alpha * self.data_std) ** 2 + sigma**2
+        return 1 / sqrt(square) if isinstance(square, torch.Tensor) else square**-0.5
 
     def state_of(self, x: torch.Tensor, model_time: torch.Tensor) -> torch.Tensor:
         """The state [B, ...] of the input x that the model is given at a time [B]."""
         if not self.scales_input:
             return x
-        sigma = (4 * model_time.to(torch.float64)).exp()
+        sigma = exp(4 * model_time.to(torch.float64))
         scale: torch.Tensor = self.input_scale(torch.ones_like(sigma), sigma).to(x.dtype)
         return x / scale.reshape(-1, *[1] * (x.dim() - 1))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from pyfold._elementary import asinh, atan, exp, log, log_plus_one, one_minus_exp, power, sin, sqrt
 from pyfold.diffusion.schedule import Schedule, check_number, check_range, check_steps
 
 # --- discrete schedules
@@ -212,7 +213,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Sc
     Raises:
         ValueError: an argument is out of its range.
     """
-    return _sde("vp", beta_min, beta_max, t_min, lambda m: _one_minus_exp(2 * m).sqrt(), lambda r: _log_plus_one(r**2) / 2)
+    return _sde("vp", beta_min, beta_max, t_min, lambda m: sqrt(one_minus_exp(2 * m)), lambda r: log_plus_one(r**2) / 2)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
@@ -224,18 +225,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -
     Returns:
         The schedule.
     """
-    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: _one_minus_exp(2 * m), lambda r: (r / 2).asinh())
-
-
-def _log_plus_one(x: torch.Tensor) -> torch.Tensor:
-    """``log(1 + x)``, to the last bits near 0 too (Kahan); those of torch.log1p depend on the machine."""
-    whole = 1 + x
-    return torch.where((whole == 1) | x.isinf(), x, whole.log() * (x / (whole - 1)))
-
-
-def _one_minus_exp(x: torch.Tensor) -> torch.Tensor:
-    """``1 - exp(-x)``, to the last bits near 0 too; those of torch.expm1 depend on the machine."""
-    return (x / 2).tanh() * (1 + (-x).exp())
+    return _sde("sub_vp", beta_min, beta_max, t_min, lambda m: one_minus_exp(2 * m), lambda r: asinh(r / 2))
 
 
 def _sde(
@@ -254,11 +244,11 @@ def _sde(
 
     def curve(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         m = slope * t**2 / 4 + beta_min * t / 2
-        return (-m).exp(), sigma(m)
+        return exp(-m), sigma(m)
 
     def inverse(ratio: torch.Tensor) -> torch.Tensor:
         m = depth(ratio)
-        return 4 * m / (beta_min + (beta_min**2 + 4 * slope * m).sqrt())
+        return 4 * m / (beta_min + sqrt(beta_min**2 + 4 * slope * m))
 
     return Schedule(name, curve=curve, inverse=inverse, t_min=t_min)
 
@@ -278,8 +268,8 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     check_range("sigma_min", sigma_min, 0, math.inf)
     check_range("sigma_max", sigma_max, sigma_min, math.inf)
     spread = math.log(sigma_max / sigma_min)
-    curve = lambda t: (torch.ones_like(t), sigma_min * (spread * t).exp())  # noqa: E731
-    return Schedule("ve", curve=curve, inverse=lambda r: (r / sigma_min).log() / spread, scales_input=True)
+    curve = lambda t: (torch.ones_like(t), sigma_min * exp(spread * t))  # noqa: E731
+    return Schedule("ve", curve=curve, inverse=lambda r: log(r / sigma_min) / spread, scales_input=True)
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, data_std: float = 0.5) -> Schedule:
@@ -328,11 +318,11 @@ def trigflow(data_std: float = 0.5, t_min: float = 0.0) -> Schedule:
     """
     check_range("data_std", data_std, 0, math.inf)
     # cos(t), and exactly 0 at the end.
-    curve = lambda t: ((math.pi / 2 - t).sin(), t.sin() * data_std)  # noqa: E731
+    curve = lambda t: (sin(math.pi / 2 - t), sin(t) * data_std)  # noqa: E731
     return Schedule(
         "trigflow",
         curve=curve,
-        inverse=lambda ratio: (ratio / data_std).atan(),
+        inverse=lambda ratio: atan(ratio / data_std),
         t_min=t_min,
         t_max=math.pi / 2,
         data_std=data_std,
@@ -358,11 +348,11 @@ def flow(shift: float = 1.0, *, exponent: float = 1.0) -> Schedule:
     check_range("exponent", exponent, 0, math.inf)
 
     def curve(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        s = shift * t / (1 + (shift - 1) * t) if exponent == 1 else shift / (shift + (1 / t - 1) ** exponent)
+        s = shift * t / (1 + (shift - 1) * t) if exponent == 1 else shift / (shift + power(1 / t - 1, exponent))
         return 1 - s, s
 
     def inverse(ratio: torch.Tensor) -> torch.Tensor:
-        return 1 / (1 + (shift / ratio) ** (1 / exponent))
+        return 1 / (1 + power(shift / ratio, 1 / exponent))
 
     return Schedule("flow", shift=float(shift), curve=curve, inverse=inverse, time_input="sigma")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from pyfold._elementary import sqrt
 from pyfold.folds.kind import REQUIRED, CreaseFamily, FoldKind, Normal, Parameter, all_channels
 from pyfold.folds.program import Program, unit_planes
-from pyfold.folds.roots import root_of_double
 from pyfold.ops._checks import check_finite, check_tensor
 
 
@@ -52,7 +52,7 @@ def _unit_planes(normal: torch.Tensor, offset: Any) -> tuple[torch.Tensor, torch
         tail = squares[:, half:]
         squares = squares[:, :half] + torch.nn.functional.pad(tail, (0, half - tail.shape[1]))
     offset = torch.as_tensor(offset, dtype=torch.float64, device=normal.device)
-    return normal / root_of_double(squares), offset.expand(len(normal))
+    return normal / sqrt(squares), offset.expand(len(normal))
 
 
 def _hyperplanes(normal: torch.Tensor, offset: Any, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Square roots that are the nearest number on every machine: torch may ask a vendor's library, whose may be the one beside."""
+"""The square root that folds take: the nearest number on every machine, with torch's own derivative of it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
-
-def root_of_double(x: torch.Tensor) -> torch.Tensor:
-    """The square root of float64 x, as C has it.
-
-    What ``root * root`` lacks of x is exact by Dekker's product (1971); where that could overflow or underflow, torch's root
-    stays.
-    """
-    root = x.sqrt()
-    y, r = x.detach(), root.detach()
-    split = r * 134217729.0  # 2^27 + 1
-    high = split - (split - r)
-    low = r - high
-    lacking = ((y - high * high) - 2 * high * low) - low * low
-    inside = (y > 2.0**-800) & (y < 2.0**800)
-    return root + torch.where(inside, lacking / torch.where(inside, 2 * r, 1.0), 0.0)
-
-
-def _nearest(x: torch.Tensor) -> torch.Tensor:
-    # Of a narrower type no root lies so near the middle of two numbers that the last digit of float64 could decide.
-    return root_of_double(x) if x.dtype == torch.float64 else x.double().sqrt().to(x.dtype)
+from pyfold._elementary import sqrt
 
 
 class _Root(torch.autograd.Function):
@@ -36,7 +17,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return _nearest(x)
+        return sqrt(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -57,7 +38,9 @@ class _Root(torch.autograd.Function):
 
 
 def root(x: torch.Tensor) -> torch.Tensor:
-    """The square root of a tensor of any floating-point dtype; its derivative rounded as torch's is, but in a compiled graph,
-    which takes no Function that knows forward mode."""
-    result: torch.Tensor = _nearest(x) if is_compiling() else _Root.apply(x)  # type: ignore[no-untyped-call]
+    """The square root of a tensor of any floating-point dtype, and its derivative rounded as torch's is.
+
+    But in a compiled graph, which takes no Function that knows forward mode.
+    """
+    result: torch.Tensor = sqrt(x) if is_compiling() else _Root.apply(x)  # type: ignore[no-untyped-call]
     return result

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfold._elementary import sqrt
 from pyfold.adapters.diffusers._fused import Fused
 from pyfold.adapters.diffusers._rows import Counted, Step, T, noise_tensor
 from pyfold.diffusion.draws import Addresses, stream_and_step
@@ -55,7 +56,7 @@ class Noising(OnBetas):
 
     def _levels(self, timesteps: T, device: torch.device) -> tuple[T, T]:
         abar = self._on("alphas_cumprod", device)[timesteps.to(device).reshape(-1)]
-        return abar.sqrt(), (1 - abar).sqrt()
+        return sqrt(abar), sqrt(1 - abar)
 
 
 class Velocity(Noising):
@@ -285,7 +286,7 @@ class DDPMWuerstchenScheduler(Fused):
 
     def _at(self, t: T, device: torch.device) -> Point:
         abar = self._alpha_cumprod(t.to(device), device).double().reshape(-1)
-        return Point(t, abar.sqrt(), (1 - abar).sqrt())  # type: ignore[arg-type]
+        return Point(t, sqrt(abar), sqrt(1 - abar))  # type: ignore[arg-type]
 
     def step(
         self, model_output: T, timestep: T, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None

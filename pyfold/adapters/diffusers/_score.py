@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfold._elementary import exp, one_minus_exp, sqrt
 from pyfold.adapters.diffusers._fused import Fused
 from pyfold.adapters.diffusers._rows import Step, T, noise_tensor
 from pyfold.diffusion.draws import Addresses
@@ -116,12 +117,12 @@ class ScoreSdeVpScheduler(Fused):
         low, high = self.config.beta_min, self.config.beta_max
 
         def rule(_: int) -> Step:
-            std = (-torch.expm1(-0.5 * t**2 * (high - low) - t * low)) ** 0.5
+            std = sqrt(one_minus_exp(0.5 * t**2 * (high - low) + t * low))
             beta = low + t * (high - low)
             mean = X * (1 - 0.5 * beta * dt) + M * (beta / std * dt)
             end = (t + dt).clamp(min=0)
             log_alpha = -0.25 * end**2 * (high - low) - 0.5 * end * low
-            draw = self._draw_at(Point(0.0, log_alpha.exp(), (-torch.expm1(2 * log_alpha)) ** 0.5))  # type: ignore[arg-type]
+            draw = self._draw_at(Point(0.0, exp(log_alpha), sqrt(one_minus_exp(-2 * log_alpha))))  # type: ignore[arg-type]
             return Step(mean + N * (beta**0.5 * math.sqrt(-dt)), keep=mean, draw=draw)
 
         return self._fuse(0, rule, x, score, noise=noise, upcast=True)[:2]

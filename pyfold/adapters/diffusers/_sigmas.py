@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyfold._elementary import sqrt
 from pyfold.adapters.diffusers._fused import Fused, refuse_integers
 from pyfold.adapters.diffusers._rows import Step, T, seed_tensor
 from pyfold.diffusion.brownian import BrownianPath
@@ -122,7 +123,7 @@ class EulerDiscreteScheduler(OnSigmas):
             refuse_integers(self, timesteps)
         places = self._places(timesteps, sample.device, from_begin=False)
         abar = self._in_places("alphas_cumprod", places)
-        return self._combine(sample, -((1 - abar).sqrt()), noise, abar.sqrt(), None)
+        return self._combine(sample, -sqrt(1 - abar), noise, sqrt(abar), None)
 
 
 class EulerAncestralDiscreteScheduler(OnSigmas):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyfold._elementary import exp
 from pyfold.diffusion.densities import lognormal
 from pyfold.diffusion.objectives.two_times import Model, check_samples, check_target_model, model_time, same_draws, together
 from pyfold.diffusion.schedule import Schedule, check_number
@@ -103,7 +104,7 @@ class ECMLoss:
         """r of the noise-to-signal ratio t, float64 [B]."""
         if not -1 <= check_number("stage", stage) < math.inf:
             raise ValueError(f"stage must be finite and from -1, got {stage}")
-        n = 1 + self.k / (1 + (self.b * ratio).exp())
+        n = 1 + self.k / (1 + exp(self.b * ratio))
         ratio_r: torch.Tensor = ratio * (1 - n / self.q ** (stage + 1)).clamp(min=0)
         return ratio_r
 
