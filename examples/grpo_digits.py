@@ -141,7 +141,9 @@ def learn():
         parts = seeds_of(update).chunk(MICRO_BATCHES)
         samples = gathered(torch.cat([rollout(old, parts[k]) for k in own]))
         reward = reward_of(samples)
-        advantages = ((reward - reward.mean()) / (reward.std() + 1e-4)).chunk(MICRO_BATCHES)
+        # Not over the rewards' deviation (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783): as it shrinks with success, what is
+        # left of it would be blown up until the divergence weighs nothing and all samples look alike.
+        advantages = (reward - reward.mean()).chunk(MICRO_BATCHES)
         found = [gradient(old, parts[k], advantages[k]) for k in own]
         mean = found[0][0]
         for other, _ in found[1:]:
@@ -183,6 +185,12 @@ def largest_log_ratio():
     return largest
 
 
+def variety(samples):
+    """Mean squared distance of two samples, over that of two real pictures of the digit: below 1, they are more alike."""
+    real = data.samples[data.labels == arguments.digit]
+    return (samples.var(0).sum() / real.var(0).sum()).item()
+
+
 def picture(rewards, before, after):
     from matplotlib import pyplot
 
@@ -204,13 +212,15 @@ with parallel.joined(torch.device("cpu")):
     rewards = learn()
     if parallel.rank() == 0:
         judged = pyfold.seed_of(arguments.seed + 1, torch.arange(64 if arguments.quick else 500), 0)
-        shares = picture(rewards, rollout(start, judged), rollout(policy, judged))
+        drawn = rollout(start, judged), rollout(policy, judged)
+        shares = picture(rewards, *drawn)
         states = sum(x.nbytes for _, x, _, _ in rl.replay(start, plan, SHAPE, seeds_of(0))) + arguments.batch * 4 * 64
         ratios = largest_log_ratio()
         report("\n| measured | |\n|---|---|")
         for what, found in (
             (f"mean reward of a rollout, first and last of {arguments.updates}", [f"{rewards[0]:.3f}", f"{rewards[-1]:.3f}"]),
             (f"of {len(judged)} samples a {arguments.digit} to a classifier not trained on, before and after", shares),
+            (f"variety, 1 for real pictures of a {arguments.digit}: before and after", [f"{variety(s):.2f}" for s in drawn]),
             (f"bytes that a rollout of {arguments.batch} keeps, and its states", [seeds_of(0).nbytes, states]),
             (f"largest log ratio of an unchanged policy, replayed {', '.join(map(str, ratios))} at a time",
              [f"{value:.1e}" for value in ratios.values()]),

@@ -8,7 +8,7 @@ from torch import nn
 
 import pyfold
 from pyfold import diffusion
-from pyfold.diffusion import ECMLoss, MeanFlowLoss, SCMLoss, ShortcutLoss
+from pyfold.diffusion import AnyFlowLoss, ECMLoss, MeanFlowLoss, SCMLoss, ShortcutLoss
 from pyfold.models import MLPDenoiser, UNet
 from pyfold.nn import Fold
 
@@ -121,6 +121,75 @@ def test_training_reaches_the_mean_velocity(tangent, generator):
         loss(model, loss.noise(x0, SEEDS, t, r)).mean().backward()
         optimizer.step()
     torch.testing.assert_close(model.weights.data, torch.tensor([1.0, 0.0, 0.0]).double(), rtol=0, atol=1e-4)
+
+
+# --- AnyFlow
+
+
+def test_any_flow_has_no_gradient_at_the_mean_velocity(generator):
+    t, r = dyadic_times(generator)
+    r[300:] = 0
+    x0 = pairs_whose_residuals_cancel(column(1 - t), column(t))
+    loss, model = AnyFlowLoss(step=1e-5), MeanVelocity()
+    interval = loss.noise(x0, SEEDS, t, r)
+    loss(model, interval).mean().backward()
+    assert model.weights.grad.abs().max() < 1e-9
+    model.weights.data += torch.tensor([0.01, 0.02, 0.03])
+    model.weights.grad = None
+    loss(model, interval).mean().backward()
+    assert model.weights.grad.abs().min() > 1e-4
+
+
+def test_training_by_any_flow_reaches_the_mean_velocity(generator):
+    """What is left is of the difference, whose error is of the second order in its step."""
+    t, r = dyadic_times(generator)
+    x0 = pairs_whose_residuals_cancel(column(1 - t), column(t))
+    loss, model = AnyFlowLoss(step=1e-3), MeanVelocity()
+    model.weights.data = torch.tensor([0.2, 0.5, -0.4], dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05, betas=(0.8, 0.9))
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 400) ** 2
+        optimizer.zero_grad()
+        loss(model, loss.noise(x0, SEEDS, t, r)).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.weights.data, torch.tensor([1.0, 0.0, 0.0]).double(), rtol=0, atol=1e-4)
+
+
+def test_any_flow_is_its_formula(generator):
+    """Velocities are weighted by their time; a map's gradient has the size that the velocities' losses have on average."""
+    x0 = torch.randn(400, 3, 2, generator=generator, dtype=torch.float64)
+    t, r = dyadic_times(generator)
+    model = MeanVelocity()
+    interval = MeanFlowLoss(power=0).noise(x0, SEEDS, t, r)
+    square = MeanFlowLoss(power=0, tangent="difference", step=0.01)(model, interval).detach() / 6
+    equal = t == r
+    weighted = square[equal] * 15 / 4 * t[equal] * (1 - t[equal]) ** 0.5
+    found = AnyFlowLoss(step=0.01)(model, interval)
+    torch.testing.assert_close(found[equal], weighted, rtol=1e-12, atol=0)
+    least = square[~equal] / (square[~equal] + 1e-5)
+    torch.testing.assert_close(found[~equal], weighted.mean() * least, rtol=1e-12, atol=0)
+    plain = AnyFlowLoss(step=0.01, weighting=None)
+    torch.testing.assert_close(plain(model, interval)[equal], square[equal], rtol=1e-12, atol=0)
+    maps = AnyFlowLoss(step=0.01)(model, interval.of((~equal).nonzero()[:, 0]))
+    torch.testing.assert_close(maps, least, rtol=1e-12, atol=0)  # nothing to be as large as
+
+
+def test_times_of_any_flow():
+    loss = AnyFlowLoss(diffusion.flow(5.0))
+    t, r = loss.times(torch.arange(20_000))
+    for chosen, share in ((r == t, 0.5), (r == 0, 0.25), ((r > 0) & (r < t), 0.25)):
+        assert chosen.double().mean().item() == pytest.approx(share, abs=0.01)
+    # Two uniform numbers, the larger one first, and the flow's shift on both.
+    first, second = (pyfold.diffusion.training.uniform_of_seeds(torch.arange(20_000), n) for n in (0, 2))
+    shifted = [5 * u / (1 + 4 * u) for u in (torch.maximum(first, second), torch.minimum(first, second))]
+    torch.testing.assert_close(t, shifted[0], rtol=1e-12, atol=0)
+    between = (r > 0) & (r < t)
+    torch.testing.assert_close(r[between], shifted[1][between], rtol=1e-12, atol=0)
+
+
+def test_the_weight_of_a_time_has_mean_one():
+    t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert diffusion.any_flow_weighting(t).mean().item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -468,6 +537,8 @@ def objective(name, **options):
         return (ECMLoss if name == "ecm" else SCMLoss)(**options), 2
     if name == "shortcut":
         return ShortcutLoss(longer=0.5, **options), 3
+    if name == "anyflow":
+        return AnyFlowLoss(**options), 3
     return MeanFlowLoss(tangent="difference" if name == "difference" else "jvp", **options), 3
 
 
@@ -542,7 +613,7 @@ def test_without_dropout_the_generator_is_left_alone(generator):
     assert not ((value - alike[0]).abs().minimum((value - alike[1]).abs()) < 1e-3).all()
 
 
-@pytest.mark.parametrize("name", ["ecm", "jvp", "difference", "scm", "shortcut"])
+@pytest.mark.parametrize("name", ["ecm", "jvp", "difference", "scm", "shortcut", "anyflow"])
 def test_noise_and_times_depend_on_the_seeds_alone(name, generator):
     loss, _ = objective(name)
     x0 = torch.randn(8, 4, generator=generator)
@@ -631,6 +702,9 @@ def test_networks_of_pyfold_take_both(generator):
         (lambda: MeanFlowLoss(power=-1.0), "power must be finite and from 0, got -1.0"),
         (lambda: MeanFlowLoss(constant=0.0), "constant must be finite and above 0, got 0.0"),
         (lambda: MeanFlowLoss(tangent="vjp"), "tangent must be 'jvp' or 'difference', got 'vjp'"),
+        (lambda: AnyFlowLoss(to_data=0.6), "to_data must be from 0 to different, 0.5, got 0.6"),
+        (lambda: AnyFlowLoss(to_data=-0.1), "to_data must be from 0 to different, 0.5, got -0.1"),
+        (lambda: AnyFlowLoss(diffusion.edm()), "schedule must be a flow schedule, got edm"),
         (lambda: MeanFlowLoss(density="normal"), "density must be one of"),
         (lambda: MeanFlowLoss().noise(torch.zeros(1, 2), SEEDS[:1], torch.ones(1)), "t and r must be given both or none"),
         (

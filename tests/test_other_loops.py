@@ -117,6 +117,7 @@ LOSSES = {
     "scm": lambda: diffusion.SCMLoss(dropout=False),
     "shortcut": lambda: diffusion.ShortcutLoss(longer=0.5, dropout=False),
     "meanflow": lambda: diffusion.MeanFlowLoss(dropout=False),
+    "anyflow": lambda: diffusion.AnyFlowLoss(dropout=False),
     "meanflow by differences": lambda: diffusion.MeanFlowLoss(tangent="difference", dropout=False),
 }
 

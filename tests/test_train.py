@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pyfold.train import checkpoint, cli, data, metrics, pictures, run, trainers
-from pyfold.train.config import Config
+from pyfold.train.config import OBJECTIVES, Config
 from pyfold.train.files import write_text
 from pyfold.train.run import open_run, train
 
@@ -58,7 +58,7 @@ def test_points(model, name, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["digits", "ring"])
-@pytest.mark.parametrize("objective", ["ecm", "meanflow"])
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "denoising"])
 def test_objectives_of_two_times(objective, data, tmp_path):
     """They resume exactly, sample in one step by default, and in any number."""
     config = Config("diffusion", objective=objective, data=data, steps=6, final_samples=20, **{**TINY, "sampler_steps": None})
@@ -78,7 +78,7 @@ def test_objectives_of_two_times(objective, data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"objective": "shortcut"}, "objective must be one of denoising, ecm, meanflow"),
+        ({"objective": "rectified"}, "objective must be one of denoising, ecm, scm, meanflow, anyflow, shortcut"),
         ({"objective": "meanflow", "schedule": "edm"}, "schedule must be flow for objective meanflow, got 'edm'"),
         ({"objective": "ecm", "sampler": "ddim"}, "sampler must be consistency for objective ecm, got 'ddim'"),
         (

@@ -17,7 +17,17 @@ from pyfold.diffusion.guidance import (
     with_gradient,
 )
 from pyfold.diffusion.loop import inpaint, sample
-from pyfold.diffusion.objectives import ECMLoss, MeanFlowLoss, NoisedInterval, NoisedPair, SCMLoss, ShortcutLoss, with_next_time
+from pyfold.diffusion.objectives import (
+    AnyFlowLoss,
+    ECMLoss,
+    MeanFlowLoss,
+    NoisedInterval,
+    NoisedPair,
+    SCMLoss,
+    ShortcutLoss,
+    any_flow_weighting,
+    with_next_time,
+)
 from pyfold.diffusion.plan import Plan
 from pyfold.diffusion.predictions import PREDICTIONS, convert
 from pyfold.diffusion.samplers import SAMPLERS, Attempt, ddim_inverse, dpm_adaptive, sampler
@@ -63,6 +73,7 @@ __all__ = [
     "SPACINGS",
     "TIME_STREAM",
     "WEIGHTINGS",
+    "AnyFlowLoss",
     "Attempt",
     "BrownianPath",
     "ECMLoss",
@@ -76,6 +87,7 @@ __all__ = [
     "Schedule",
     "ShortcutLoss",
     "TrainingLoss",
+    "any_flow_weighting",
     "brownian_noise",
     "convert",
     "ddim_inverse",

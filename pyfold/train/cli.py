@@ -37,11 +37,11 @@ HELP = {
     "metrics_every": "steps between measurements of samples, kept in history.json; 0 for the end alone",
     "final_samples": "samples drawn at the end, and for each measurement on the way",
     "precision": "float32, or bf16 where autocast finds it safe",
-    "objective": "denoising, ecm (easy consistency tuning) or meanflow, whose models sample in one step (diffusion)",
+    "objective": "denoising, or of models that sample in one or a few steps: ecm, scm, meanflow, anyflow, shortcut (diffusion)",
     "schedule": "vp_linear, vp_cosine, flow, or another of pyfold.diffusion.SCHEDULES (diffusion)",
     "prediction": "epsilon, x0, v, flow, or another of pyfold.diffusion.PREDICTIONS (diffusion)",
-    "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS; for ecm it is "
-    "consistency, for meanflow flow_map (diffusion)",
+    "sampler": "ddpm, ddim, unipc, flow_euler for the flow schedule, or another of pyfold.diffusion.SAMPLERS; for ecm and scm "
+    "it is consistency, for meanflow, anyflow and shortcut flow_map (diffusion)",
     "sampler_steps": "steps of the sampler (diffusion)",
     "latent": "size of the latent code (gan)",
     "loss": "relativistic, non_saturating, minimax, hinge, or another of pyfold.gan.LOSSES; under unrolled dynamics the "

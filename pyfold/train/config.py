@@ -32,7 +32,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "denoising": {"schedule": "vp_cosine", "prediction": "v", "sampler": "ddim", "sampler_steps": 50},
     "ecm": {"schedule": "edm", "prediction": "F", "sampler": "consistency", "sampler_steps": 1},
-    "meanflow": {"schedule": "flow", "prediction": "flow", "sampler": "flow_map", "sampler_steps": 1},
+    "scm": {"schedule": "trigflow", "prediction": "trigflow", "sampler": "consistency", "sampler_steps": 1},
+    **{
+        name: {"schedule": "flow", "prediction": "flow", "sampler": "flow_map", "sampler_steps": 1}
+        for name in ("meanflow", "anyflow", "shortcut")
+    },
 }
 
 #: A run's seed is the upper part of its samples' 64-bit seeds, of which a step takes the next ``batch``.
@@ -137,12 +141,17 @@ class Config:
             self._check_objective()
             self.plan(clip=None)
 
+    @property
+    def second_time(self) -> bool:
+        """Whether the model is told where its step ends, beside where it begins."""
+        return self.sampler == "flow_map"
+
     def _check_objective(self) -> None:
         if self.objective == "denoising":
-            if self.sampler == "flow_map":
+            if self.second_time:
                 raise ValueError("sampler must not be flow_map for objective denoising, whose models have one time")
             return
-        fixed = ("sampler", "schedule", "prediction") if self.objective == "meanflow" else ("sampler",)
+        fixed = ("sampler",) if self.objective == "ecm" else ("sampler", "schedule", "prediction")
         for name in fixed:
             value, wanted = getattr(self, name), OBJECTIVES[self.objective][name]
             if value != wanted:
@@ -223,7 +232,7 @@ class Config:
             ValueError: the schedule, sampler, prediction and number of steps do not go together.
         """
         sampler = SAMPLERS[self.sampler]
-        if self.objective == "meanflow":
+        if self.second_time:
             clip = None  # a step of a mean velocity goes to r, not through x0
         options = {"clip": clip} if "clip" in inspect.signature(sampler).parameters else {}
         return sampler(SCHEDULES[self.schedule](), self.sampler_steps, prediction=self.prediction, **options)

@@ -15,7 +15,18 @@ from torch import nn
 
 import pyfold
 from pyfold._torch_private import lerp_
-from pyfold.diffusion import SCHEDULES, ECMLoss, MeanFlowLoss, TrainingLoss, sample, with_next_time
+from pyfold.diffusion import (
+    SCHEDULES,
+    AnyFlowLoss,
+    ECMLoss,
+    MeanFlowLoss,
+    Schedule,
+    SCMLoss,
+    ShortcutLoss,
+    TrainingLoss,
+    sample,
+    with_next_time,
+)
 from pyfold.gan import DYNAMICS, LOSSES, r1_penalty
 from pyfold.gan.augment import Augment, pack
 from pyfold.models import (
@@ -99,7 +110,7 @@ class DiffusionTrainer:
         torch.manual_seed(config.seed)
         shape = data.shape
         model: nn.Module
-        times = {"second_time": config.objective == "meanflow", "smooth_time": config.objective == "ecm"}
+        times = {"second_time": config.second_time, "smooth_time": config.sampler == "consistency"}
         if data.is_image:
             model = UNet(shape[0], shape[1], config.width, config.activation, **times)
         else:
@@ -142,7 +153,7 @@ class DiffusionTrainer:
         def model(x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
             return self.denoise(self.average, x, *times)
 
-        denoiser = with_next_time(model, plan) if self.config.objective == "meanflow" else model
+        denoiser = with_next_time(model, plan) if self.config.second_time else model
         return sample(denoiser, plan, self.data.shape, seeds, device=self.device)
 
 
@@ -171,13 +182,33 @@ def _ecm(trainer: DiffusionTrainer) -> Losses:
     return losses
 
 
-def _meanflow(trainer: DiffusionTrainer) -> Losses:
+def _scm(trainer: DiffusionTrainer) -> Losses:
+    """The derivative counts in full from the tenth part of the run on."""
+    loss = SCMLoss(trainer.schedule.data_std, dropout=False)
+
+    def losses(model: Callable[..., torch.Tensor], x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        return loss(model, loss.noise(x0, seeds), warmup=min(1.0, 10 * step / trainer.config.steps))
+
+    return losses
+
+
+def _of_intervals(make: Callable[[Schedule], MeanFlowLoss | ShortcutLoss]) -> Callable[[DiffusionTrainer], Losses]:
+    def losses_of(trainer: DiffusionTrainer) -> Losses:
+        loss = make(trainer.schedule)
+        return lambda model, x0, seeds, step: loss(model, loss.noise(x0, seeds))
+
+    return losses_of
+
+
+_OBJECTIVES: dict[str, Callable[[DiffusionTrainer], Losses]] = {
+    "denoising": _denoising,
+    "ecm": _ecm,
+    "scm": _scm,
     # Small data sets want the ends of the time, where one step starts, more often than the paper does.
-    loss = MeanFlowLoss(trainer.schedule, density="uniform", different=0.5, dropout=False)
-    return lambda model, x0, seeds, step: loss(model, loss.noise(x0, seeds))
-
-
-_OBJECTIVES: dict[str, Callable[[DiffusionTrainer], Losses]] = {"denoising": _denoising, "ecm": _ecm, "meanflow": _meanflow}
+    "meanflow": _of_intervals(lambda flow: MeanFlowLoss(flow, density="uniform", different=0.5, dropout=False)),
+    "anyflow": _of_intervals(lambda flow: AnyFlowLoss(flow, dropout=False)),
+    "shortcut": _of_intervals(lambda flow: ShortcutLoss(flow, dropout=False)),
+}
 
 
 class GanTrainer:

@@ -102,7 +102,11 @@ class MeanFlowLoss(Interval):
         drawn = (density(self.schedule, uniform_of_seeds(seeds, step=n)) for n in (0, SECOND_TIME))
         first, second = (self.schedule.coefficients(t)[1] for t in drawn)
         t = torch.maximum(first, second)
-        return t, torch.where(uniform_of_seeds(seeds, step=COIN) < self.different, torch.minimum(first, second), t)
+        return t, torch.where(self.coin(seeds) < self.different, torch.minimum(first, second), t)
+
+    def coin(self, seeds: torch.Tensor) -> torch.Tensor:
+        """What decides whether a sample has r < t: uniform in [0, 1), float64 [B]."""
+        return uniform_of_seeds(seeds, step=COIN)
 
     def _at(self, n: NoisedInterval, h: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The model's input h further on the path."""
@@ -146,7 +150,10 @@ class MeanFlowLoss(Interval):
             u = model(n.x_t, n.t, n.r)
         u, along = check_samples("model", u, n.x0), along.detach().to(n.x0.dtype)
         target = n.velocity - per_sample((n.t - n.r).to(n.x0.dtype), n.x0) * along
-        square = mse_loss(u, target) * math.prod(n.x0.shape[1:])
+        return self._weighted(mse_loss(u, target) * math.prod(n.x0.shape[1:]), n)
+
+    def _weighted(self, square: torch.Tensor, n: NoisedInterval) -> torch.Tensor:
+        """The loss [B] of its squares, summed over each sample's elements."""
         if not self.power:
             return square
         return square * (square.detach() + self.constant) ** -self.power
