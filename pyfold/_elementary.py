@@ -45,15 +45,21 @@ def sqrt(x: torch.Tensor) -> torch.Tensor:
     if x.device.type != "cpu" or x.dtype in (torch.bfloat16, torch.float16):
         return x.sqrt()  # rounded to the nearest there
     if x.dtype == torch.float32:
-        return x.to(torch.float64).sqrt().to(torch.float32)  # no root of a float32 is so near to a midpoint
+        return x.to(torch.float64).sqrt_().to(torch.float32)  # no root of a float32 is so near to a midpoint
     root = x.sqrt()
-    y, r = x.detach(), root.detach()
-    split = r * 134217729.0  # 2^27 + 1
-    high = split - (split - r)
-    low = r - high
-    lacking = ((y - high * high) - 2 * high * low) - low * low
-    inside = (y > 2.0**-800) & (y < 2.0**800)
-    return root + torch.where(inside, lacking / torch.where(inside, 2 * r, 1.0), 0.0)
+    return root + _lacking(x.detach(), root.detach())
+
+
+def _lacking(x: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """``(x - root^2) / (2 root)``, the square without rounding: that of two halves of 26 bits, in as few arrays as may be."""
+    high = root * 134217729.0  # 2^27 + 1
+    high -= high - root
+    low = root - high
+    rest = (high * high).neg_().add_(x)
+    rest -= high.mul_(2).mul_(low)
+    rest -= low.square_()
+    rest /= 2 * root
+    return rest.masked_fill_((x < 2.0**-800).logical_or_(x > 2.0**800), 0.0)
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:
