@@ -1,4 +1,4 @@
-"""Digits in one step: a diffusion model's fifty, then easy consistency tuning and MeanFlow, each from scratch. 4 CPU minutes.
+"""Digits in one step: a diffusion model's fifty, then easy consistency tuning and AnyFlow, each from scratch. 4 CPU minutes.
 
 python examples/one_step.py --out one_step.png
 """
@@ -22,7 +22,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("one_step.png"), help="picture of each model's digits")
 parser.add_argument("--steps", type=int, default=1200, help="training steps of each model")
 parser.add_argument(
-    "--objectives", nargs="+", default=["denoising", "ecm", "meanflow"], choices=[*OBJECTIVES], help="of each model"
+    "--objectives", nargs="+", default=["denoising", "ecm", "anyflow"], choices=[*OBJECTIVES], help="of each model"
 )
 parser.add_argument("--quick", action="store_true", help="a few steps: nothing is learned")
 arguments = parser.parse_args()
