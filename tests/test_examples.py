@@ -241,7 +241,7 @@ def check_serve(text, out):
 def check_one_step(text, out):
     columns, rows = table(text)
     assert columns[1:5] == ["1 step", "2 steps", "4 steps", "50 steps"]
-    assert [row[0] for row in rows] == ["denoising", "ecm", "meanflow"]
+    assert [row[0] for row in rows] == ["denoising", "ecm", "anyflow"]
     assert all(float(cell) > 0 for row in rows for cell in row[1:4]) and float(rows[0][4]) > 0
 
 
