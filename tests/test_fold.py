@@ -14,7 +14,7 @@ import pyfold
 from pyfold import _C, nn
 from pyfold._elementary import sqrt
 from pyfold.folds.program import CODES, sorting_network
-from pyfold.folds.roots import root
+from pyfold.folds.soft import root
 from pyfold.ops import FLOAT_DTYPES, FOLDS, fold_table, fold_with_bits, unfold
 
 F64 = torch.float64
