@@ -23,6 +23,14 @@ def test_random_configurations_agree():
     assert counts["equal"] > 120, counts
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_stochastic_step_of_no_length(steps, order):
+    """EDM's table ends at sigma_min twice, the second a float32 number above the first."""
+    config = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min", "solver_order": order}
+    assert difference("EDMDPMSolverMultistepScheduler", config, {"steps": steps}) == ("equal", "")
+
+
 def test_thresholds_below_one():
     """A bound below 1 is the bound itself, and ratio 0 the least value, as torch.clamp and torch.quantile have it."""
     for name in (

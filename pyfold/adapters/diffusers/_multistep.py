@@ -103,12 +103,16 @@ class Multistep(OnLevels):
             raise ValueError("solver_order 3 has no formula for algorithm_type 'sde-dpmsolver'")
         return dpm_multistep, "epsilon", {"order": order, "solver": solver, "stochastic": stochastic}
 
-    def _check_noise(self, here: Point, there: Point) -> None:
-        if there.ratio > here.ratio:
+    def _stays(self, here: Point, there: Point) -> bool:
+        """Whether a stochastic step has no length but for the rounding of float32 tables, whose end may be the larger."""
+        if there.ratio <= here.ratio:
+            return there.ratio == here.ratio
+        if there.ratio > here.ratio * (1 + 1e-6):
             raise ValueError(
                 f"algorithm_type {self.config.algorithm_type!r} cannot step to more noise in {type(self).__name__}: "
                 "the variance of what it adds, 1 - exp(-2 h) of a falling lambda, would be negative; choose one without 'sde'"
             )
+        return True
 
     def _multistep(self, i: int, order: int, model_output: T, sample: T, noise: Any, upcast: bool = False) -> T:
         if noise is not None and order not in self._stochastic_orders:
@@ -118,8 +122,8 @@ class Multistep(OnLevels):
             sampler, u, options = self._rule(order, self.config.solver_type)
             before = [self._at(i - j) for j in range(1, order)]
             ends, options["visit"] = (self._at(i), self._at(i + 1)), self._visit(i + 1)
-            if noise is not None:
-                self._check_noise(*ends)
+            if noise is not None and self._stays(*ends):
+                ends, options["order"] = (ends[0], ends[0]), 1
             return self._follow(sampler, *ends, before, u=u, keep=True, shows=False, **options)
 
         past = self.model_outputs[:0:-1][: order - 1]
@@ -231,15 +235,14 @@ class DPMSolverSinglestepScheduler(NoisingLevels, Multistep):
         if order == 1:
             self.sample = sample
         origin, history = None if order == 1 else self.sample, past[: order - 1]
-        if noise is not None:
-            self._check_noise(self._at(i), self._at(i + 1))
-        rule = lambda i: self._from_start(i, order)  # noqa: E731
+        stays = noise is not None and self._stays(self._at(i), self._at(i + 1))
+        rule = lambda i: self._from_start(i, order, i if stays else i + 1)  # noqa: E731
         prev, newest, _ = self._fuse(i, rule, sample, model_output, base=origin, history=history, noise=noise)
         self._remember(newest)
         self._step_index += 1
         return self._finish(return_dict, prev)
 
-    def _from_start(self, i: int, order: int) -> Step:
+    def _from_start(self, i: int, order: int, end: int) -> Step:
         solver = self.config.solver_type
         if order < 3:
             nodes, values = [i][: order - 1], [U]
@@ -249,7 +252,7 @@ class DPMSolverSinglestepScheduler(NoisingLevels, Multistep):
         else:
             nodes, values, solver = [i - 1, i], [H[0], U], "exact"
         sampler, u, options = self._rule(len(nodes) + 1, solver)
-        way = Past([*map(self._at, nodes[::-1]), self._at(i - order + 1), self._at(i + 1)], len(nodes), SCHEDULE)
+        way = Past([*map(self._at, nodes[::-1]), self._at(i - order + 1), self._at(end)], len(nodes), SCHEDULE)
         step = sampler.rule(way.here, way.there, way, **options)
         assert isinstance(step, formulas.Step)
         names = {f"h{k}": value for k, value in enumerate(values, 1)} if order > 1 else {}
