@@ -375,6 +375,20 @@ def test_training_reaches_the_flows_own_consistency(generator):
     torch.testing.assert_close(model.weights.data, torch.tensor([1.0, 0.0, 0.0]).double(), rtol=0, atol=1e-4)
 
 
+def test_scm_of_float16_is_computed_in_float32():
+    """Lengths of 1.3e5, and targets nearer to the output than float16 resolves."""
+    loss, seeds = SCMLoss(DATA_STD), torch.arange(2)
+    steep = torch.tensor(1500.0, requires_grad=True)
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        x0 = pyfold.randn(seeds, (1 << 16,), dtype=dtype)
+        noised = loss.noise(x0, seeds, torch.full((2,), math.pi / 4, dtype=torch.float64))
+        value = loss(lambda x, t: (steep * t[:, None] + 0 * x).to(x.dtype), noised)
+        gradients += torch.autograd.grad(value.sum(), steep)
+    assert gradients[1].abs() > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.05, atol=0)
+
+
 def test_scm_is_its_formula(generator):
     """cos(t) times the derivative of x0 along the sample's own path, by differences; the noise is of data_std."""
     t, x0 = angles(generator), torch.randn(400, 3, 2, generator=generator, dtype=torch.float64)

@@ -110,8 +110,10 @@ class SCMLoss:
         assert n.target is not None
         tangents = n.target * std, torch.ones_like(n.t)
         output, change = along_path(model, target_model, (n.x_t, n.t), tangents, self.dropout)
-        output, change = check_samples("model", output, n.x0), change.detach().to(n.x0.dtype)
-        cos, sin = (per_sample(c, n.x0).to(n.x0.dtype) for c in (n.alpha, n.sigma / std))
+        # In float32 at least: of a half type the length overflows, and a target that is a small step away is the output.
+        wide = torch.promote_types(n.x0.dtype, torch.float32)
+        output, change = check_samples("model", output, n.x0).to(wide), change.detach().to(wide)
+        cos, sin = (per_sample(c, n.x0).to(wide) for c in (n.alpha, n.sigma / std))
         detached = output.detach()
         h = -(cos**2) * std * (detached - n.target) - warmup * cos * sin * (n.x_t + std * change)
         size = h.flatten(1).norm(dim=1)
