@@ -302,7 +302,8 @@ def wasserstein1(
     p: torch.Tensor, q: torch.Tensor, *, critic: nn.Module | None = None, steps: int = 300, batch: int = 512, lr: float = 0.02,
     seed: int = 0,
 ) -> Wasserstein1:  # fmt: skip
-    """Estimates ``W_1(P, Q)`` from samples, from below: a critic is fitted to every second sample and measured on the others.
+    """Estimates ``W_1(P, Q)`` from samples, from below: a critic is fitted to every second sample and measured on the others
+    (Anil, Lucas and Grosse 2019, section 5.1).
 
     Args:
         p, q: samples [N, ...] and [M, ...], four or more of each.

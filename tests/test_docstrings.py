@@ -79,6 +79,53 @@ def test_every_family_has_an_example():
     assert without == set(WITHOUT_EXAMPLE)
 
 
+#: Files whose public names have no source, by what they are; in others the names that have none, and why.
+WITHOUT_SOURCE = {
+    "pyfold._library": "says what this machine has",
+    "pyfold.adapters.k_diffusion": "k-diffusion's names for pyfold's samplers, which name theirs",
+    "pyfold.bench": "measures",
+    "pyfold.diffusion.serve": "a way to call the samplers",
+    "pyfold.models": "networks as the files' own docstrings have them",
+    "pyfold.nn": "modules of the functions beside them",
+    "pyfold.ops": "folds as the table of docs/folds.md has them",
+    "pyfold.folds": "as pyfold.ops",
+}
+NO_SOURCE_NEEDED = {
+    "a record or a protocol, whose maker names it": [
+        "Attempt", "ClassFolding", "Creases", "FoldingReport", "Layer", "LayerFolding", "Line", "Noised", "NoisedInterval",
+        "ModeCoverage", "NoisedPair", "Plan", "Plane", "Point", "ReflectionGroup", "Schedule", "Wasserstein1",
+    ],
+    "a definition of a line": [
+        "SignFlips", "Permutations", "Hyperplanes", "convert", "equalise", "fold_hyperplane", "from_alpha_bar", "lerp",
+        "reflect", "rescale",
+    ],
+    "a way to call what names its source": [
+        "FoldingCallback", "GameMonitor", "lines", "replay", "sample", "sampler", "with_gradient", "with_next_time",
+    ],
+    "pyfold's own": ["LearnedFold", "counterpart", "crease_children", "fold_depth", "plane", "variations"],
+    "a choice of pairs": ["class_pairs"],
+    "in the file's docstring": [
+        "LipschitzConvCritic", "LipschitzCritic", "OrthogonalDownsample", "fit_critic", "orthogonal_linear",
+    ],
+}  # fmt: skip
+SOURCE = re.compile(r"\b(18|19|20)\d\d[a-z]?\b|^Sources?: ", re.MULTILINE)
+
+
+def test_sources_are_named():
+    """A paper's year, or a line of sources; an alias names the function that it stands for."""
+    without = {
+        value.__name__
+        for name, values in families().items()
+        for value in values
+        if not SOURCE.search(inspect.getdoc(value) or "")
+        and not re.search(r" name for :func:", inspect.getdoc(value) or "")
+        and not any(name == part or name.startswith(f"{part}.") for part in WITHOUT_SOURCE)
+    }
+    exceptions = [name for names in NO_SOURCE_NEEDED.values() for name in names]
+    assert without == set(exceptions), sorted(without ^ set(exceptions))
+    assert len(exceptions) == len(set(exceptions))
+
+
 def test_errors_of_a_function_are_described():
     """Those that its own body raises."""
     found = []

@@ -125,7 +125,7 @@ def brownian_noise(
     """Noise for :func:`sample` that makes a seed's picture nearly the same for any number of steps.
 
     The noise of each stage is the increment of one :class:`BrownianPath` in sigma / alpha (as k-diffusion has it) to the next
-    point, so more steps refine the same path.
+    point, so more steps refine the same path (as the trees of Kidger et al. 2021 do).
 
     Args:
         plan: whose noise of a stage belongs to the way to the next point, such as ``euler_ancestral``, ``dpmpp_multistep``,

@@ -124,6 +124,8 @@ def _of_present(plan: Plan) -> list[float]:
 def guided_by_energy(plan: Plan, schedule: Schedule | None = None, prediction: str = "", weight: float = 1.0) -> Plan:
     """The plan for a model whose last output is grad U(x): the score becomes ``score - weight grad U`` (:func:`with_gradient`).
 
+    With U = -log p(y | x) this is a classifier's guidance (Song et al. 2021, eq. 14; Dhariwal and Nichol 2021, section 4.2).
+
     That is ``epsilon + weight sigma grad U``, or the same change in the words of another prediction, as one more coefficient.
 
     Args:
@@ -227,7 +229,7 @@ def rescale(strength: float = 0.7) -> Adaptation:
 
 
 def renorm(limit: float = 1.0) -> Adaptation:
-    """Guided output no longer than ``limit`` times the conditional one (Lumina-Image 2.0).
+    """Guided output no longer than ``limit`` times the conditional one (Qin et al. 2025, Lumina-Image 2.0).
 
     Args:
         limit: positive.

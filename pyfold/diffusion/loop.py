@@ -82,7 +82,8 @@ def inpaint(
 ) -> Callable[[int, torch.Tensor], None]:
     """A callback for :func:`sample`: where ``mask`` is true, the state is ``original``, noised to the level of each stage.
 
-    Its noise is the start's, so that part lies on one straight path from there to itself.
+    Its noise is the start's, so that part lies on one straight path from there to itself; Lugmayr et al. 2022, eq. 8a, draw it
+    anew at each level.
 
     Args:
         plan: being run.

@@ -69,7 +69,8 @@ def policy_cps(here: Point, there: Point, past: Past, *, noise_level: float = 0.
 def log_prob(
     plan: Plan, x: torch.Tensor, models: Outputs, index: torch.Tensor, after: torch.Tensor, *, reduce: str = "mean"
 ) -> torch.Tensor:
-    """log density [B] of the transition from x to ``after``, a Gaussian around the step without its noise.
+    """log density [B] of the transition from x to ``after``, a Gaussian around the step without its noise
+    (Black et al. 2024, section 4.2).
 
     Differentiable in ``models``. A step without noise has no density, its value is NaN. In float32 or wider whatever the
     state's dtype, the squares summed in a fixed order: a sample's value does not depend on its batch.

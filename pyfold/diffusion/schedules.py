@@ -138,7 +138,7 @@ def vp_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999)
 
 
 def vp_exp(steps: int = 1000, rate: float = 12.0, max_beta: float = 0.999) -> Schedule:
-    """Variance preserving, ``alpha_bar = exp(-rate t)``: constant betas.
+    """Variance preserving, ``alpha_bar = exp(-rate t)``: constant betas in the SDE of Song et al. 2021, eq. 11.
 
     Args:
         steps: training times, at least 1.
@@ -360,7 +360,8 @@ def flow(shift: float = 1.0, *, exponent: float = 1.0) -> Schedule:
 def flow_for_length(
     length: int, *, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15), exponent: float = 1.0
 ) -> Schedule:
-    """A flow whose shift ``exp(mu)`` follows the number of image tokens, mu on a line through two points, as Flux does it.
+    """A flow whose shift ``exp(mu)`` follows the number of image tokens, mu on a line through two points, as Flux does it
+    (the shift: Esser et al. 2024, eq. 23).
 
     Args:
         length: the model's sequence length, at least 1.

@@ -220,7 +220,7 @@ def check_samples(samples: int | None) -> None:
 
 
 def line(model: nn.Module, a: torch.Tensor, b: torch.Tensor, *, samples: int | None = None, call: Call | None = None) -> Line:
-    """What a network does to the segment from a to b.
+    """What a network does to the segment from a to b (Sotoudeh and Thakur 2019, section 3, find its creases so).
 
     Args:
         model: any module of piecewise-linear activations (``ACTIVATION_CREASES``) with affine layers between them, skips and

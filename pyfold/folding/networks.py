@@ -19,6 +19,8 @@ def _linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
 def tent_network(depth: int) -> nn.Sequential:
     """The tent map ``T(x) = 1 - |2x - 1|`` of [0, 1], ``depth`` times, one abs fold each; [B, 1] -> [B, 1], float64.
 
+    After Telgarsky 2016, section 2.1, who writes it with ReLU.
+
     It has ``2^depth`` linear pieces on [0, 1], and ``chi = 1 - depth / (2^depth - 1)`` from 0 to 1.
 
     Args:

@@ -120,7 +120,7 @@ def folding_report(
     samples: int | None = None,
     call: Call | None = None,
 ) -> FoldingReport:
-    """How a network folds the segments between pairs of inputs.
+    """How a network folds the segments between pairs of inputs (Lewandowski et al. 2025, arXiv 2502.09954).
 
     Args:
         model: any module with ReLU-like activations or folds (``ACTIVATION_CREASES``); it is copied, not changed.
@@ -230,7 +230,7 @@ def folding_between_classes(
     samples: int | None = None,
     call: Call | None = None,
 ) -> ClassFolding:
-    """The space-folding measure between and within the classes of a data set.
+    """The space-folding measure between and within the classes of a data set (Lewandowski et al. 2025, arXiv 2502.09954).
 
     Args:
         model, samples, call: as for :func:`folding_report`.

@@ -61,7 +61,7 @@ def relativistic_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 def relativistic_g(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The generator's ``mean softplus(-(D(G(z)) - D(x)))`` over the same pairs.
+    """The generator's ``mean softplus(-(D(G(z)) - D(x)))`` over the same pairs (Jolicoeur-Martineau 2018).
 
     Args:
         fake, real: logits of the same shape; the i-th of each are a pair.
@@ -128,7 +128,7 @@ def wasserstein_d(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 def wasserstein_g(fake: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-    """``-mean D(G(z))``.
+    """``-mean D(G(z))`` (Arjovsky, Chintala and Bottou 2017, algorithm 1).
 
     Args:
         fake: logits of generated samples, of any shape.

@@ -138,7 +138,7 @@ def _distances(x: NDArray, y: NDArray) -> Iterator[NDArray]:
 
 
 def manifold_metrics(real: Array, fake: Array, neighbours: int = 5) -> Manifolds:
-    """Precision, recall, density and coverage; a ball's surface is outside.
+    """Precision, recall, density and coverage; a ball's surface is outside (Kynkaanniemi et al. 2019; Naeem et al. 2020).
 
     Args:
         real, fake: features [N, D] and [M, D].
@@ -187,7 +187,7 @@ def classifier_score(probabilities: Array) -> float:
 
 
 def jensen_shannon(p: Array, q: Array) -> float:
-    """The Jensen-Shannon divergence of two histograms over the same bins, in nats: 0 to log 2.
+    """The Jensen-Shannon divergence of two histograms over the same bins, in nats: 0 to log 2 (Lin 1991, eq. 4.1).
 
     Args:
         p, q: [bins], counts or shares: not negative, not all 0; each is divided by its sum.
@@ -214,7 +214,7 @@ def jensen_shannon(p: Array, q: Array) -> float:
 
 def wasserstein(real: Array, fake: Array) -> float:
     """The 1-Wasserstein distance of two sets, exact: by sorting for one feature, else by linear programming (scipy), which
-    takes N of a few hundred. For more see :func:`pyfold.lipschitz.wasserstein1`.
+    takes N of a few hundred (Peyre and Cuturi 2019, eq. 2.11 and 2.37). For more see :func:`pyfold.lipschitz.wasserstein1`.
 
     Args:
         real, fake: features [N, D] and [M, D].

@@ -48,7 +48,7 @@ def _gradient_penalty(logits: torch.Tensor, samples: torch.Tensor, gamma: float,
 
 
 def r1_penalty(logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.Tensor:
-    """``gamma / 2 E |grad D(x)|^2`` over real samples.
+    """``gamma / 2 E |grad D(x)|^2`` over real samples (Mescheder, Geiger and Nowozin 2018, eq. 9).
 
     Args:
         logits: D(real), one or more for each sample.
@@ -71,7 +71,8 @@ def r1_penalty(logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.
 
 
 def r2_penalty(logits: torch.Tensor, fake: torch.Tensor, gamma: float) -> torch.Tensor:
-    """``gamma / 2 E |grad D(G(z))|^2`` over generated samples, detached from the generator; arguments as for R1.
+    """``gamma / 2 E |grad D(G(z))|^2`` over generated samples, detached from the generator; arguments as for R1
+    (Mescheder, Geiger and Nowozin 2018, eq. 10).
 
     Args:
         logits: D(fake), one or more for each sample.
@@ -88,7 +89,7 @@ def r2_penalty(logits: torch.Tensor, fake: torch.Tensor, gamma: float) -> torch.
 
 
 def functional_penalty(discriminator: Discriminator, samples: torch.Tensor, gamma: float, centre: float = 0.0) -> torch.Tensor:
-    """``gamma / 2 E (|grad D(x)| - centre)^2``.
+    """``gamma / 2 E (|grad D(x)| - centre)^2`` (Mescheder, Geiger and Nowozin 2018; Gulrajani et al. 2017, with centre 1).
 
     With centre 0 it is R1 or R2, by the samples; :func:`between` and :func:`around` make the points of the other penalties.
     It compiles with ``torch.compile(fullgraph=True)``, double backward included, and runs inside transforms of ``torch.func``:
