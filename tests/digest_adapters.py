@@ -313,7 +313,7 @@ def of_function(name: str) -> dict[str, str]:
 
 
 def digest_of(digest: Digest) -> Callable[[dict[str, Any]], None]:
-    return lambda told: digest.add(told["x"], told["denoised"]) and None
+    return lambda report: digest.add(report["x"], report["denoised"]) and None
 
 
 # --- ComfyUI

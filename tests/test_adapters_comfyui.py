@@ -83,10 +83,10 @@ class KSampler:
         sampling = model_wrap.inner_model.model_sampling
         most = math.isclose(float(sampling.sigma_max), float(sigmas[0]), rel_tol=1e-5) or sigmas[0] > sampling.sigma_max
         noise = sampling.noise_scaling(sigmas[0], noise, latent_image, most)
-        told = None if callback is None else lambda info: callback(info["i"], info["denoised"], info["x"], len(sigmas) - 1)
+        report = None if callback is None else lambda info: callback(info["i"], info["denoised"], info["x"], len(sigmas) - 1)
         model_k = KSamplerX0Inpaint(model_wrap)
         samples = self.sampler_function(
-            model_k, noise, sigmas, extra_args=extra_args, callback=told, disable=disable_pbar, **self.extra_options
+            model_k, noise, sigmas, extra_args=extra_args, callback=report, disable=disable_pbar, **self.extra_options
         )
         return sampling.inverse_noise_scaling(sigmas[-1], samples)
 
@@ -188,10 +188,10 @@ def test_every_sampler_on_both_kinds_of_model(name, sampling):
         with pytest.raises(ValueError, match="got a flow"):
             workflow(sampling, 1, sampler_name=name)
         return
-    told = []
-    x = workflow(sampling, 8, sampler_name=name, steps=40, callback=lambda *a: told.append((a[0], a[3])))
+    reports = []
+    x = workflow(sampling, 8, sampler_name=name, steps=40, callback=lambda *a: reports.append((a[0], a[3])))
     if name not in ("dpm_fast", "dpm_adaptive"):  # whose steps are their own
-        assert told == [(i, 40) for i in range(40)]
+        assert reports == [(i, 40) for i in range(40)]
     n = x.numel()
     if name == "lcm":
         return  # these denoisers are no consistency models

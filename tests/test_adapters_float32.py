@@ -63,8 +63,8 @@ def test_rounds_less_than_a_bfloat16_state():
             scheduler.keep_float32()
         x = start() if keep is not None else start().double()
         for t in scheduler.timesteps:
-            told = 0.3 * x.double() + 0.1
-            x = scheduler.step(told.to(x.dtype), t, x, return_dict=False)[0]
+            output = 0.3 * x.double() + 0.1
+            x = scheduler.step(output.to(x.dtype), t, x, return_dict=False)[0]
         ends[keep] = x.double()
     error = {keep: (ends[keep] - ends[None]).abs().median() for keep in (False, True)}
     assert error[False] > 4 * error[True]

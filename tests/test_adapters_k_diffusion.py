@@ -92,7 +92,7 @@ def both(name, start, options, with_noise=True, **common):
     """(result, calls of the model, callbacks, noise asked for) of theirs and of ours."""
     runs = []
     for module in (sampling, ours):
-        told, sigmas, noise = [], [], Noise(start)
+        reports, sigmas, noise = [], [], Noise(start)
 
         def counted(x, sigma, **extra):
             sigmas.append(sigma.clone())
@@ -105,9 +105,9 @@ def both(name, start, options, with_noise=True, **common):
         )
         torch.manual_seed(7)
         result = getattr(module, name)(
-            counted, start.clone(), *arguments(name), {"gain": 0.9}, told.append, True, **more, **options, **common
+            counted, start.clone(), *arguments(name), {"gain": 0.9}, reports.append, True, **more, **options, **common
         )
-        runs.append((result, sigmas, told, noise.asked))
+        runs.append((result, sigmas, reports, noise.asked))
     return runs
 
 

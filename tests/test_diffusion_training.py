@@ -50,8 +50,8 @@ def test_every_target(name, prediction, x0):
     torch.testing.assert_close(loss(shifted, noised), (torch.arange(64.0, dtype=torch.float64) / 10) ** 2, rtol=1e-7, atol=1e-9)
     c_in = 1 / (alpha**2 * schedule.data_std**2 + sigma**2).sqrt() if name == "edm" else 1.0
     torch.testing.assert_close(noised.x_t, c_in * x, rtol=1e-12, atol=1e-12)
-    told = {"edm": noised.sigma.log() / 4, "flow": noised.sigma}.get(name, noised.time)
-    torch.testing.assert_close(noised.t, told.float(), rtol=0, atol=0)
+    expected = {"edm": noised.sigma.log() / 4, "flow": noised.sigma}.get(name, noised.time)
+    torch.testing.assert_close(noised.t, expected.float(), rtol=0, atol=0)
     torch.testing.assert_close(loss.x0(target, noised), x0, rtol=0, atol=1e-7)
 
 

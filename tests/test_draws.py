@@ -122,14 +122,14 @@ def test_returns_to_a_level_draw_anew():
     again = down[1:]
     first = diffusion.euler_ancestral(ve, spacing=down)
     blind = diffusion.euler_ancestral(ve, spacing=again)
-    told = diffusion.euler_ancestral(ve, spacing=again, before=down)
+    informed = diffusion.euler_ancestral(ve, spacing=again, before=down)
     assert blind.draws == first.draws[1:]
-    assert not {*told.draws[:-1]} & {*first.draws[:-1]}
-    assert [n & 0xFFFFFFFF for n in told.draws] == [n & 0xFFFFFFFF for n in blind.draws]
+    assert not {*informed.draws[:-1]} & {*first.draws[:-1]}
+    assert [n & 0xFFFFFFFF for n in informed.draws] == [n & 0xFFFFFFFF for n in blind.draws]
     third = diffusion.euler_ancestral(ve, spacing=again, before=[*down, *again])
-    assert len({*first.draws[:-1], *told.draws[:-1], *third.draws[:-1]}) == 7
+    assert len({*first.draws[:-1], *informed.draws[:-1], *third.draws[:-1]}) == 7
     # The middle of the second pass, told of all before it, draws as the second pass does.
-    assert diffusion.euler_ancestral(ve, spacing=again[1:], before=[*down, again[0]]).draws == told.draws[1:]
+    assert diffusion.euler_ancestral(ve, spacing=again[1:], before=[*down, again[0]]).draws == informed.draws[1:]
     with pytest.raises(TypeError, match="before"):
         diffusion.euler_ancestral(ve, spacing=again, before=[1.0])
 

@@ -78,7 +78,7 @@ def test_each_stage_raises_the_version_of_the_state():
 
 
 @pytest.mark.parametrize("name", ["dpmpp_multistep", "lms", "unipc", "deis", "sa_solver"])
-def test_an_own_loop_that_forgets_its_history_is_told(name):
+def test_an_own_loop_that_forgets_its_history_raises(name):
     plan = SAMPLERS[name](SCHEDULE, 5, prediction="x0")
     x = torch.ones(2, 3)
     seeds = torch.tensor(SEEDS) if plan.noisy else None
