@@ -97,10 +97,10 @@ def gradient(old, seeds, advantages):
     """
     total, distance = [torch.zeros_like(p) for p in policy.parameters()], 0.0
     table = plan.on(seeds.device)[0]
-    for i, x, said, after in rl.replay(old, plan, SHAPE, seeds):
+    for i, x, output, after in rl.replay(old, plan, SHAPE, seeds):
         index, time_now = torch.tensor([i]), plan.on(x.device)[1][i].expand(len(x))
         velocity = policy(x, time_now)
-        ratio = (rl.log_prob(plan, x, velocity, index, after) - rl.log_prob(plan, x, said, index, after)).exp()
+        ratio = (rl.log_prob(plan, x, velocity, index, after) - rl.log_prob(plan, x, output, index, after)).exp()
         clipped = ratio.clamp(1 - arguments.clip, 1 + arguments.clip)
         # The divergence of two Gaussians of one width is how much less likely the one's mean is under the other.
         with torch.no_grad():
@@ -174,7 +174,7 @@ def largest_log_ratio():
 
     def of_part(part):
         steps = rl.replay(start, plan, SHAPE, part)
-        return torch.stack([rl.log_prob(plan, x, said, torch.tensor([i]), after) for i, x, said, after in steps])
+        return torch.stack([rl.log_prob(plan, x, output, torch.tensor([i]), after) for i, x, output, after in steps])
 
     def replayed(size):
         return torch.cat([of_part(part) for part in seeds.split(size)], 1)

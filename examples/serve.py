@@ -130,9 +130,9 @@ class Schedulers:
         taken = [(slot, run) for slot, run in enumerate(self.runs) if run and run[1]]
         inputs = [scheduler.scale_model_input(x, times[0]) for _, (scheduler, times, x, _) in taken]
         times = torch.stack([run[1][0] for _, run in taken]).float()
-        for (_, run), said in zip(taken, self.model(torch.cat(inputs), times).split(1), strict=True):
+        for (_, run), output in zip(taken, self.model(torch.cat(inputs), times).split(1), strict=True):
             scheduler, left, x, draws = run
-            run[2] = scheduler.step(said, left.pop(0), x, return_dict=False, **draws)[0]
+            run[2] = scheduler.step(output, left.pop(0), x, return_dict=False, **draws)[0]
         return [slot for slot, run in taken if not run[1]]
 
     def take(self, slot):
@@ -325,8 +325,8 @@ def step_cost(rounds):
     steps = 20
     for shape in ((1, 8, 8), (4, 64, 64)):
         for count in (1, 8) if arguments.quick else (1, 8, 64):
-            said, cost = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0)), {}
-            engines = [engine(lambda x, t, said=said: said[: len(x)], count, shape) for engine in (Fused, Schedulers)]
+            output, cost = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0)), {}
+            engines = [engine(lambda x, t, output=output: output[: len(x)], count, shape) for engine in (Fused, Schedulers)]
             size = "x".join(map(str, shape))
             for turn in tqdm(range(rounds), desc=f"{count} of {size}", unit="round", leave=False):
                 for engine in engines:

@@ -107,7 +107,7 @@ def chunk(kind: str, seed: int, first: int, count: int) -> Iterator[tuple[int, s
                 timeout=PATIENCE * (end - first),
             )  # fmt: skip
             errors.seek(0)
-            said = errors.read()
+            log = errors.read()
         number = first
         for line in done.stdout.splitlines():
             if line.startswith("["):
@@ -117,9 +117,9 @@ def chunk(kind: str, seed: int, first: int, count: int) -> Iterator[tuple[int, s
         if done.returncode == 0:
             return
         telling = [
-            s for s in said.splitlines() if "ERROR" in s or "error" in s or "Fatal" in s or "free()" in s or "SUMMARY" in s
+            s for s in log.splitlines() if "ERROR" in s or "error" in s or "Fatal" in s or "free()" in s or "SUMMARY" in s
         ]
-        yield number, f"CRASH, status {done.returncode}: {' | '.join(telling[:4]) or said[-400:]}"
+        yield number, f"CRASH, status {done.returncode}: {' | '.join(telling[:4]) or log[-400:]}"
         first = number + 1
         if first >= end:
             return

@@ -458,7 +458,7 @@ def test_a_change_of_a_module_counts_at_once(kind, change):
                 assert torch.equal(a, b)
 
 
-def test_what_is_wrong_with_a_modules_call_is_said():
+def test_what_is_wrong_with_a_modules_call_is_raised():
     module = pyfold.nn.Fold("groupsort", 8, bias=True)
     module(torch.randn(2, 8))
     for x, error in (

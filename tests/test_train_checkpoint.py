@@ -55,7 +55,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_where_the_newest_is_damaged_the_one_before_is_taken_and_that_is_said(damage, tmp_path):
+def test_where_the_newest_is_damaged_the_one_before_is_taken_with_a_warning(damage, tmp_path):
     config = run(tmp_path / "run")
     newest = checkpoint.find(tmp_path / "run")[-1]
     newest.write_bytes(DAMAGE[damage](newest.read_bytes()))

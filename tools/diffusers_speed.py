@@ -67,58 +67,58 @@ def state_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (batch, channels, 2, height // 2, width) if name == "HeliosDMDScheduler" else shape
 
 
-def karras_ve(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> None:
+def karras_ve(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     churn = asks(scheduler.add_noise_to_input, noise)
     for t in scheduler.timesteps:
         sigma, there = scheduler.schedule[t], scheduler.schedule[t - 1] if t > 0 else torch.tensor(0.0)
         hat_x, hat = scheduler.add_noise_to_input(x, sigma, **churn)
-        first = scheduler.step(said, hat, there, hat_x)
+        first = scheduler.step(output, hat, there, hat_x)
         x = first["prev_sample"]
         if there != 0:
-            x = scheduler.step_correct(said, hat, there, hat_x, x, first["derivative"])["prev_sample"]
+            x = scheduler.step_correct(output, hat, there, hat_x, x, first["derivative"])["prev_sample"]
 
 
-def score_sde(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> None:
+def score_sde(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     predict = asks(scheduler.step_pred, noise)
     for t in scheduler.timesteps:
         if type(scheduler).__name__ == "ScoreSdeVeScheduler":
-            x = scheduler.step_correct(said, x, **asks(scheduler.step_correct, noise)).prev_sample
-            x = scheduler.step_pred(said, t, x, **predict).prev_sample
+            x = scheduler.step_correct(output, x, **asks(scheduler.step_correct, noise)).prev_sample
+            x = scheduler.step_pred(output, t, x, **predict).prev_sample
         else:
-            x = scheduler.step_pred(said, x, t.expand(len(x)), **predict)[0]
+            x = scheduler.step_pred(output, x, t.expand(len(x)), **predict)[0]
 
 
-def helios_dmd(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> None:
+def helios_dmd(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     table, times = torch.linspace(1, 0.001, 1000, dtype=torch.float64), torch.linspace(1000, 1, 1000)
     sampling = torch.tensor([999, 700, 400])
-    known = {"dmd_noisy_tensor": said, "dmd_sigmas": table, "dmd_timesteps": times, "all_timesteps": sampling}
+    known = {"dmd_noisy_tensor": output, "dmd_sigmas": table, "dmd_timesteps": times, "all_timesteps": sampling}
     for i, t in enumerate(sampling):
-        x = scheduler.step(said, t, x, cur_sampling_step=i, return_dict=False, **known)[0]
+        x = scheduler.step(output, t, x, cur_sampling_step=i, return_dict=False, **known)[0]
 
 
-def cogvideox_dpm(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> None:
+def cogvideox_dpm(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     old, times = None, scheduler.timesteps
     for i, t in enumerate(times):
-        x, old = scheduler.step(said, old, t, times[i - 1] if i else None, x, return_dict=False, **asks(scheduler.step, noise))
+        x, old = scheduler.step(output, old, t, times[i - 1] if i else None, x, return_dict=False, **asks(scheduler.step, noise))
 
 
-def common(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> None:
+def common(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     name, times, more = type(scheduler).__name__, list(scheduler.timesteps), ()
     if name in ("SCMScheduler", "DDPMWuerstchenScheduler"):
         times = times[:-1]
     if name == "DDPMWuerstchenScheduler":
         times = [t.expand(len(x)) for t in times]
     if name == "RePaintScheduler":
-        more = (said, torch.ones_like(x))
+        more = (output, torch.ones_like(x))
     if name == "RFD4ProteinaScheduler":
         more = (torch.ones(x.shape[:2]),)
         if "generator" in noise:
             noise = {"generator": [torch.Generator().manual_seed(i) for i in range(len(x))]}
     if name == "PiflowScheduler":
-        said = torch.cat([said] * scheduler.n_grid, -1)
+        output = torch.cat([output] * scheduler.n_grid, -1)
     asked = asks(scheduler.step, noise)
     for t in times:
-        x = scheduler.step(said, t, x, *more, return_dict=False, **asked)[0]
+        x = scheduler.step(output, t, x, *more, return_dict=False, **asked)[0]
 
 
 RUNS = {
@@ -130,7 +130,7 @@ RUNS = {
 }
 
 
-def loop(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> Callable[[], None]:
+def loop(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> Callable[[], None]:
     """A whole run; before each the scheduler is put back to where set_timesteps left it, its tables kept."""
     prepare(scheduler)
     if hasattr(scheduler, "is_scale_input_called"):
@@ -140,7 +140,7 @@ def loop(scheduler: Any, x: torch.Tensor, said: torch.Tensor, noise: Noise) -> C
     def call() -> None:
         for name, value in fresh.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
-        run(scheduler, x, said, noise)
+        run(scheduler, x, output, noise)
 
     return call
 
@@ -156,14 +156,14 @@ def forms_of(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], None]]
     kind = getattr(ours, name)
     base = next(c for c in kind.__mro__ if c.__module__.startswith("diffusers."))
     generator = torch.Generator().manual_seed(0)
-    x, said = (torch.randn(state_shape(name, shape), generator=generator) for _ in range(2))
+    x, output = (torch.randn(state_shape(name, shape), generator=generator) for _ in range(2))
     config, by_torch = CONFIGS.get(name, {}), {"generator": torch.Generator().manual_seed(1)}
     forms = {
-        "diffusers": loop(base(**config), x, said, by_torch),
-        "generator=": loop(kind(**config), x, said, by_torch),
+        "diffusers": loop(base(**config), x, output, by_torch),
+        "generator=": loop(kind(**config), x, output, by_torch),
     }
     if draws(kind):
-        forms["seeds="] = loop(kind(**config), x, said, {"seeds": torch.arange(len(x))})
+        forms["seeds="] = loop(kind(**config), x, output, {"seeds": torch.arange(len(x))})
     return forms
 
 

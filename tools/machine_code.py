@@ -219,13 +219,13 @@ def assembled(text: str, symbols: set[str], architecture: str) -> dict[str, Code
         ptx, cubin = Path(folder, "module.ptx"), Path(folder, "module.cubin")
         ptx.write_text(with_lines(text, symbols, architecture))
         command = [ptxas, f"-arch={architecture}", "-O3", "-lineinfo", "-v", str(ptx), "-o", str(cubin)]
-        said = subprocess.run(command, capture_output=True, text=True)
-        if said.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{said.stderr}")
+        ptxas_run = subprocess.run(command, capture_output=True, text=True)
+        if ptxas_run.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{ptxas_run.stderr}")
         listing = subprocess.run([nvdisasm, "-g", "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     kernels = {symbol: code for symbol, code in parse(listing).items() if symbol in symbols}
     symbol = ""
-    for line in said.stderr.splitlines():
+    for line in ptxas_run.stderr.splitlines():
         if found := re.search(r"Compiling entry function '(\S+)'", line):
             symbol = found[1]
         elif symbol and (found := re.search(r"(\d+) bytes stack frame", line)):

@@ -28,8 +28,8 @@ struct Addresses {
 // A global address has no window.
 bool in_window(uint64_t address) { return address >> 48 == 0xFFFF; }
 
-Space space_of(Space said, uint64_t& address) {
-  if (said != Space::kGeneric) return said;
+Space space_of(Space declared, uint64_t& address) {
+  if (declared != Space::kGeneric) return declared;
   const uint64_t window = address & kWindowMask;
   if (!in_window(address)) return Space::kGlobal;
   address &= ~kWindowMask;

@@ -64,8 +64,8 @@ std::string& last_text() {
 }
 
 int wanted_capability() {
-  const char* said = std::getenv("PYFOLD_GPU_TEST_CAPABILITY");
-  return said == nullptr ? 90 : std::atoi(said);
+  const char* capability = std::getenv("PYFOLD_GPU_TEST_CAPABILITY");
+  return capability == nullptr ? 90 : std::atoi(capability);
 }
 
 LoadedModule& module_of(Binary& binary) {
