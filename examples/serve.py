@@ -288,15 +288,15 @@ async def measure(model, counts):
         ("a loop over diffusers' schedulers", Schedulers, 64, in_groups(model, arguments.group)),
         ("pyfold", Fused, 64, in_groups(model, arguments.group)),
     )
-    shown = {}
+    responses = {}
     for name, engine, slots, evaluate in rows:
         for in_flight, count in counts.items():
             async with Server(engine(evaluate, slots), slots) as server:
                 await load(server.port, some_requests(4, seed=1), 4)
-                shown, seconds, total = await load(server.port, some_requests(count), in_flight, what=name)
+                responses, seconds, total = await load(server.port, some_requests(count), in_flight, what=name)
             middle, high = statistics.median(seconds), sorted(seconds)[int(0.95 * len(seconds))]
             print(f"| {name} | {in_flight} | {count / total:.1f} | {1000 * middle:.0f} | {1000 * high:.0f} |", flush=True)
-    return shown
+    return responses
 
 
 async def check(model, count):
@@ -368,8 +368,8 @@ async def serve_forever(model):
 
 
 async def measured(model):
-    shown = await measure(model, {8: 12} if arguments.quick else {1: 60, 8: 200, 64: 500})
-    digits = [torch.from_numpy(pixels(body)) for body in list(shown.values())[:36]]
+    responses = await measure(model, {8: 12} if arguments.quick else {1: 60, 8: 200, 64: 500})
+    digits = [torch.from_numpy(pixels(body)) for body in list(responses.values())[:36]]
     save_picture(torch.stack(digits), arguments.out)
     await check(model, 40 if arguments.quick else 1000)
 

@@ -288,7 +288,7 @@ def started_order(name: str, few: int, many: int, **options: Any) -> float:
 # --- the table of docs/moments.md
 
 PAGE = Path(__file__).parents[1] / "docs" / "moments.md"
-SHOWN = ("vp_linear", "edm", "flow")
+LABELS = ("vp_linear", "edm", "flow")
 
 
 def _signed(value: float) -> str:
@@ -297,11 +297,11 @@ def _signed(value: float) -> str:
 
 def comparison() -> list[str]:
     """The lines of the table of errors."""
-    cells = [f"{label}: 10 | 20 | reference" for label in SHOWN]
-    lines = [f"| sampler | order | 24 to 96 | {' | '.join(cells)} |", f"|{'---|' * (3 + 3 * len(SHOWN))}"]
+    cells = [f"{label}: 10 | 20 | reference" for label in LABELS]
+    lines = [f"| sampler | order | 24 to 96 | {' | '.join(cells)} |", f"|{'---|' * (3 + 3 * len(LABELS))}"]
     for name in COMPARED:
         row = [name, str(ORDERS[name]), f"{order_between(name, 24, 96, **MEASURED_WITH.get(name, {})):.2f}"]
-        for label in SHOWN:
+        for label in LABELS:
             schedule = accepted(name).get(label)
             row += (
                 ["", "", ""]

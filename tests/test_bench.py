@@ -80,7 +80,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
-def test_a_file_is_shown_again(file, capsys):
+def test_a_file_is_printed_again(file, capsys):
     assert quick("--show", str(file), "--markdown") == 0
     printed = capsys.readouterr().out
     assert "| randn | 1x4x64x64 | " in printed and "GB/s" not in printed

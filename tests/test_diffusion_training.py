@@ -325,23 +325,23 @@ def test_input_perturbation(x0):
 def test_self_conditioning(x0):
     loss = TrainingLoss(SCHEDULES["vp"], "v")
     noised = loss.noise(x0, SEEDS)
-    shown = []
+    inputs = []
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
 
     def model(x, t, given):
-        shown.append(given)
+        inputs.append(given)
         return weight * x
 
     result = diffusion.self_condition(model, loss, noised)
-    assert len(shown) == 2 and not shown[0].any()
+    assert len(inputs) == 2 and not inputs[0].any()
     expected = loss.x0(0.5 * noised.x_t, noised)
-    seen = shown[1].flatten(1).any(1)
-    torch.testing.assert_close(shown[1][seen], expected[seen], rtol=1e-12, atol=0)
+    seen = inputs[1].flatten(1).any(1)
+    torch.testing.assert_close(inputs[1][seen], expected[seen], rtol=1e-12, atol=0)
     assert 15 < seen.sum() < 49
     half = loss.noise(x0[:32], SEEDS[:32])
     diffusion.self_condition(model, loss, half)
-    assert torch.equal(shown[3].flatten(1).any(1), seen[:32])
-    assert not shown[1].requires_grad
+    assert torch.equal(inputs[3].flatten(1).any(1), seen[:32])
+    assert not inputs[1].requires_grad
     loss(result, noised).sum().backward()
     assert weight.grad is not None
     with pytest.raises(ValueError, match=r"probability.*2"):

@@ -320,9 +320,9 @@ def test_gallery(monkeypatch):
     """Every picture is there, small, and has a command whose options exist."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     gallery = importlib.import_module("gallery")
-    shown = re.findall(r"\]\(pictures/(\w+)\.png\)", gallery.PAGE.read_text())
-    assert shown == list(gallery.commands()) and len(shown) >= 6
-    sizes = [(gallery.PAGE.parent / "pictures" / f"{name}.png").stat().st_size for name in shown]
+    pictures = re.findall(r"\]\(pictures/(\w+)\.png\)", gallery.PAGE.read_text())
+    assert pictures == list(gallery.commands()) and len(pictures) >= 6
+    sizes = [(gallery.PAGE.parent / "pictures" / f"{name}.png").stat().st_size for name in pictures]
     assert max(sizes) <= gallery.LARGEST and sum(sizes) <= gallery.ALL
     for script, *options in gallery.commands().values():
         source = (ROOT / script).read_text()

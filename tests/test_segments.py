@@ -261,8 +261,8 @@ def test_diffusion_forcing(generator):
             if schedule.is_flow and not options:
                 eps = pyfold.randn(seeds, (3, 4, 4), stream=2)
                 torch.testing.assert_close(noised.x_t, ((1 - t) * x0 + t * eps).float())
-                shown = loss.x0(eps - x0, noised)
-                torch.testing.assert_close(shown, x0, rtol=1e-5, atol=1e-5)
+                recovered = loss.x0(eps - x0, noised)
+                torch.testing.assert_close(recovered, x0, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
