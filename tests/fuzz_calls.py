@@ -244,7 +244,7 @@ def schedule_of(pool: Pool) -> Any:
 
 def sampler(pool: Pool) -> Arguments:
     name = pool.rng.choice(list(SAMPLERS))
-    known: Arguments = {
+    choices: Arguments = {
         "schedule": schedule_of(pool),
         "steps": pool.rng.choice([1, 2, 3, 5, 12]),
         "prediction": pool.rng.choice(list(PREDICTIONS)),
@@ -263,7 +263,7 @@ def sampler(pool: Pool) -> Arguments:
         "interpolated": pool.rng.choice(["x0", "epsilon"]),
     }
     has = inspect.signature(SAMPLERS[name]).parameters
-    kept = {k: v for k, v in known.items() if k in has and (k in ("schedule", "steps") or pool.chance(0.5))}
+    kept = {k: v for k, v in choices.items() if k in has and (k in ("schedule", "steps") or pool.chance(0.5))}
     return {"sampler": name, **kept}
 
 
@@ -338,8 +338,8 @@ def training_run(pool: Pool, given: Arguments) -> None:
 def points(pool: Pool) -> Arguments:
     name = pool.rng.choice(list(SPACINGS))
     has = inspect.signature(SPACINGS[name]).parameters
-    known = {"rho": 3.0, "sigma_min": 0.1, "sigma_max": 9.0, "final": pool.rng.choice(["zero", "sigma_min"])}
-    optional = {k: v for k, v in known.items() if k in has and pool.chance(0.3)}
+    choices = {"rho": 3.0, "sigma_min": 0.1, "sigma_max": 9.0, "final": pool.rng.choice(["zero", "sigma_min"])}
+    optional = {k: v for k, v in choices.items() if k in has and pool.chance(0.3)}
     return {"spacing": name, "schedule": schedule_of(pool), "steps": pool.rng.choice([1, 2, 10]), **optional}
 
 

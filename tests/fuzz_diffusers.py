@@ -99,8 +99,8 @@ def cases(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any], dict[str
     names = sorted(set(ours.__all__) - ELSEWHERE)
     for k in range(count):
         name = names[k % len(names)]
-        known = [p for p in inspect.signature(theirs(name).__init__).parameters if p in POOL]
-        chosen = draw.sample(known, draw.randint(0, min(len(known), 6)))
+        parameters = [p for p in inspect.signature(theirs(name).__init__).parameters if p in POOL]
+        chosen = draw.sample(parameters, draw.randint(0, min(len(parameters), 6)))
         config = {p: draw.choice(POOL[p]) for p in chosen} | ALWAYS.get(name, {})
         options: dict[str, Any] = {"steps": draw.choice([1, 2, 3, 5, 8, 13, 20])}
         if name in OF_NEAR_NUMBERS:

@@ -276,21 +276,21 @@ def test_energy_beside_guidance(tensors):
 
 def test_inpainting(generator):
     plan = diffusion.dpmpp_multistep(VP, 12, prediction="v")
-    known = torch.randn(3, *SHAPE, generator=generator)
+    original = torch.randn(3, *SHAPE, generator=generator)
     mask = torch.tensor([[True, True, False, False, False], [False] * 5])
     states = []
 
     def callback(stage, x):
-        diffusion.inpaint(plan, known, mask, SEEDS)(stage, x)
+        diffusion.inpaint(plan, original, mask, SEEDS)(stage, x)
         states.append(x.clone())
 
     x = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS, callback=callback)
-    assert torch.equal(x[:, mask], known[:, mask])
+    assert torch.equal(x[:, mask], original[:, mask])
     free = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS)
     assert torch.equal(x[:, ~mask], free[:, ~mask])
     # In between it is noised to the next point.
     eps = pyfold.randn(SEEDS, SHAPE)
-    expected = plan.points[4].alpha * known + plan.points[4].sigma * eps
+    expected = plan.points[4].alpha * original + plan.points[4].sigma * eps
     torch.testing.assert_close(states[3][:, mask], expected[:, mask], rtol=0, atol=1e-6)
 
 

@@ -396,8 +396,8 @@ def test_the_line_of_a_plane():
     plane = folding.plane(model, torch.zeros(4), u, v, bounds=(-2, 2, -2, 2))
     assert plane.areas.sum() == pytest.approx(16, rel=1e-12)
     line = folding.line(model, -2 * u - 1.3 * v, 2 * u + 0.7 * v)
-    known = {tuple(p) for p in plane.patterns.tolist()}
-    assert all(tuple(p) in known for p in line.patterns.tolist())
+    patterns = {tuple(p) for p in plane.patterns.tolist()}
+    assert all(tuple(p) in patterns for p in line.patterns.tolist())
     # Every region is convex and its corners are mapped by one affine map.
     for polygon, outputs in zip(plane.polygons, plane.outputs, strict=True):
         basis = np.concatenate([polygon, np.ones((len(polygon), 1))], 1)
@@ -550,10 +550,10 @@ class Bent(nn.Module):
 
     def __init__(self, function):
         super().__init__()
-        self.known, self.function = nn.ReLU(), function
+        self.relu, self.function = nn.ReLU(), function
 
     def forward(self, x):
-        return self.function(self.known, x)
+        return self.function(self.relu, x)
 
 
 #: Each departs from affine between its known creases, though at the middle of its piece or beside large values it does not.

@@ -169,12 +169,12 @@ def test_the_activation_reaches_the_conjugates_argument(name):
 
 def test_other_losses_at_known_logits():
     real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
-    known = {
+    expected = {
         "least_squares": ((1 + 4) / 2 / 2 + (0.25 + 9) / 2 / 2, (0.25 + 16) / 2 / 2),
         "wasserstein": (-1.25 - 0.5, 1.25),
         "hinge": ((0 + 2) / 2 + (1.5 + 0) / 2, 1.25),
     }
-    for name, (d, g) in known.items():
+    for name, (d, g) in expected.items():
         d_loss, g_loss = gan.LOSSES[name]
         assert d_loss(real, fake).item() == pytest.approx(d), name
         assert g_loss(fake, real).item() == pytest.approx(g), name

@@ -271,40 +271,40 @@ def mixing(x, t):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_known_frames_are_kept_at_no_noise(name, generator):
+def test_given_frames_are_kept_at_no_noise(name, generator):
     """Only the frames between the known ones are stepped; each gets the bits that it has where the others are put back."""
     plan, region = plan_of(name, 8), (slice(None), slice(2, 5))
-    known = torch.randn(3, 2, 6, 5, generator=generator)
-    x = pyfold.randn(SEEDS, known.shape[1:])
-    mask = torch.ones(known.shape[1:], dtype=torch.bool)
+    original = torch.randn(3, 2, 6, 5, generator=generator)
+    x = pyfold.randn(SEEDS, original.shape[1:])
+    mask = torch.ones(original.shape[1:], dtype=torch.bool)
     mask[region] = False
-    x = torch.where(mask, known, x * plan.start_std)
+    x = torch.where(mask, original, x * plan.start_std)
     seen = []
 
     def model(x, t):
         seen.append(x.clone())
         return mixing(x, t)
 
-    result = diffusion.sample(model, plan, known.shape[1:], SEEDS, x=x, region=region)
-    assert torch.equal(result[:, mask], known[:, mask])
-    assert all(torch.equal(state[:, mask], known[:, mask]) for state in seen)
-    put_back = diffusion.inpaint(plan, known, mask, SEEDS, noised=False)
+    result = diffusion.sample(model, plan, original.shape[1:], SEEDS, x=x, region=region)
+    assert torch.equal(result[:, mask], original[:, mask])
+    assert all(torch.equal(state[:, mask], original[:, mask]) for state in seen)
+    put_back = diffusion.inpaint(plan, original, mask, SEEDS, noised=False)
     # The start's churn has no callback.
     if plan.start_churn is None:
-        expected = diffusion.sample(mixing, plan, known.shape[1:], SEEDS, x=x, callback=put_back)
+        expected = diffusion.sample(mixing, plan, original.shape[1:], SEEDS, x=x, callback=put_back)
         assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_mask_puts_the_known_back_in_every_sampler(name, generator):
+def test_a_mask_puts_the_original_back_in_every_sampler(name, generator):
     """Inpainting with a mask of any shape: what is free never saw the kept part's own steps."""
     plan = plan_of(name, 8)
-    known = torch.randn(3, 6, 5, generator=generator)
+    original = torch.randn(3, 6, 5, generator=generator)
     mask = torch.rand(6, 5, generator=generator) < 0.5
-    callback = diffusion.inpaint(plan, known, mask, SEEDS)
+    callback = diffusion.inpaint(plan, original, mask, SEEDS)
     x = diffusion.sample(lambda x, t: x * 0.4, plan, (6, 5), SEEDS, callback=callback)
     free = diffusion.sample(lambda x, t: x * 0.4, plan, (6, 5), SEEDS)
-    assert torch.equal(x[:, mask], known[:, mask]) and torch.equal(x[:, ~mask], free[:, ~mask])
+    assert torch.equal(x[:, mask], original[:, mask]) and torch.equal(x[:, ~mask], free[:, ~mask])
 
 
 # --- formulas that no other package shares with us

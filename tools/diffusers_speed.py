@@ -91,9 +91,9 @@ def score_sde(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Nois
 def helios_dmd(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     table, times = torch.linspace(1, 0.001, 1000, dtype=torch.float64), torch.linspace(1000, 1, 1000)
     sampling = torch.tensor([999, 700, 400])
-    known = {"dmd_noisy_tensor": output, "dmd_sigmas": table, "dmd_timesteps": times, "all_timesteps": sampling}
+    levels = {"dmd_noisy_tensor": output, "dmd_sigmas": table, "dmd_timesteps": times, "all_timesteps": sampling}
     for i, t in enumerate(sampling):
-        x = scheduler.step(output, t, x, cur_sampling_step=i, return_dict=False, **known)[0]
+        x = scheduler.step(output, t, x, cur_sampling_step=i, return_dict=False, **levels)[0]
 
 
 def cogvideox_dpm(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:

@@ -188,8 +188,8 @@ def judge(mutants: list[Mutant], limit: float) -> None:
     """Asks the tests about each mutant that nothing is noted of."""
     files = sorted({json.loads(line)["test"].split("::")[0] for line in (BUILD / "tests.jsonl").read_text().splitlines()})
     out = BUILD / "results.jsonl"
-    known = set(results())
-    left = [m for m in mutants if m.number not in known and m.key not in equivalents()]
+    judged = set(results())
+    left = [m for m in mutants if m.number not in judged and m.key not in equivalents()]
     job = {"out": str(out), "tests": str(BUILD / "tests.jsonl"), "limit": limit}
     asked = [{"number": m.number, "reach": m.reach} for m in left if not m.static]
     if asked:

@@ -63,8 +63,8 @@ class Noted:
             functions.setdefault(test.split("[")[0], []).append(test)
         rounds = [(i, self.seconds[test], test) for tests in functions.values() for i, test in enumerate(tests)]
         order = [test for *_, test in sorted(rounds)]
-        known = set(order)
-        first = [test for test, _ in self.noticed.most_common() if test in known][:_FIRST]
+        reaching = set(order)
+        first = [test for test, _ in self.noticed.most_common() if test in reaching][:_FIRST]
         return first + [test for test in order if test not in first]
 
 

@@ -13,7 +13,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
 
-[[maybe_unused]] const bool known = (cpu::parallel_for() = parallel_for, true);
+[[maybe_unused]] const bool registered = (cpu::parallel_for() = parallel_for, true);
 
 }  // namespace
 
