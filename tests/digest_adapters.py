@@ -201,7 +201,7 @@ class Run:
             x, old = result[:2]
             self.digest.add(x, old)
 
-    def plain(self) -> None:
+    def loop(self) -> None:
         scheduler = self.scheduler
         shape = (3, 3, 6, 6) if self.doubled and self.name.startswith("DPMSolver") else SHAPE
         x, times = self.start(*shape), list(scheduler.timesteps)
@@ -228,7 +228,7 @@ class Run:
             "RFD4ProteinaScheduler": self.protein,
             "CogVideoXDPMScheduler": self.cog_video,
         }
-        special.get(self.name, self.plain)()
+        special.get(self.name, self.loop)()
         return self.digest.text()
 
 

@@ -46,9 +46,9 @@ def test_is_the_loop_that_rounds_only_for_the_model(name):
         x = kept.step(model(x), t, x, return_dict=False)[0]
         assert x.dtype == torch.bfloat16
         assert torch.equal(x, state.bfloat16())
-    plain, y = made(name), start()
-    for t in plain.timesteps:
-        y = plain.step(model(y), t, y, return_dict=False)[0]
+    reference, y = made(name), start()
+    for t in reference.timesteps:
+        y = reference.step(model(y), t, y, return_dict=False)[0]
     # In all of these some value moves by more than the last rounding.
     assert (y.float() - state).abs().max() > (x.float() - state).abs().max()
 
@@ -96,10 +96,10 @@ def test_goes_on_and_off_and_is_copied():
 
 
 def test_a_float32_pipeline_is_left_alone():
-    scheduler, plain = made("DDIMScheduler"), made("DDIMScheduler")
+    scheduler, reference = made("DDIMScheduler"), made("DDIMScheduler")
     scheduler.keep_float32()
-    x, t = start(torch.float32), plain.timesteps[0]
-    assert torch.equal(scheduler.step(x * 0.1, t, x).prev_sample, plain.step(x * 0.1, t, x).prev_sample)
+    x, t = start(torch.float32), reference.timesteps[0]
+    assert torch.equal(scheduler.step(x * 0.1, t, x).prev_sample, reference.step(x * 0.1, t, x).prev_sample)
 
 
 def test_a_step_of_other_arguments_is_refused():

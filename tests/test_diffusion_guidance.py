@@ -77,14 +77,14 @@ ONE_EVALUATION = {
 def test_cfg_plus_plus_in_multistep_samplers(name, prediction, generator):
     """Beside the guided sampler: each step differs by its part of epsilon times (unconditional - guided)."""
     plan = ONE_EVALUATION[name](VP, prediction=prediction, spacing=spacings.at_ratios(VP, RATIOS))
-    plain, plus = diffusion.guided(plan, 0.6), diffusion.guided_plus_plus(plan, 0.6)
+    guided, plus = diffusion.guided(plan, 0.6), diffusion.guided_plus_plus(plan, 0.6)
     x = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64)
     histories = [], []
     for i, (row, here) in enumerate(zip(plan.rows, plan.points, strict=True)):
         cond, uncond = (torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(2))
         expected, result = (
             p.step(x, [cond, uncond], torch.tensor([i]), history=history, seeds=SEEDS)
-            for p, history in zip((plain, plus), histories, strict=True)
+            for p, history in zip((guided, plus), histories, strict=True)
         )
         # The part of epsilon: what a state of x0 = 0 and epsilon = 1 keeps.
         kept = row.get("a", 0.0) * here.sigma
@@ -115,13 +115,13 @@ def test_cfg_plus_plus_of_order_1_is_ddim(sampler, tensors):
 def test_cfg_plus_plus_in_the_loop(dtype):
     """Of two equal outputs it is the plain sampler, with noise and a model in low precision, too."""
     plan = diffusion.dpmpp_multistep(VP, 8, prediction="v", eta=0.5)
-    plain = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS, dtype=dtype)
+    unguided = diffusion.sample(lambda x, t: torch.sin(x), plan, SHAPE, SEEDS, dtype=dtype)
     plus = diffusion.guided_plus_plus(plan, 0.6)
     both = diffusion.sample(lambda x, t: (torch.sin(x), torch.sin(x)), plus, SHAPE, SEEDS, dtype=dtype)
     # In bfloat16 a last bit of the state may round the model's input to the next value.
-    torch.testing.assert_close(both, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    torch.testing.assert_close(both, unguided, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
     other = diffusion.sample(lambda x, t: (torch.sin(x), torch.cos(x)), plus, SHAPE, SEEDS, dtype=dtype)
-    assert torch.isfinite(other).all() and (other - plain).abs().max() > 0.05
+    assert torch.isfinite(other).all() and (other - unguided).abs().max() > 0.05
 
 
 def test_cfg_plus_plus_from_pure_noise(tensors):
@@ -157,9 +157,9 @@ def test_rescale(tensors):
     x, cond, uncond = tensors
     mixed = 4 * cond - 3 * uncond
     whole = mixed * (cond.std((1, 2), keepdim=True) / mixed.std((1, 2), keepdim=True))
-    plain = diffusion.ddim(VP, 5)
-    expected = plain.step(x, 0.7 * whole + 0.3 * mixed, torch.tensor([2]))
-    plan = diffusion.guided(plain, 4.0)
+    unguided = diffusion.ddim(VP, 5)
+    expected = unguided.step(x, 0.7 * whole + 0.3 * mixed, torch.tensor([2]))
+    plan = diffusion.guided(unguided, 4.0)
     result = plan.step(x, [cond, uncond], torch.tensor([2]), adapt=[diffusion.rescale(0.7)])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
@@ -168,9 +168,9 @@ def test_rescale(tensors):
 def test_adaptations_scale_all_that_is_mixed(adaptation, tensors):
     """A row that mixes three outputs does as one that takes their mixture for the second."""
     x, cond, uncond = tensors
-    other, plain, i = cond.flip(-1), diffusion.ddim(VP, 5), torch.tensor([2])
-    three = replace(plain, rows=tuple({**row, "g1": 3.0, "g2": -1.5, "g3": -0.5} for row in plain.rows))
-    two = replace(plain, rows=tuple({**row, "g1": 3.0, "g2": -2.0} for row in plain.rows))
+    other, unguided, i = cond.flip(-1), diffusion.ddim(VP, 5), torch.tensor([2])
+    three = replace(unguided, rows=tuple({**row, "g1": 3.0, "g2": -1.5, "g3": -0.5} for row in unguided.rows))
+    two = replace(unguided, rows=tuple({**row, "g1": 3.0, "g2": -2.0} for row in unguided.rows))
     result = three.step(x, [cond, uncond, other], i, adapt=[adaptation])
     expected = two.step(x, [cond, (1.5 * uncond + 0.5 * other) / 2], i, adapt=[adaptation])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
@@ -179,13 +179,13 @@ def test_adaptations_scale_all_that_is_mixed(adaptation, tensors):
 def test_renorm(tensors):
     x, cond, uncond = tensors
     uncond[0] = cond[0] * 0.9
-    plain = diffusion.ddim(VP, 5)
+    unguided = diffusion.ddim(VP, 5)
     mixed = 4 * cond - 3 * uncond
     length, most = mixed.flatten(1).norm(dim=1), 1.5 * cond.flatten(1).norm(dim=1)
     factor = torch.where(length > most, most / length, 1.0)
     assert (factor < 1).any() and (factor == 1).any()
-    expected = plain.step(x, column(factor) * mixed, torch.tensor([2]))
-    result = diffusion.guided(plain, 4.0).step(x, [cond, uncond], torch.tensor([2]), adapt=[diffusion.renorm(1.5)])
+    expected = unguided.step(x, column(factor) * mixed, torch.tensor([2]))
+    result = diffusion.guided(unguided, 4.0).step(x, [cond, uncond], torch.tensor([2]), adapt=[diffusion.renorm(1.5)])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
@@ -212,15 +212,15 @@ def test_dynamic_threshold(sampler, tensors):
 def test_energy_shifts_the_score(prediction, tensors):
     x, m, _ = tensors
     energy = lambda x: (x**4 / 4).flatten(1).sum(1)  # noqa: E731
-    plain = diffusion.dpmpp_multistep(VP, 5, prediction=prediction)
-    plan = diffusion.guided_by_energy(plain, VP, prediction, weight=0.3)
-    point, index = plain.points[1], torch.tensor([1])
+    unguided = diffusion.dpmpp_multistep(VP, 5, prediction=prediction)
+    plan = diffusion.guided_by_energy(unguided, VP, prediction, weight=0.3)
+    point, index = unguided.points[1], torch.tensor([1])
     r, s = diffusion.convert(prediction, "score", point.alpha, point.sigma)
     score = r * x + s * m - 0.3 * x**3
     r, s = diffusion.convert("score", prediction, point.alpha, point.sigma)
     past = torch.ones_like(x)
     # A step writes its u over the oldest entry.
-    expected = plain.step(x, r * x + s * score, index, history=[past.clone()])
+    expected = unguided.step(x, r * x + s * score, index, history=[past.clone()])
     outputs = diffusion.with_gradient(lambda x, t: m, energy)(x, None)
     result = plan.step(x, outputs, index, history=[past])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
@@ -230,8 +230,8 @@ def test_energy_conditions_gaussian_data():
     """p(x) exp(-U) of two Gaussians is one: with the noised energy exact, sampling finds its mean and variance."""
     schedule, count = diffusion.edm(sigma_min=0.01, sigma_max=80.0), 20_000
     variance, centre, width = 0.5, 1.0, 0.25
-    plain = diffusion.euler_ancestral(schedule, 400, prediction="epsilon", spacing="exponential")
-    plan = diffusion.guided_by_energy(plain, schedule, "epsilon")
+    unguided = diffusion.euler_ancestral(schedule, 400, prediction="epsilon", spacing="exponential")
+    plan = diffusion.guided_by_energy(unguided, schedule, "epsilon")
     points = iter(plan.points)
     state = {}
 

@@ -243,7 +243,7 @@ def test_deep_networks_of_each_fold(kind):
     assert plane.regions > 30
 
 
-class PlainFold(nn.Module):
+class ReferenceFold(nn.Module):
     """A fold in torch operations, with the attributes that its kind's rule reads."""
 
     bias = clamp = None
@@ -268,22 +268,22 @@ def reflect_all(x, normals, offsets):
 NORMALS = torch.randn(8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 NORMALS = NORMALS / NORMALS.norm(dim=1, keepdim=True)
 OFFSETS = torch.linspace(-0.3, 0.3, 8, dtype=torch.float64)
-PLAIN_FOLDS = [
-    PlainFold("leaky", lambda x: torch.where(x > 0, x, -0.5 * x), slope=-0.5),
-    PlainFold("crelu", lambda x: torch.cat([x.relu(), (-x).relu()], 1)),
-    PlainFold("box", lambda x: 2 * x.clamp(-0.6, 0.6) - x, length=0.6),
-    PlainFold("tri", lambda x: 0.3 - ((x - 0.2 + 0.3) % 1.2 - 0.6).abs() + 0.3, length=0.3, phase=0.2),
-    PlainFold("groupsort", lambda x: x.unflatten(1, (-1, 4)).sort(-1)[0].flatten(1), size=4),
-    PlainFold("groupsort", lambda x: x.sort(1)[0], size=None),
-    PlainFold("sortabs", lambda x: x.abs().unflatten(1, (-1, 3)).sort(-1)[0].flatten(1), size=3),
-    PlainFold("hyperplane", lambda x: reflect_all(x, NORMALS, OFFSETS), normal=NORMALS, offset=OFFSETS),
+REFERENCE_FOLDS = [
+    ReferenceFold("leaky", lambda x: torch.where(x > 0, x, -0.5 * x), slope=-0.5),
+    ReferenceFold("crelu", lambda x: torch.cat([x.relu(), (-x).relu()], 1)),
+    ReferenceFold("box", lambda x: 2 * x.clamp(-0.6, 0.6) - x, length=0.6),
+    ReferenceFold("tri", lambda x: 0.3 - ((x - 0.2 + 0.3) % 1.2 - 0.6).abs() + 0.3, length=0.3, phase=0.2),
+    ReferenceFold("groupsort", lambda x: x.unflatten(1, (-1, 4)).sort(-1)[0].flatten(1), size=4),
+    ReferenceFold("groupsort", lambda x: x.sort(1)[0], size=None),
+    ReferenceFold("sortabs", lambda x: x.abs().unflatten(1, (-1, 3)).sort(-1)[0].flatten(1), size=3),
+    ReferenceFold("hyperplane", lambda x: reflect_all(x, NORMALS, OFFSETS), normal=NORMALS, offset=OFFSETS),
 ]
 
 
-@pytest.mark.parametrize("fold", PLAIN_FOLDS, ids=lambda f: f.kind)
-def test_creases_of_folds_in_plain_torch(fold, monkeypatch):
+@pytest.mark.parametrize("fold", REFERENCE_FOLDS, ids=lambda f: f.kind)
+def test_creases_of_folds_in_torch_operations(fold, monkeypatch):
     """The rule of each kind against the kind's formula: all creases found, and each of them a crease."""
-    monkeypatch.setitem(ACTIVATION_CREASES, PlainFold, ACTIVATION_CREASES[Fold])
+    monkeypatch.setitem(ACTIVATION_CREASES, ReferenceFold, ACTIVATION_CREASES[Fold])
     a, b = torch.randn(2, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     line = folding.line(fold, 2 * a, 2 * b)
     middles = torch.lerp(2 * a, 2 * b, ((line.t[1:] + line.t[:-1]) / 2).unsqueeze(1))

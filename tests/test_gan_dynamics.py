@@ -178,8 +178,8 @@ def test_unrolling_differentiates_through_the_moves_ahead():
     torch.testing.assert_close(reported, [loss.detach() for loss in present], rtol=1e-12, atol=0)
     for actual, wanted in zip((w, v, theta, unused), (*expected, before), strict=True):
         torch.testing.assert_close(actual.detach(), wanted, rtol=1e-12, atol=1e-14)
-    (plain,) = torch.autograd.grad(values(w, v, theta)[1], theta)
-    assert (lead - plain).abs().max() > 0.1 * lead.abs().max()  # what is looked for is not what a plain step does
+    (simultaneous,) = torch.autograd.grad(values(w, v, theta)[1], theta)
+    assert (lead - simultaneous).abs().max() > 0.1 * lead.abs().max()  # what is looked for is not what a plain step does
 
 
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(60))
@@ -258,7 +258,7 @@ def test_unrolling_is_the_derivative_of_the_optimizers_own_moves(name):
     move(2)
     h = 1e-5
     truth = (value(1.5 + h) - value(1.5 - h)) / (2 * h)
-    plain = copy.deepcopy(optimizer.state_dict()), critic.detach().clone(), idle.detach().clone()
+    before = copy.deepcopy(optimizer.state_dict()), critic.detach().clone(), idle.detach().clone()
     zero = [losses()[0] + 0 * idle.sum(), losses()[1]]
     dynamic = dynamics.Unrolled(
         [optimizer, torch.optim.SGD([theta], lr=1.0)], lambda: (losses()[0] + 0 * idle.sum(), losses()[1]), steps=3
@@ -268,10 +268,10 @@ def test_unrolling_is_the_derivative_of_the_optimizers_own_moves(name):
     assert [v.item() for v in reported] == [v.item() for v in zero]  # where the step began
     # The critic took one plain step from where it was.
     after = copy.deepcopy(optimizer.state_dict()), critic.detach().clone(), idle.detach().clone()
-    optimizer.load_state_dict(plain[0])
+    optimizer.load_state_dict(before[0])
     with torch.no_grad():
-        critic.copy_(plain[1])
-        idle.copy_(plain[2])
+        critic.copy_(before[1])
+        idle.copy_(before[2])
         theta.fill_(1.5)
     move(1)
     assert torch.equal(critic, after[1]) and torch.equal(idle, after[2])
@@ -374,9 +374,9 @@ def test_optimistic_keeps_copies():
         def backward(ctx, gradient):
             return buffer.copy_(gradient)
 
-    plain = path(50, Optimistic, 0.1)
+    expected = path(50, Optimistic, 0.1)
     reused = path(50, Optimistic, 0.1, loss=lambda x, y: Reusing.apply(x) * y)
-    np.testing.assert_array_equal(plain, reused)
+    np.testing.assert_array_equal(expected, reused)
 
 
 def settings(name):

@@ -142,10 +142,10 @@ def test_walks():
 
 
 def test_arithmetic_of_averaged_codes():
-    glasses, plain, woman = codes(3, seed=1), codes(5, seed=2), codes(3, seed=3)
-    result = latent.arithmetic([glasses, woman], [plain])
-    torch.testing.assert_close(result, glasses.mean(0) + woman.mean(0) - plain.mean(0))
-    scaled = latent.arithmetic([glasses, woman], [plain], radius=2.0)
+    glasses, bare, woman = codes(3, seed=1), codes(5, seed=2), codes(3, seed=3)
+    result = latent.arithmetic([glasses, woman], [bare])
+    torch.testing.assert_close(result, glasses.mean(0) + woman.mean(0) - bare.mean(0))
+    scaled = latent.arithmetic([glasses, woman], [bare], radius=2.0)
     torch.testing.assert_close(scaled, 2 * result / result.norm())
     torch.testing.assert_close(latent.rescale(result).norm().item(), math.sqrt(D))
 

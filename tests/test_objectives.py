@@ -148,8 +148,8 @@ def test_any_flow_is_its_formula(generator):
     torch.testing.assert_close(found[equal], weighted, rtol=1e-12, atol=0)
     least = square[~equal] / (square[~equal] + 1e-5)
     torch.testing.assert_close(found[~equal], weighted.mean() * least, rtol=1e-12, atol=0)
-    plain = AnyFlowLoss(step=0.01, weighting=None)
-    torch.testing.assert_close(plain(model, interval)[equal], square[equal], rtol=1e-12, atol=0)
+    unweighted = AnyFlowLoss(step=0.01, weighting=None)
+    torch.testing.assert_close(unweighted(model, interval)[equal], square[equal], rtol=1e-12, atol=0)
     maps = AnyFlowLoss(step=0.01)(model, interval.of((~equal).nonzero()[:, 0]))
     torch.testing.assert_close(maps, least, rtol=1e-12, atol=0)  # nothing to be as large as
 
@@ -322,16 +322,16 @@ DATA_STD = 0.8
 class OwnConsistency(nn.Module):
     """``factor F + slope x + shift``: the output at (1, 0, 0) that means the flow's own x0 of Gaussian data."""
 
-    def __init__(self, plain=False):
+    def __init__(self, posterior=False):
         super().__init__()
-        self.plain = plain
+        self.posterior = posterior
         self.weights = nn.Parameter(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
 
     def forward(self, x, t):
         cos, sin = column(t).cos(), column(t).sin() * DATA_STD
         variance = cos**2 * STD**2 + sin**2
         centred = x - cos * MEAN
-        x0 = MEAN + (STD**2 * cos / variance if self.plain else STD / variance.sqrt()) * centred
+        x0 = MEAN + (STD**2 * cos / variance if self.posterior else STD / variance.sqrt()) * centred
         factor, slope, shift = self.weights
         return factor * (cos * x - x0) / sin + slope * x + shift
 
@@ -347,7 +347,7 @@ def test_scm_has_no_gradient_at_its_minimiser(warmup, constant, generator):
     """The flow's own x0, whose derivative along the mean path is 0; without the derivative, the mean of x0."""
     t = angles(generator)
     x0 = pairs_whose_residuals_cancel(column(t.cos()), column(t.sin()) * DATA_STD)
-    loss, model = SCMLoss(DATA_STD, constant=constant), OwnConsistency(plain=warmup == 0)
+    loss, model = SCMLoss(DATA_STD, constant=constant), OwnConsistency(posterior=warmup == 0)
     noised = loss.noise(x0, SEEDS, t)
     torch.testing.assert_close(noised.x_t[::2], noised.x_t[1::2], rtol=0, atol=1e-12)
     losses = loss(model, noised, warmup=warmup)

@@ -261,14 +261,14 @@ def test_forward_mode(op, variant, recorded, generator):
     function = call_with(op, sample, leaves)
     values = [leaf.detach() for leaf in leaves]
     directions = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
-    plain, expected = torch.autograd.functional.jvp(lambda *v: outputs(function(*v))[0], tuple(values), tuple(directions))
+    value, expected = torch.autograd.functional.jvp(lambda *v: outputs(function(*v))[0], tuple(values), tuple(directions))
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(v.requires_grad_(recorded), d) for v, d in zip(values, directions, strict=True)]
         y, tangent = forward_ad.unpack_dual(outputs(function(*duals))[0])
     values = [v.requires_grad_(False) for v in values]
     transformed = torch.func.jvp(lambda *v: outputs(function(*v))[0], tuple(values), tuple(directions))
     for primal, derivative in ((y, tangent), transformed):
-        torch.testing.assert_close(primal.detach(), plain, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(primal.detach(), value, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(derivative.detach(), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -431,10 +431,10 @@ def test_saves_what_the_contract_says(op, variant, dtype, generator):
 def test_autocast_keeps_the_input_dtype(op, variant, generator, device):
     for dtype in (torch.float32, torch.bfloat16):
         sample = op.sample((2, 4, 6), dtype, device, generator, **op.variants[variant])
-        plain = outputs(op.public(**sample))
+        uncast = outputs(op.public(**sample))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             cast = outputs(op.public(**sample))
-        for a, b in zip(cast, plain, strict=True):
+        for a, b in zip(cast, uncast, strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b)
 
 

@@ -13,7 +13,9 @@ import pyfold
 from pyfold import _C, diffusion
 from pyfold.diffusion import SAMPLERS, spacings
 
-PLAIN = diffusion.Schedule("plain", curve=lambda t: (torch.ones_like(t), t), inverse=lambda r: r, t_min=1e-3, t_max=1e3)
+UNIT_ALPHA = diffusion.Schedule(
+    "unit alpha", curve=lambda t: (torch.ones_like(t), t), inverse=lambda r: r, t_min=1e-3, t_max=1e3
+)
 VP = diffusion.vp_linear()
 FLOW = diffusion.flow()
 SEEDS = torch.tensor([3, 1, 4])
@@ -107,8 +109,8 @@ def test_order_of_convergence(name):
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]
     errors = []
     for steps in (80, 160, 320):
-        points = geometric(PLAIN, steps, 200.0, 0.05)
-        plan = sampler(PLAIN, prediction="x0", spacing=points)
+        points = geometric(UNIT_ALPHA, steps, 200.0, 0.05)
+        plan = sampler(UNIT_ALPHA, prediction="x0", spacing=points)
         start = points[0].alpha * MEAN + spread(points[0]) * z
         exact = points[-1].alpha * MEAN + spread(points[-1]) * z
         x = diffusion.sample(gaussian_model(plan), plan, (9,), [0], x=start, dtype=torch.float64)
@@ -358,24 +360,24 @@ def test_flow_ancestral(eta, start):
 
 
 def test_gradient_estimation(start):
-    points = spacings.at_ratios(PLAIN, [8.0, 5.0, 2.0, 0.7, 0.2])
+    points = spacings.at_ratios(UNIT_ALPHA, [8.0, 5.0, 2.0, 0.7, 0.2])
     x, before = start, None
     for (_, s), (_, s2) in trajectory(points):
         d = (x - x0_of(x, 1.0, s)) / s
         x = x + (s2 - s) * (d if before is None else 1.7 * d - 0.7 * before)
         before = d
-    assert_exact(diffusion.gradient_estimation(PLAIN, prediction="x0", gamma=1.7, spacing=points), start, x)
+    assert_exact(diffusion.gradient_estimation(UNIT_ALPHA, prediction="x0", gamma=1.7, spacing=points), start, x)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_ipndm(order, start):
-    points = spacings.at_ratios(PLAIN, [8.0, 6.5, 5.0, 2.0, 0.7, 0.2])
+    points = spacings.at_ratios(UNIT_ALPHA, [8.0, 6.5, 5.0, 2.0, 0.7, 0.2])
     weights = {1: [1], 2: [1.5, -0.5], 3: [23 / 12, -4 / 3, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
     x, past = start, []
     for (_, s), (_, s2) in trajectory(points):
         past = [(x - x0_of(x, 1.0, s)) / s, *past]
         x = x + (s2 - s) * sum(w * d for w, d in zip(weights[min(order, len(past))], past, strict=False))
-    assert_exact(diffusion.ipndm(PLAIN, prediction="x0", order=order, spacing=points), start, x)
+    assert_exact(diffusion.ipndm(UNIT_ALPHA, prediction="x0", order=order, spacing=points), start, x)
 
 
 @pytest.mark.parametrize("clip", [None, 1.5])

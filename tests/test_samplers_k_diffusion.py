@@ -14,7 +14,7 @@ from pyfold.diffusion import spacings
 from pyfold.diffusion.draws import stream_and_step
 
 #: k-diffusion's own states: alpha = 1, the model told sigma.
-PLAIN = diffusion.Schedule("plain", curve=lambda t: (torch.ones_like(t), t), t_min=0.02, t_max=20.0)
+UNIT_ALPHA = diffusion.Schedule("unit alpha", curve=lambda t: (torch.ones_like(t), t), t_min=0.02, t_max=20.0)
 SIGMAS = np.array([15.0, 9.0, 5.5, 3.0, 1.4, 0.8, 0.3, 0.1, 0.0])
 SHAPE = (3, 5)
 
@@ -28,7 +28,7 @@ def their_model(x, sigma):
     return denoised(x, sigma.reshape(-1, 1, 1).to(x))
 
 
-def ours(plan, start, seeds, schedule=PLAIN):
+def ours(plan, start, seeds, schedule=UNIT_ALPHA):
     """Ours on any schedule, from the state in k-diffusion's scale, told of the ratio by the plan's points."""
     stages = iter(plan.points)
 
@@ -88,7 +88,7 @@ CASES = {
 }
 #: The same numbers whatever the scale of the state.
 SCALES = {
-    "plain": PLAIN,
+    "unit alpha": UNIT_ALPHA,
     "vp": diffusion.vp_scaled_linear(),
     "flow": diffusion.flow(),
     "edm": diffusion.edm(),
@@ -126,7 +126,7 @@ def test_against_k_diffusion(name, scale, generator):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms_against_k_diffusion(order, generator):
-    plan = diffusion.lms(PLAIN, spacing=spacings.at_ratios(PLAIN, SIGMAS[:-1]), prediction="x0", order=order)
+    plan = diffusion.lms(UNIT_ALPHA, spacing=spacings.at_ratios(UNIT_ALPHA, SIGMAS[:-1]), prediction="x0", order=order)
     start = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64) * SIGMAS[0]
     expected = sampling.sample_lms(their_model, start.clone(), torch.from_numpy(SIGMAS), disable=True, order=order)
     result = ours(plan, start, [1, 2, 3, 4])
@@ -147,7 +147,7 @@ def in_float64():
 def test_dpm_fast_against_k_diffusion(steps, generator, in_float64):
     start = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64) * 15
     expected = sampling.sample_dpm_fast(their_model, start.clone(), torch.tensor(0.05), torch.tensor(15.0), steps, disable=True)
-    plan = diffusion.dpm_fast(PLAIN, steps, sigma_min=0.05, sigma_max=15.0, prediction="x0")
+    plan = diffusion.dpm_fast(UNIT_ALPHA, steps, sigma_min=0.05, sigma_max=15.0, prediction="x0")
     assert len(plan) == steps
     result = ours(plan, start, [1, 2, 3, 4])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
@@ -160,7 +160,7 @@ def test_churn_against_k_diffusion(method, first, generator, monkeypatch):
     churn_max = 50.0 if first else 9.5
     options = {"churn": 3.0, "churn_min": 0.2, "churn_max": churn_max, "noise_scale": 1.003}
     plan = diffusion.edm_stochastic(
-        PLAIN, spacing=spacings.at_ratios(PLAIN, SIGMAS[:-1]), prediction="x0", method=method, **options
+        UNIT_ALPHA, spacing=spacings.at_ratios(UNIT_ALPHA, SIGMAS[:-1]), prediction="x0", method=method, **options
     )
     assert (plan.start_churn is not None) == first
     seeds = torch.tensor([5, 6, 7, 8])
@@ -195,7 +195,7 @@ def test_churn_against_k_diffusion(method, first, generator, monkeypatch):
     ids=["karras", "exponential", "polyexponential"],
 )
 def test_spacings_against_k_diffusion(ours_, theirs, in_float64):
-    points = ours_(PLAIN, 12, sigma_min=0.05, sigma_max=15.0)
+    points = ours_(UNIT_ALPHA, 12, sigma_min=0.05, sigma_max=15.0)
     expected = theirs(12, 0.05, 15.0).numpy()
     np.testing.assert_allclose([p.ratio for p in points], expected, rtol=1e-12)
 

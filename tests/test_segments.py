@@ -255,9 +255,9 @@ def test_diffusion_forcing(generator):
             assert noised.t.shape == (2, 3, 1, 1)
             losses = loss(torch.sin(noised.x_t), noised)
             same = loss.noise(x0, seeds, t[:, :1].expand(2, 3, 1, 1))
-            plain = loss.noise(x0, seeds, t[:, 0].reshape(-1))
-            assert torch.equal(same.x_t, plain.x_t) and losses.shape == (2,) and losses.isfinite().all()
-            torch.testing.assert_close(loss(torch.sin(same.x_t), same), loss(torch.sin(plain.x_t), plain))
+            uniform = loss.noise(x0, seeds, t[:, 0].reshape(-1))
+            assert torch.equal(same.x_t, uniform.x_t) and losses.shape == (2,) and losses.isfinite().all()
+            torch.testing.assert_close(loss(torch.sin(same.x_t), same), loss(torch.sin(uniform.x_t), uniform))
             if schedule.is_flow and not options:
                 eps = pyfold.randn(seeds, (3, 4, 4), stream=2)
                 torch.testing.assert_close(noised.x_t, ((1 - t) * x0 + t * eps).float())

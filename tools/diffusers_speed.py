@@ -99,7 +99,9 @@ def helios_dmd(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noi
 def cogvideox_dpm(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:
     old, times = None, scheduler.timesteps
     for i, t in enumerate(times):
-        x, old = scheduler.step(output, old, t, times[i - 1] if i else None, x, return_dict=False, **asks(scheduler.step, noise))
+        x, old = scheduler.step(
+            output, old, t, times[i - 1] if i else None, x, return_dict=False, **asks(scheduler.step, noise)
+        )
 
 
 def common(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) -> None:

@@ -18,13 +18,13 @@ inline int64_t task_count(const Geometry& geometry) { return geometry.rows * til
 
 // Elements a thread should get at least: waking it costs a few microseconds.
 constexpr int64_t kNoiseGrain = 16384;
-constexpr int64_t kPlainGrain = 65536;
+constexpr int64_t kNoiselessGrain = 65536;
 
 // The same in tasks.
 inline int64_t task_grain(const Geometry& geometry, bool noisy) {
   const int64_t tasks = task_count(geometry);
   const int64_t elements = tasks > 0 ? geometry.rows * geometry.numel / tasks : 0;
-  return (noisy ? kNoiseGrain : kPlainGrain) / (elements > 0 ? elements : 1) + 1;
+  return (noisy ? kNoiseGrain : kNoiselessGrain) / (elements > 0 ? elements : 1) + 1;
 }
 inline bool for_one_thread(const Geometry& geometry, bool noisy) {
   return task_count(geometry) <= task_grain(geometry, noisy);

@@ -18,7 +18,7 @@ constexpr uint32_t kWrapperMagic = 0x466243b1, kContainerMagic = 0xBA55ED50;
 // Only what is read here; both headers say how long they are.
 constexpr size_t kContainerHeaderBytes = 6, kContainerBytes = 8;
 constexpr size_t kEntryKind = 0, kEntryHeaderBytes = 4, kEntryBytes = 8, kEntryCapability = 28, kEntryFlags = 40,
-                 kEntryPlainBytes = 56;
+                 kEntryUncompressedBytes = 56;
 constexpr uint16_t kPtx = 1;
 constexpr uint64_t kCompressed = 0x2000 | 0x8000;  // LZ4, Zstandard
 
@@ -43,7 +43,8 @@ std::vector<PtxImage> ptx_images(const void* wrapper) {
     const unsigned char* payload = entry + read<uint32_t>(entry + kEntryHeaderBytes);
     const uint64_t bytes = read<uint64_t>(entry + kEntryBytes);
     if (read<uint16_t>(entry + kEntryKind) == kPtx) {
-      if ((read<uint64_t>(entry + kEntryFlags) & kCompressed) != 0 || read<uint64_t>(entry + kEntryPlainBytes) != 0) {
+      if ((read<uint64_t>(entry + kEntryFlags) & kCompressed) != 0 ||
+          read<uint64_t>(entry + kEntryUncompressedBytes) != 0) {
         throw Fault("the PTX is compressed; compile with nvcc --compress-mode=none");
       }
       const char* text = reinterpret_cast<const char*>(payload);
