@@ -14,12 +14,12 @@ import torch
 
 _FRACTION = (1 << 52) - 1
 _ONE = 1023 << 52  # the bits of 1.0
-# ln 2 = _LN2 + _LN2_REST: the former ends in 20 zeros, so that products with an exponent are exact.
+# ln 2 = _LN2 + _LN2_LOW: the former ends in 20 zeros, so that products with an exponent are exact.
 _LN2 = 0.6931471804855391
-_LN2_REST = 7.440617110012397e-11
+_LN2_LOW = 7.440617110012397e-11
 # pi / 2 likewise, as the nearest number and what it lacks.
 _HALF_PI = math.pi / 2
-_HALF_PI_REST = 6.123233995736766e-17
+_HALF_PI_LOW = 6.123233995736766e-17
 
 _EXP = [1 / math.factorial(n) for n in range(14)]
 _ATANH = [1 / (2 * n + 1) for n in range(11)]
@@ -55,17 +55,17 @@ def _lacking(x: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
     high = root * 134217729.0  # 2^27 + 1
     high -= high - root
     low = root - high
-    rest = (high * high).neg_().add_(x)
-    rest -= high.mul_(2).mul_(low)
-    rest -= low.square_()
-    rest /= 2 * root
-    return rest.masked_fill_((x < 2.0**-800).logical_or_(x > 2.0**800), 0.0)
+    residual = (high * high).neg_().add_(x)
+    residual -= high.mul_(2).mul_(low)
+    residual -= low.square_()
+    residual /= 2 * root
+    return residual.masked_fill_((x < 2.0**-800).logical_or_(x > 2.0**800), 0.0)
 
 
 def exp(x: torch.Tensor) -> torch.Tensor:
     """``exp(x)``: 2^k times a Taylor polynomial on [-ln 2 / 2, ln 2 / 2]. 0 below -708, where it would not be normal."""
     k = (x.detach() * (1 / math.log(2))).round().clamp(-1022, 1024).nan_to_num()
-    near = x.clamp(-745, 746) - k * _LN2 - k * _LN2_REST
+    near = x.clamp(-745, 746) - k * _LN2 - k * _LN2_LOW
     value = _polynomial(near, _EXP)
     # 2^1024 is infinite: in two factors.
     half = (k / 2).floor()
@@ -85,7 +85,7 @@ def log(x: torch.Tensor) -> torch.Tensor:
     m = x * power
     s = (m - 1) / (m + 1)
     whole = k.to(torch.float64)
-    value = whole * _LN2 + (2 * s * _polynomial(s * s, _ATANH) + whole * _LN2_REST)
+    value = whole * _LN2 + (2 * s * _polynomial(s * s, _ATANH) + whole * _LN2_LOW)
     value = torch.where(x == math.inf, math.inf, value)
     return torch.where(x > 0, value, torch.where(x == 0, -math.inf, math.nan))
 
@@ -111,7 +111,7 @@ def one_minus_exp(x: torch.Tensor) -> torch.Tensor:
 def _sin_cos(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of x in [0, pi / 2]; the half beyond pi / 4 is the other function's of ``pi / 2 - x``."""
     beyond = x > math.pi / 4
-    near = torch.where(beyond, (_HALF_PI - x) + _HALF_PI_REST, x)
+    near = torch.where(beyond, (_HALF_PI - x) + _HALF_PI_LOW, x)
     square = near * near
     sin, cos = near * _polynomial(square, _SIN), _polynomial(square, _COS)
     return torch.where(beyond, cos, sin), torch.where(beyond, sin, cos)
@@ -140,7 +140,7 @@ def atan(x: torch.Tensor) -> torch.Tensor:
     for _ in range(2):
         near = near / (1 + sqrt(1 + near * near))
     angle = 4 * near * _polynomial(near * near, _ATAN)
-    return torch.where(beyond, (_HALF_PI - angle) + _HALF_PI_REST, angle)
+    return torch.where(beyond, (_HALF_PI - angle) + _HALF_PI_LOW, angle)
 
 
 def asinh(x: torch.Tensor) -> torch.Tensor:

@@ -32,9 +32,9 @@ def advised_at(address: int) -> bool:
     raise AssertionError("the tensor lies in no mapping")
 
 
-def gradient(function: Callable[..., torch.Tensor], *rest: torch.Tensor) -> torch.Tensor:
+def gradient(function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> torch.Tensor:
     x = X.clone().requires_grad_()
-    y = function(x, *rest)
+    y = function(x, *operands)
     return torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
 

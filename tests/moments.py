@@ -344,8 +344,8 @@ TABLES = {"errors": comparison, "beyond": beyond, "starters": starters}
 def with_tables(text: str, names: Sequence[str] = tuple(TABLES)) -> str:
     """A page with its tables made anew."""
     for name in names:
-        head, rest = text.split(f"<!-- {name} -->\n", 1)
-        tail = rest[rest.index("\n\n") :] if "\n\n" in rest else "\n"
+        head, after = text.split(f"<!-- {name} -->\n", 1)
+        tail = after[after.index("\n\n") :] if "\n\n" in after else "\n"
         text = f"{head}<!-- {name} -->\n" + "\n".join(TABLES[name]()) + tail
     return text
 

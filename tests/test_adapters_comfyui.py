@@ -164,8 +164,8 @@ def test_the_pack_is_one_that_comfyui_loads():
     for node in comfyui.NODE_CLASS_MAPPINGS.values():
         assert isinstance(node.RETURN_TYPES, tuple) and isinstance(node.CATEGORY, str)
         assert set(node.INPUT_TYPES()) == {"required"} and callable(getattr(node, node.FUNCTION))
-        for kind, *rest in node.INPUT_TYPES()["required"].values():
-            assert kind in ("FLOAT", "INT", "MODEL", "BOOLEAN") or rest[0]["default"] in kind
+        for kind, *options in node.INPUT_TYPES()["required"].values():
+            assert kind in ("FLOAT", "INT", "MODEL", "BOOLEAN") or options[0]["default"] in kind
 
 
 def test_it_imports_without_comfyui():
@@ -334,8 +334,8 @@ def test_chained_samplers_are_the_unbroken_run(name):
     latent = {"samples": torch.zeros(2, *SHAPE)}
     whole = run(Epsilon(), noise, sigmas, latent, name)
     half = run(Epsilon(), noise, sigmas[:5], latent, name)
-    rest = run(Epsilon(), none, sigmas[4:], {"samples": half}, name)
-    assert torch.equal(rest, whole)
+    second = run(Epsilon(), none, sigmas[4:], {"samples": half}, name)
+    assert torch.equal(second, whole)
 
 
 @pytest.mark.parametrize("name", [n for n in STOCHASTIC if n in comfyui.SAMPLERS])

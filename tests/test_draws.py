@@ -63,16 +63,16 @@ def test_points_from_the_middle_draw_what_the_whole_draws(name):
     points = spacings.exponential(schedule, 7, **({"sigma_max": 0.99} if schedule.is_flow else {}))
     plan = SAMPLERS[name](schedule, spacing=points, **options)
     for k in range(1, len(points) - 1):
-        rest = SAMPLERS[name](schedule, spacing=points[k:], **options)
-        start = len(plan) - len(rest)
-        churned = rest.start_churn is not None
+        tail = SAMPLERS[name](schedule, spacing=points[k:], **options)
+        start = len(plan) - len(tail)
+        churned = tail.start_churn is not None
         if plan.noisy:
-            assert rest.draws[:-1] == plan.draws[start:-1]
+            assert tail.draws[:-1] == plan.draws[start:-1]
         # A churn before the part is the one at the end of the step before.
-        assert not churned or rest.draws[-1] == plan.draws[start - 1]
+        assert not churned or tail.draws[-1] == plan.draws[start - 1]
         if not plan.history and not churned:
             x = states(plan)[start]
-            assert torch.equal(diffusion.sample(halves, rest, SHAPE, SEEDS, x=x), states(plan)[-1])
+            assert torch.equal(diffusion.sample(halves, tail, SHAPE, SEEDS, x=x), states(plan)[-1])
 
 
 @pytest.mark.parametrize("name", NAMES)

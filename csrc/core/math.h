@@ -37,9 +37,9 @@ PYFOLD_HD float square_root(float value) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
   float root = __fmul_rn(value, reciprocal);
   float half = __fmul_rn(reciprocal, 0.5f);
-  const float rest = __fmaf_rn(-root, half, 0.5f);
-  root = __fmaf_rn(root, rest, root);
-  half = __fmaf_rn(half, rest, half);
+  const float error = __fmaf_rn(-root, half, 0.5f);
+  root = __fmaf_rn(root, error, root);
+  half = __fmaf_rn(half, error, half);
   return __fmaf_rn(__fmaf_rn(-root, root, value), half, root);
 #else
   return __builtin_sqrtf(value);

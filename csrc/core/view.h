@@ -44,9 +44,9 @@ PYFOLD_HD int64_t offset_of(const Strided& view, const Geometry& geometry, int64
   if (view.flat) return i;
   int64_t offset = 0;
   for (int d = geometry.ndim - 1; d > 0; --d) {
-    const int64_t rest = i / geometry.size[d];
-    offset += (i - rest * geometry.size[d]) * view.stride[d];
-    i = rest;
+    const int64_t quotient = i / geometry.size[d];
+    offset += (i - quotient * geometry.size[d]) * view.stride[d];
+    i = quotient;
   }
   return geometry.ndim > 0 ? offset + i * view.stride[0] : offset;
 }

@@ -54,8 +54,8 @@ struct VectorNormals {
   }
 
   static PYFOLD_HD Float turn(Word word1) {
-    const Word rest = _mm512_or_si512(_mm512_maskz_slli_epi32(0xFFFF, word1, 2), words(2));
-    return from_bits(_mm512_sub_epi32(bits(_mm512_maskz_cvtepi32_ps(0xFFFF, rest)), words(32 << 23)));
+    const Word shifted = _mm512_or_si512(_mm512_maskz_slli_epi32(0xFFFF, word1, 2), words(2));
+    return from_bits(_mm512_sub_epi32(bits(_mm512_maskz_cvtepi32_ps(0xFFFF, shifted)), words(32 << 23)));
   }
 
   static PYFOLD_HD void rotate(Word word1, Float radius, Float cosine, Float sine, Float& z0, Float& z1) {
@@ -116,8 +116,8 @@ struct VectorNormals {
   }
 
   static PYFOLD_HD Float turn(Word word1) {
-    const Word rest = _mm256_or_si256(_mm256_slli_epi32(word1, 2), words(2));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(rest), _mm256_set1_ps(0x1p-32f));
+    const Word shifted = _mm256_or_si256(_mm256_slli_epi32(word1, 2), words(2));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(shifted), _mm256_set1_ps(0x1p-32f));
   }
 
   static PYFOLD_HD void rotate(Word word1, Float radius, Float cosine, Float sine, Float& z0, Float& z1) {

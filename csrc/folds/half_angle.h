@@ -48,10 +48,10 @@ PYFOLD_HD void sine_and_cosine(Turned angle, double& sine, double& cosine) {
   using namespace quarters;
   const double n = nearest(angle.x), quarter = modulo_four(angle.quarter + modulo_four(n));
   // x - n pi/2 = r + low with |r| up to pi/4.
-  const double rest = fused(-n, kFirst, angle.x);  // exact: a multiple of 2^-53, at most 1
+  const double reduced = fused(-n, kFirst, angle.x);  // exact: a multiple of 2^-53, at most 1
   const double step = n * kSecond, step_low = fused(n, kSecond, -step);
-  const double r = rest - step;
-  const double rest_back = r + step, lost = (rest - rest_back) - (step - (rest_back - r));  // rest - step - r
+  const double r = reduced - step;
+  const double sum = r + step, lost = (reduced - sum) - (step - (sum - r));  // reduced - step - r
   const double low = lost - step_low - n * kThird;
   const double z = r * r, z_low = fused(r, r, -z);
   double p = 0x1.5d8fa335ebff2p-33;

@@ -54,11 +54,15 @@ def _fold_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, .
     return to_x, to_bias, to_angle, *[None] * 7
 
 
-def _fold_vmap(info: Any, in_dims: Any, x: Any, bias: Any, angle: Any, dim: int, pairing: str, groups: int, *rest: Any) -> Any:
+def _fold_vmap(
+    info: Any, in_dims: Any, x: Any, bias: Any, angle: Any, dim: int, pairing: str, groups: int, *options: Any
+) -> Any:
     unbatched(in_dims[1:3], ("bias", "angle"))
     size = info.batch_size
     # With its bits, also where a parameter needs a gradient, of which the fast path gives the fold alone.
-    y, bits, clamped = reflect.function(batch_first(x, in_dims[0], size), bias, angle, dim + 1, pairing, groups * size, *rest)
+    y, bits, clamped = reflect.function(
+        batch_first(x, in_dims[0], size), bias, angle, dim + 1, pairing, groups * size, *options
+    )
     return (y, split_batch(bits, size), split_batch(clamped, size)), (0, 0, 0)
 
 
@@ -87,13 +91,13 @@ def _backward_backward(ctx: Any, cotangent: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _backward_vmap(
-    info: Any, in_dims: Any, grad: Any, bits: Any, clamped: Any, angle: Any, dim: int, pairing: str, groups: int, *rest: Any
+    info: Any, in_dims: Any, grad: Any, bits: Any, clamped: Any, angle: Any, dim: int, pairing: str, groups: int, *options: Any
 ) -> Any:
     unbatched(in_dims[3:4], ("angle",))
     size = info.batch_size
     grad = batch_first(grad, in_dims[0], size)
     bits, clamped = bits_first(bits, in_dims[1], size), bits_first(clamped, in_dims[2], size)
-    return reflect_backward(grad, bits, clamped, angle, dim + 1, pairing, groups * size, *rest), 0
+    return reflect_backward(grad, bits, clamped, angle, dim + 1, pairing, groups * size, *options), 0
 
 
 # Operands: grad, output, bits, dim, pairing, groups.

@@ -54,11 +54,11 @@ def _sequence_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[An
 
 
 def _sequence_vmap(
-    info: Any, in_dims: Any, x: Any, bias: Any, parameters: Any, dim: int, pairing: str, groups: int, *rest: Any
+    info: Any, in_dims: Any, x: Any, bias: Any, parameters: Any, dim: int, pairing: str, groups: int, *options: Any
 ) -> Any:
     unbatched(in_dims[1:3], ("bias", "parameters"))
     size = info.batch_size
-    made = sequence.function(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *rest)
+    made = sequence.function(batch_first(x, in_dims[0], size), bias, parameters, dim + 1, pairing, groups * size, *options)
     y, bits = both(made)
     return (y, split_batch(bits, size)), (0, 0)
 
@@ -81,12 +81,12 @@ def _apply_backward(ctx: Any, cotangent: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _apply_vmap(
-    info: Any, in_dims: Any, value: Any, bits: Any, parameters: Any, dim: int, pairing: str, groups: int, *rest: Any
+    info: Any, in_dims: Any, value: Any, bits: Any, parameters: Any, dim: int, pairing: str, groups: int, *options: Any
 ) -> Any:
     unbatched(in_dims[2:3], ("parameters",))
     size = info.batch_size
     value, bits = batch_first(value, in_dims[0], size), bits_first(bits, in_dims[1], size)
-    return apply(value, bits, parameters, dim + 1, pairing, groups * size, *rest), 0
+    return apply(value, bits, parameters, dim + 1, pairing, groups * size, *options), 0
 
 
 sequence = Differentiable(

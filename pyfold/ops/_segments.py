@@ -54,7 +54,7 @@ class Segments:
         self.last, self.sizes, self.device = last, like.shape[: last + 1], like.device
         self.count = math.prod(self.sizes[1:])
         self._offset, self._global_shape = offset, global_shape
-        self._rest, self._whole = like.shape[last + 1 :], global_shape or like.shape[1:]
+        self._inner, self._whole = like.shape[last + 1 :], global_shape or like.shape[1:]
         self.size = math.prod(self._whole[last:])
         self.aligned = last == 0 or self.size % _BLOCK == 0
 
@@ -68,7 +68,7 @@ class Segments:
             return tensor
         check_same(name, check_tensor(name, tensor), like_name, like)
         try:
-            return tensor.view(-1, *self._rest) if tensor.numel() else self.flatten(tensor)
+            return tensor.view(-1, *self._inner) if tensor.numel() else self.flatten(tensor)
         except RuntimeError:
             raise ValueError(
                 f"{name} must have dimensions 0 to {self.last} that lie in memory as one, where coefficients change within "
@@ -113,7 +113,7 @@ class Segments:
 
     def noise(self, seeds: torch.Tensor, **options: Any) -> torch.Tensor:
         """The noise of segments that begin within a block, from the blocks that they touch."""
-        if tuple(self._whole[self.last :]) != tuple(self._rest):
+        if tuple(self._whole[self.last :]) != tuple(self._inner):
             raise ValueError(
                 f"global_shape must have segments of a multiple of {_BLOCK} elements, or whole ones in the window, where "
                 f"coefficients change within samples and noise is drawn, got segments of {self.size}"
@@ -121,7 +121,7 @@ class Segments:
         blocks = (self.size + 2 * _BLOCK - 2) // _BLOCK
         drawn = randn(self.keys(seeds), (_BLOCK * blocks,), **options)
         within = (self._first_elements() % _BLOCK).repeat(self.sizes[0]).unsqueeze(1)
-        return drawn.gather(1, within + torch.arange(self.size, device=self.device)).reshape(-1, *self._rest)
+        return drawn.gather(1, within + torch.arange(self.size, device=self.device)).reshape(-1, *self._inner)
 
     def mean(self, losses: torch.Tensor) -> torch.Tensor:
         """Each sample's mean of its segments' losses, added in order, in float64."""

@@ -130,8 +130,8 @@ def _column_of(rows: torch.Tensor, name: str, like: torch.Tensor) -> torch.Tenso
 # Operands: x0, table, index, seeds, streams, positions, stream, step, offset, global_shape, out, target.
 
 
-def _prepare_add_noise(x0: torch.Tensor, table: Any, *rest: Any) -> tuple[Any, ...]:
-    return x0, _noising_table(table, x0), *rest
+def _prepare_add_noise(x0: torch.Tensor, table: Any, *operands: Any) -> tuple[Any, ...]:
+    return x0, _noising_table(table, x0), *operands
 
 
 def _add_noise_save(ctx: Any, args: Any, output: Any) -> None:
@@ -172,13 +172,13 @@ def _shared(samples: int, table: Any, index: Any, seeds: Any, streams: Any, posi
     return [rows, seeds, _each_sample(streams, samples), _each_sample(positions, samples)]
 
 
-def _add_noise_vmap(info: Any, in_dims: Any, x0: Any, table: Any, index: Any, *rest: Any) -> Any:
+def _add_noise_vmap(info: Any, in_dims: Any, x0: Any, table: Any, index: Any, *operands: Any) -> Any:
     if any(dim is not None for dim in in_dims[1:6]):
         raise ValueError("under vmap only x0 of add_noise may be batched")
     samples = x0.shape[0] if in_dims[0] is None else x0.movedim(in_dims[0], 0).shape[1]
-    shared = _shared(samples, table, index, *rest[:3])
+    shared = _shared(samples, table, index, *operands[:3])
     (x0,), (rows, *noise) = _stack_batches(info, in_dims[:1], [x0], shared)
-    result = _add_noise(x0, rows, None, *noise, *rest[3:])
+    result = _add_noise(x0, rows, None, *noise, *operands[3:])
 
     def split(value: torch.Tensor) -> torch.Tensor:
         return value.reshape(info.batch_size, samples, *value.shape[1:])
@@ -203,8 +203,8 @@ def _epsilon(x0: torch.Tensor, noise: Any) -> torch.Tensor:
     )  # fmt: skip
 
 
-def _add_noise_composed(x0: Any, table: Any, index: Any, *rest: Any) -> Any:
-    *noise, out, target = rest
+def _add_noise_composed(x0: Any, table: Any, index: Any, *operands: Any) -> Any:
+    *noise, out, target = operands
     return _composed(x0, sample_rows(table, index, x0.shape[0]), noise, out, target)
 
 
@@ -315,8 +315,8 @@ def _segments(x0_name: str, x0: torch.Tensor, coefficients: Coefficients, noise:
     return segments, (alpha, sigma, weight, tuple(pair) or target)
 
 
-def _add_noise_in_segments(x0: torch.Tensor, coefficients: Coefficients, index: None, *rest: Any) -> Any:
-    *noise, out, target = rest
+def _add_noise_in_segments(x0: torch.Tensor, coefficients: Coefficients, index: None, *operands: Any) -> Any:
+    *noise, out, target = operands
     segments, of_segments = _segments("x0", x0, coefficients, noise)
     flat, written = segments.flatten(x0), segments.output("out", out, "x0", x0)
     if segments.aligned:
@@ -378,31 +378,31 @@ def _save_residual(count: int) -> Callable[..., None]:
 
 def _vmap_residual(count: int, run: Callable[..., Any]) -> Callable[..., Any]:
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        tensors, (table, index, *noise), rest = args[:count], args[count : count + 5], args[count + 5 :]
+        tensors, (table, index, *noise), counters = args[:count], args[count : count + 5], args[count + 5 :]
         if any(dim is not None for dim in in_dims[count : count + 5]):
             raise ValueError("under vmap only the tensors of denoising_loss may be batched, not its coefficients or seeds")
         samples = tensors[0].shape[0] if in_dims[0] is None else tensors[0].movedim(in_dims[0], 0).shape[1]
         stacked, (rows, *noise) = _stack_batches(info, in_dims[:count], tensors, _shared(samples, table, index, *noise))
-        result = run(*stacked, rows, None, *noise, *rest)
+        result = run(*stacked, rows, None, *noise, *counters)
         return result.reshape(info.batch_size, samples, *result.shape[1:]), 0
 
     return vmap
 
 
-def _prepare_loss(x0: torch.Tensor, prediction: torch.Tensor, table: Any, *rest: Any) -> tuple[Any, ...]:
-    return x0, prediction, _noising_table(table, x0), *rest
+def _prepare_loss(x0: torch.Tensor, prediction: torch.Tensor, table: Any, *operands: Any) -> tuple[Any, ...]:
+    return x0, prediction, _noising_table(table, x0), *operands
 
 
 def _loss_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     x0, prediction, table, index, *noise = ctx.saved_tensors
-    rest = table, index, *noise, *ctx.counters
+    operands = table, index, *noise, *ctx.counters
     count = max(prediction.numel() // max(prediction.shape[0], 1), 1)
-    gradient = _residual_scale(x0, prediction, _as_scale(grad * (2 / count), x0), *rest)
+    gradient = _residual_scale(x0, prediction, _as_scale(grad * (2 / count), x0), *operands)
     to_x0 = None
     if ctx.needs_input_grad[0]:
         rows = sample_rows(table, index, x0.shape[0])
         to_x0 = (gradient * -_column_of(rows, "target_x0", x0)).to(x0.dtype)
-    return to_x0, gradient, *[None] * len(rest)
+    return to_x0, gradient, *[None] * len(operands)
 
 
 def _as_scale(scale: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
@@ -411,22 +411,22 @@ def _as_scale(scale: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
 
 def _scale_backward(ctx: Any, cotangent: torch.Tensor) -> tuple[Any, ...]:
     x0, prediction, scale, table, index, *noise = ctx.saved_tensors
-    rest = table, index, *noise, *ctx.counters
+    operands = table, index, *noise, *ctx.counters
     needs = ctx.needs_input_grad
     rows = sample_rows(table, index, x0.shape[0])
-    to_scale = _residual_dot(x0, prediction, cotangent, *rest).to(scale.dtype) if needs[2] else None
-    return *_residual_gradients(rows, scale, cotangent, x0, prediction, needs), to_scale, *[None] * len(rest)
+    to_scale = _residual_dot(x0, prediction, cotangent, *operands).to(scale.dtype) if needs[2] else None
+    return *_residual_gradients(rows, scale, cotangent, x0, prediction, needs), to_scale, *[None] * len(operands)
 
 
 def _dot_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     x0, prediction, cotangent, table, index, *noise = ctx.saved_tensors
-    rest = table, index, *noise, *ctx.counters
+    operands = table, index, *noise, *ctx.counters
     needs = ctx.needs_input_grad
     rows = sample_rows(table, index, x0.shape[0])
     to_cotangent = None
     if needs[2]:
-        to_cotangent = _residual_scale(x0, prediction, _as_scale(grad, x0), *rest).to(cotangent.dtype)
-    return *_residual_gradients(rows, grad, cotangent, x0, prediction, needs), to_cotangent, *[None] * len(rest)
+        to_cotangent = _residual_scale(x0, prediction, _as_scale(grad, x0), *operands).to(cotangent.dtype)
+    return *_residual_gradients(rows, grad, cotangent, x0, prediction, needs), to_cotangent, *[None] * len(operands)
 
 
 def _loss_composed(x0: Any, prediction: Any, table: Any, index: Any, *noise: Any) -> torch.Tensor:

@@ -224,8 +224,8 @@ def _step_noise(
     return noise
 
 
-def _affine_composed(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *rest: Any) -> torch.Tensor:
-    seeds, streams, positions, stream, step, offset, global_shape = rest[:7]
+def _affine_composed(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *operands: Any) -> torch.Tensor:
+    seeds, streams, positions, stream, step, offset, global_shape = operands[:7]
     models = [models] if isinstance(models, torch.Tensor) else models
     _check_operands(x, models, base, history, table)
     if index is not None:
@@ -273,8 +273,8 @@ _affine_step = Differentiable("affine_step", composed=_affine_composed)
 _OUTPUTS = [operand.name for operand in RAW["affine_step"].operands if operand.written]
 
 
-def _step_of_segments(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *rest: Any) -> torch.Tensor:
-    noise, outputs = rest[:7], dict(zip(_OUTPUTS, rest[7:], strict=True))
+def _step_of_segments(x: Any, models: Any, base: Any, history: Any, table: Any, index: Any, *operands: Any) -> torch.Tensor:
+    noise, outputs = operands[:7], dict(zip(_OUTPUTS, operands[7:], strict=True))
     models = [models] if isinstance(models, torch.Tensor) else models
     _check_operands(x, models, base, history, table)
     check_tensor("index", index, (torch.int64,))
