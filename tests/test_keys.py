@@ -132,7 +132,7 @@ def test_keys_of_offset_0_are_seeds(backend):
     """In every op that draws: (seed, 0) is the seed, and any key draws what randn of it gives."""
     seeds = torch.tensor([-5, 2**62], device=backend)
     keys = torch.stack([seeds, torch.zeros_like(seeds)], 1).view(torch.uint64)
-    later = torch.stack([seeds, torch.tensor([2**40, -2], device=backend)], 1).view(torch.uint64)
+    offset = torch.stack([seeds, torch.tensor([2**40, -2], device=backend)], 1).view(torch.uint64)
     x = pyfold.randn(seeds, (3, 50))
     table = ops.affine_table([{"a": 0.5, "d1": 0.7, "d2": -0.1, "n1": 2**32 + 9, "n2": 3}], backend)
     calls = (
@@ -143,10 +143,10 @@ def test_keys_of_offset_0_are_seeds(backend):
     )
     for call in calls:
         assert same(call(keys), call(seeds))
-        assert not same(call(later), call(seeds))
-    assert same(pyfold.add_noise(x, 0.0, 1.0, later, stream=6, step=2), pyfold.randn(later, (3, 50), stream=6, step=2))
+        assert not same(call(offset), call(seeds))
+    assert same(pyfold.add_noise(x, 0.0, 1.0, offset, stream=6, step=2), pyfold.randn(offset, (3, 50), stream=6, step=2))
     alone = ops.affine_table([{"d1": 1.0, "n1": 2**32 + 9}], backend)
-    assert same(pyfold.affine_step(x, x, alone, seeds=later, stream=7), pyfold.randn(later, (3, 50), stream=7 + 2048, step=9))
+    assert same(pyfold.affine_step(x, x, alone, seeds=offset, stream=7), pyfold.randn(offset, (3, 50), stream=7 + 2048, step=9))
 
 
 def test_samplers_and_losses_take_keys():

@@ -125,16 +125,16 @@ def test_resume_is_exact_under_every_dynamic(dynamics, tmp_path):
 
 
 def test_every_dynamic_moves_in_its_own_way():
-    ends, begins = {}, set()
+    ends, starts = {}, set()
     for name in DYNAMICS:
         player = trainer(data="ring", dynamics=name, dynamics_steps=2 if name == "unrolled" else 3, dynamics_strength=0.5)
         for step in range(3):
             scalars = player.step(step)
             assert all(torch.isfinite(value) for value in scalars.values()), name
             if step == 0:
-                begins.add((round(scalars["loss_d"].item(), 6), round(scalars["penalty"].item(), 6)))
+                starts.add((round(scalars["loss_d"].item(), 6), round(scalars["penalty"].item(), 6)))
         ends[name] = torch.cat([p.detach().flatten() for p in player.generator.parameters()])
-    assert len(begins) == 1  # reported is where a step begins, wherever it looked
+    assert len(starts) == 1  # reported is where a step starts, wherever it looked
     pairs = [(a, b) for a in ends for b in ends if a < b]
     assert len(pairs) == 28
     for a, b in pairs:

@@ -340,8 +340,8 @@ class Parser {
       result.kind = Operand::Kind::kInteger;
       result.bits = 32;
     } else if (name[0] == '%') {
-      const auto begins = [&](std::string_view special) { return name.starts_with(special); };
-      if (std::none_of(std::begin(kSpecials), std::end(kSpecials), begins)) {
+      const auto prefixes = [&](std::string_view special) { return name.starts_with(special); };
+      if (std::none_of(std::begin(kSpecials), std::end(kSpecials), prefixes)) {
         throw Fault("PTX: the register " + quoted(name) + " is not known");
       }
       result.kind = Operand::Kind::kSpecial;
