@@ -246,7 +246,15 @@ def check_one_step(text, out):
     assert all(float(cell) > 0 for row in rows for cell in row[1:4]) and float(rows[0][4]) > 0
 
 
+def check_words(text, out):
+    """Between its parents a blend is nearer than between others, few words or many."""
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["pairs"] == 6 and report["controls"]["midpoint - midpoint, shuffled"]["holds"]
+    assert len(report["ways"]) == 9 and all(len(near) == 10 for near in report["soup"].values())
+
+
 CHECKS = {
+    "shampoo_soup.py": check_words,
     "one_step.py": check_one_step,
     "serve.py": check_serve,
     "inception_score.py": check_inception,
