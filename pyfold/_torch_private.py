@@ -153,9 +153,7 @@ def open_fast_path(use_torch: Callable[..., bool], dtypes: tuple[torch.dtype, ..
     """Gives ``_C.use_torch`` what it asks of torch, unless this torch cannot answer all that has to be asked before a call."""
     if None in (*WATCHERS, _EXCHANGE, _INCREMENT, _FORWARD_LEVEL):
         return
-    made = torch.empty_like, torch.empty_strided
     device = _CUDA_DEVICE or torch.cuda.current_device
-    classes = torch.Tensor, torch.nn.Parameter
-    given = *classes, torch.is_grad_enabled, *made, _INCREMENT, device, dtypes, explain, vars(forward_ad), WATCHERS
-    if not use_torch(*given):
+    of_torch = torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.empty_like
+    if not use_torch(*of_torch, _INCREMENT, device, dtypes, explain, vars(forward_ad), WATCHERS):
         MISSING.append(f"torch.Tensor.__dlpack_c_exchange_api__ of DLPack 1: {_DISPATCHED}")

@@ -16,8 +16,8 @@ inline bool unit_planes_fit(const TensorRef& normal, const TensorRef& offset) {
   return (normal.ndim == 1 || normal.ndim == 2) && offset.ndim <= 1 && (offset.ndim == 0 || offset.sizes[0] == planes);
 }
 
-// out is [K (C + 1)], float32 or float64.
-inline void unit_planes(const TensorRef& normal, const TensorRef& offset, const TensorRef& out) {
+// out is [K (C + 1)], float64 where wide, else float32.
+inline void unit_planes(const TensorRef& normal, const TensorRef& offset, void* out, bool wide) {
   const int64_t channels = normal.sizes[normal.ndim - 1], size = channels + 1, stride = normal.strides[normal.ndim - 1];
   const int64_t planes = normal.ndim == 2 ? normal.sizes[0] : 1, next = normal.ndim == 2 ? normal.strides[0] : 0;
   std::vector<double> unit(size), squares(size);
@@ -34,10 +34,10 @@ inline void unit_planes(const TensorRef& normal, const TensorRef& offset, const 
     for (int64_t c = 0; c < channels; ++c) unit[c] /= norm;
     unit[channels] = entry_of(offset, k);
     for (int64_t c = 0; c < size; ++c) {
-      if (out.type == Element::kFloat64) {
-        static_cast<double*>(out.data)[k * size + c] = unit[c];
+      if (wide) {
+        static_cast<double*>(out)[k * size + c] = unit[c];
       } else {
-        static_cast<float*>(out.data)[k * size + c] = static_cast<float>(unit[c]);
+        static_cast<float*>(out)[k * size + c] = static_cast<float>(unit[c]);
       }
     }
   }

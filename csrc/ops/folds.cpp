@@ -46,7 +46,6 @@ struct Values {
   void* of(Parser& read, int64_t count) const {
     if (!read.ok() || !given) return nullptr;
     if (tensor.numel() != count) return read.fail(Wrong::kShape, name), nullptr;
-    if (!tensor.contiguous()) return read.fail(Wrong::kLayout, name), nullptr;
     return tensor.data;
   }
   int64_t count() const { return given ? tensor.numel() : 0; }
@@ -177,8 +176,8 @@ struct SequenceCall : SequenceArgs {
 void read_program(Parser& read, SequenceCall& args, const Values& parameters) {
   int64_t program[5 * kMaxInstructions + 1], width = 1;
   double constants[kMaxConstants + 1];
-  const int64_t size = read.integers("program", program, 5 * kMaxInstructions + 1);
-  const int64_t count = read.numbers("constants", constants, kMaxConstants + 1);
+  const int64_t size = read.list("program", program, 5 * kMaxInstructions + 1);
+  const int64_t count = read.list("constants", constants, kMaxConstants + 1);
   read.integer("width", width, 1, kMaxRows);
   const char* wrong = nullptr;
   if (read.options()) {

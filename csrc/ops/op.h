@@ -23,8 +23,9 @@
 namespace pyfold::ops {
 
 enum class Kind : uint8_t {
-  kState,         // the floating dtype of the first such operand, and its shape where samples are meant
-  kLower,         // the same, or bfloat16 or float16 beside float32
+  kState,  // the floating dtype of the first such operand, and its shape where samples are meant
+  kLower,  // the same, or bfloat16 or float16 beside float32
+  // From here on tensors lie in order, without gaps.
   kAccumulation,  // float64 beside float64, else float32, to which front ends convert
   kTable,         // float64
   kIntegers,      // int64
@@ -45,28 +46,27 @@ struct Operand {
   unsigned flags;
 };
 
-enum class Wrong : int {
-  kNothing,
-  kType,        // no tensor, number, ...
-  kUnreadable,  // a tensor that is not plain memory
-  kDtype,
-  kShape,
-  kDevice,
-  kBatch,  // no batch dimension, or too many others
-  kCount,  // too few or too many in a list
-  kRange,  // a number, or a choice
-  kWindow,
-  kLayout,       // not in order, or not dense
-  kUnits,        // units or groups do not divide the channels
-  kSelfOverlap,  // an output's elements share memory
-  kOverlap,      // an output shares memory with another operand, element by other element
-  kProgram,
-  kGradient,  // an output that requires a gradient
+// What is wrong with an operand, by the name that Python words.
+struct Wrong {
+  static constexpr const char* kType = "type";              // no tensor, number, ...
+  static constexpr const char* kUnreadable = "unreadable";  // a tensor that is not plain memory
+  static constexpr const char* kDtype = "dtype";
+  static constexpr const char* kShape = "shape";
+  static constexpr const char* kDevice = "device";
+  static constexpr const char* kBatch = "batch";  // no batch dimension, or too many others
+  static constexpr const char* kCount = "count";  // too few or too many in a list
+  static constexpr const char* kRange = "range";  // a number, or a choice
+  static constexpr const char* kWindow = "window";
+  static constexpr const char* kLayout = "layout";             // not in order, or not dense
+  static constexpr const char* kUnits = "units";               // units or groups do not divide the channels
+  static constexpr const char* kSelfOverlap = "self_overlap";  // an output's elements share memory
+  static constexpr const char* kOverlap = "overlap";  // an output shares memory with another operand, one by another
+  static constexpr const char* kProgram = "program";
+  static constexpr const char* kGradient = "gradient";  // an output that requires a gradient
 };
-PYFOLD_EXPORT const char* name_of(Wrong code);
 
 struct Error {
-  Wrong code = Wrong::kNothing;
+  const char* code = nullptr;  // where nothing is wrong
   const char* operand = "";
   int item = -1;          // in a list
   const char* text = "";  // of a program
@@ -76,31 +76,27 @@ struct Error {
 struct Result {
   Element type;
   int ndim;
-  int like;     // an operand that has the same dtype, sizes and strides, or -1
-  int operand;  // the written operand that it stands for, or -1
+  int like;  // an operand that has the same dtype, sizes and strides, or -1
   int64_t sizes[kMostDims], strides[kMostDims];
   void** slot;  // null: it stays empty
 
   void in_order_of(const TensorRef& like);  // strides for its sizes, without gaps
+  TensorRef tensor() const { return {nullptr, type, 0, 0, ndim, sizes, strides}; }
 };
 
 // Says what the operands of one call are, by number.
 class Source {
  public:
-  enum class Found {
-    kAbsent,
-    kGiven,
-    kMake,
-    kNoTensor,
-    kUnreadable
-  };  // kMake: an output that the caller leaves to us, of out.type unless kOther
+  // kMake: an output that the caller leaves to us, of out.type unless kOther
+  enum class Found { kAbsent, kGiven, kMake, kNoTensor, kUnreadable };
   virtual Found tensor(int operand, int item, TensorRef& out) = 0;
   virtual int count(int operand) = 0;  // of a list; negative: no list
   virtual bool integer(int operand, int64_t& out) = 0;
+  virtual bool boolean(int operand, bool& out) = 0;
   virtual bool number(int operand, double& out) = 0;
   virtual bool text(int operand, std::string_view& out) = 0;
-  virtual int64_t integers(int operand, int64_t* out, int64_t limit) = 0;  // the count; negative: no such list
-  virtual int64_t numbers(int operand, double* out, int64_t limit) = 0;
+  virtual int64_t list(int operand, int64_t* out, int64_t limit) = 0;  // the count; negative: no such list
+  virtual int64_t list(int operand, double* out, int64_t limit) = 0;
 
  protected:
   ~Source() = default;
@@ -143,14 +139,6 @@ struct Call {
   template <class Args>
   Args& as() {
     return *reinterpret_cast<Args*>(storage);
-  }
-  Result& result(Element type, void** slot) {
-    Result& made = results[result_count++];
-    made.type = type;
-    made.ndim = 0;
-    made.like = made.operand = -1;
-    made.slot = slot;
-    return made;
   }
 };
 

@@ -15,13 +15,6 @@ void Result::in_order_of(const TensorRef& like) {
   }
 }
 
-const char* name_of(Wrong code) {
-  constexpr const char* names[] = {"nothing",      "type",    "unreadable", "dtype",   "shape",  "device",
-                                   "batch",        "count",   "range",      "window",  "layout", "units",
-                                   "self_overlap", "overlap", "program",    "gradient"};
-  return names[static_cast<int>(code)];
-}
-
 const std::vector<Op>& all() {
   // Never freed: a thread may still be in a call when the process ends.
   static const auto* const ops = [] {
@@ -68,7 +61,7 @@ static bool read(Parser::Run run, std::atomic<int64_t>& count, const Op& op, Sou
   count.fetch_add(1, std::memory_order_relaxed);
   Parser parser(run, source, call);
   op.read(parser, call);
-  return call.error.code == Wrong::kNothing;
+  return call.error.code == nullptr;
 }
 bool read_options(const Op& op, Source& source, Call& call) {
   return read(Parser::Run::kOptions, read_counts().options, op, source, call);
@@ -117,21 +110,10 @@ bool Parser::type_fits(Kind kind, const TensorRef& given) {
 bool Parser::take(const char* name, int item, Kind kind, unsigned flags, TensorRef& out, Source::Found& found) {
   out.type = Element::kOther;
   found = source_->tensor(next_ - 1, item, out);
-  switch (found) {
-    case Source::Found::kAbsent:
-      if (!(flags & kOptional)) fail(Wrong::kType, name, item);
-      return false;
-    case Source::Found::kNoTensor:
-      fail(Wrong::kType, name, item);
-      return false;
-    case Source::Found::kUnreadable:
-      fail(Wrong::kUnreadable, name, item);
-      return false;
-    case Source::Found::kMake:
-      return false;
-    case Source::Found::kGiven:
-      break;
-  }
+  const bool absent = found == Source::Found::kAbsent && !(flags & kOptional);
+  if (absent || found == Source::Found::kNoTensor) fail(Wrong::kType, name, item);
+  if (found == Source::Found::kUnreadable) fail(Wrong::kUnreadable, name, item);
+  if (found != Source::Found::kGiven) return false;
   if (!type_fits(kind, out)) return fail(Wrong::kDtype, name, item), false;
   if (!has_first_) {
     has_first_ = true;
@@ -141,15 +123,11 @@ bool Parser::take(const char* name, int item, Kind kind, unsigned flags, TensorR
   } else if (out.device_type != call_.device_type || out.device_index != call_.device_index) {
     return fail(Wrong::kDevice, name, item), false;
   }
+  if (kind >= Kind::kAccumulation && !out.contiguous()) return fail(Wrong::kLayout, name, item), false;
   const bool written = flags & kWritten;
   writes_ |= written;
   if (memory_count_ < 24) memory_[memory_count_++] = {out, name, item, written};
   return true;
-}
-
-bool Parser::tensor(const char* name, Kind kind, unsigned flags, TensorRef& out) {
-  Source::Found found;
-  return next(name, kind, flags) && take(name, -1, kind, flags, out, found);
 }
 
 void Parser::integer(const char* name, int64_t& out, int64_t low, int64_t high) {
@@ -169,9 +147,7 @@ void Parser::number(const char* name, double& out) {
 }
 
 void Parser::boolean(const char* name, bool& out) {
-  int64_t value = out;
-  if (next(name, Kind::kBool, 0) && !source_->integer(next_ - 1, value)) fail(Wrong::kType, name);
-  out = value != 0;
+  if (next(name, Kind::kBool, 0) && !source_->boolean(next_ - 1, out)) fail(Wrong::kType, name);
 }
 
 void Parser::choose(const char* name, std::span<const std::string_view> allowed, int& out) {
@@ -181,20 +157,6 @@ void Parser::choose(const char* name, std::span<const std::string_view> allowed,
   const auto found = std::find(allowed.begin(), allowed.end(), given);
   if (found == allowed.end()) return fail(Wrong::kRange, name);
   out = static_cast<int>(found - allowed.begin());
-}
-
-int64_t Parser::integers(const char* name, int64_t* out, int64_t limit) {
-  if (!next(name, Kind::kInts, 0)) return 0;
-  const int64_t count = source_->integers(next_ - 1, out, limit);
-  if (count < 0) fail(Wrong::kType, name);
-  return std::max<int64_t>(count, 0);
-}
-
-int64_t Parser::numbers(const char* name, double* out, int64_t limit) {
-  if (!next(name, Kind::kFloats, 0)) return 0;
-  const int64_t count = source_->numbers(next_ - 1, out, limit);
-  if (count < 0) fail(Wrong::kType, name);
-  return std::max<int64_t>(count, 0);
 }
 
 // --- samples
@@ -232,13 +194,8 @@ void Parser::view(const char* name, View& view, Kind kind, unsigned flags) {
   // One like the state, or like the output before it, which lies in some order without gaps.
   const Element last = static_cast<Element>(views_[view_count_ - 1]->dtype);
   const Element type = given.type != Element::kOther ? given.type : kind == Kind::kLower ? last : state_;
-  Result& made = call_.result(type, &view.data);
-  made.operand = next_ - 1;
-  made.ndim = first_.ndim;
-  made.like = made.type == first_.type && dense(first_) ? 0 : -1;
-  std::copy(first_.sizes, first_.sizes + first_.ndim, made.sizes);
-  made.in_order_of(first_);
-  place(view, name, -1, {nullptr, made.type, 0, 0, made.ndim, made.sizes, made.strides}, flags);
+  const Result& made = make_like(first_, 0, type, &view.data);
+  place(view, name, -1, made.tensor(), flags);
 }
 
 void Parser::views(const char* name, View* views, int least, int most, Kind kind) {
@@ -257,54 +214,31 @@ void Parser::table(Table& table, int64_t columns) {
   TensorRef given;
   if (tensor("table", Kind::kTable, 0, given)) {
     if (given.ndim != 2 || given.sizes[1] != columns) return fail(Wrong::kShape, "table");
-    if (!given.contiguous()) return fail(Wrong::kLayout, "table");
     table.data = static_cast<const double*>(given.data);
     table.rows = given.sizes[0];
   }
-  const void* rows = nullptr;
-  const bool by_index = per_sample("index", Kind::kIntegers, kOptional, rows, &table.index_stride);
-  table.index = static_cast<const int64_t*>(rows);
+  const bool by_index = per_sample("index", Kind::kIntegers, kOptional, table.index, &table.index_stride);
   if (ok() && !by_index && table.rows != 1 && table.rows != geometry_->rows) fail(Wrong::kCount, "table");
 }
 
-// One value, or one for each sample; stride null: one for each. Whether there is one.
-bool Parser::per_sample(const char* name, Kind kind, unsigned flags, const void*& data, int64_t* stride) {
-  TensorRef given;
-  if (!tensor(name, kind, flags, given)) return false;
-  const int64_t count = given.numel();
-  const bool each = count == geometry_->rows && (given.ndim == 1 || stride != nullptr);
-  if (given.ndim > 1 || !(each || (stride != nullptr && count == 1))) return fail(Wrong::kShape, name), false;
-  if (!given.contiguous()) return fail(Wrong::kLayout, name), false;
-  data = given.data;
-  if (stride != nullptr) *stride = count == 1 ? 0 : 1;
-  return true;
-}
-
-void Parser::seeds(NoiseSource& noise, unsigned flags) {
-  TensorRef given;
-  if (!tensor("seeds", Kind::kSeeds, flags, given)) return;
-  const bool keys = given.type == Element::kUInt64;
-  if (given.ndim != (keys ? 2 : 1) || given.sizes[0] != geometry_->rows || (keys && given.sizes[1] != 2))
-    return fail(Wrong::kShape, "seeds");
-  if (!given.contiguous()) return fail(Wrong::kLayout, "seeds");
-  noise.seeds = static_cast<const int64_t*>(given.data);
-  noise.seeds_stride = keys ? 2 : 1;
-}
-
 void Parser::noise(NoiseSource& noise, unsigned flags) {
-  const void *streams = nullptr, *positions = nullptr;
-  seeds(noise, flags);
-  per_sample("streams", Kind::kIntegers, kOptional, streams, &noise.streams_stride);
-  per_sample("positions", Kind::kIntegers, kOptional, positions, &noise.positions_stride);
-  noise.streams = static_cast<const int64_t*>(streams);
-  noise.positions = static_cast<const int64_t*>(positions);
+  TensorRef seeds;
+  if (tensor("seeds", Kind::kSeeds, flags, seeds)) {
+    const bool keys = seeds.type == Element::kUInt64;
+    const bool fits = seeds.ndim == (keys ? 2 : 1) && seeds.sizes[0] == geometry_->rows;
+    if (!fits || (keys && seeds.sizes[1] != 2)) return fail(Wrong::kShape, "seeds");
+    noise.seeds = static_cast<const int64_t*>(seeds.data);
+    noise.seeds_stride = keys ? 2 : 1;
+  }
+  per_sample("streams", Kind::kIntegers, kOptional, noise.streams, &noise.streams_stride);
+  per_sample("positions", Kind::kIntegers, kOptional, noise.positions, &noise.positions_stride);
   counter("stream", noise.stream);
   counter("step", noise.step);
   window(noise.window);
 }
 
 int64_t Parser::window_part(const char* name, Call::Integers& out) {
-  if (const int64_t count = integers(name, out.values, kMaxDims); options()) out.count = count;
+  if (const int64_t count = list(name, out.values, kMaxDims); options()) out.count = count;
   return out.count;
 }
 
@@ -360,31 +294,42 @@ void Parser::check_overlaps() {
 
 // --- results
 
-Result* Parser::result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes) {
+Result& Parser::make(Element type, void** slot, int ndim, const int64_t* sizes) {
+  Result& made = call_.results[call_.result_count++];
+  made.type = type;
+  made.ndim = ndim;
+  made.like = -1;
+  made.slot = slot;
+  std::copy(sizes, sizes + ndim, made.sizes);
+  return made;
+}
+
+Result& Parser::make_like(const TensorRef& like, int operand, Element type, void** slot) {
+  Result& made = make(type, slot, like.ndim, like.sizes);
+  made.like = type == like.type && dense(like) ? operand : -1;
+  made.in_order_of(like);
+  return made;
+}
+
+bool Parser::next_result(const char* shape) {
   if (described_ != nullptr) described_->results.push_back(shape);
-  if (!ok()) return nullptr;
-  Result& made = call_.result(type, slot);
-  made.ndim = static_cast<int>(sizes.size());
-  std::copy(sizes.begin(), sizes.end(), made.sizes);
+  return ok();
+}
+
+void Parser::result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes) {
+  if (!next_result(shape)) return;
+  Result& made = make(type, slot, static_cast<int>(sizes.size()), sizes.begin());
   int64_t stride = 1;
   for (int d = made.ndim - 1; d >= 0; stride *= made.sizes[d--]) made.strides[d] = stride;
-  return &made;
 }
 
 Result* Parser::result_like(const char* shape, const TensorRef& like, void** slot, int operand) {
-  Result* made = result(shape, like.type, slot, {});
-  if (made == nullptr) return nullptr;
-  made->ndim = like.ndim;
-  made->like = dense(like) ? operand : -1;
-  std::copy(like.sizes, like.sizes + like.ndim, made->sizes);
-  made->in_order_of(like);
-  return made;
+  return next_result(shape) ? &make_like(like, operand, like.type, slot) : nullptr;
 }
 
 void Parser::result_view(const char* shape, View& view, int operand) {
   const Result* made = result_like(shape, last_view_, &view.data, operand);
-  if (made == nullptr) return;
-  place(view, shape, -1, {nullptr, made->type, 0, 0, made->ndim, made->sizes, made->strides}, kWritten);
+  if (made != nullptr) place(view, shape, -1, made->tensor(), kWritten);
 }
 
 }  // namespace pyfold::ops

@@ -18,6 +18,16 @@ struct Dropped {
 };
 using Owned = std::unique_ptr<PyObject, Dropped>;
 
+inline PyObject* object_of(PyObject* object) { return Py_NewRef(object); }
+inline PyObject* object_of(int64_t number) { return PyLong_FromLongLong(number); }
+
+template <class T>
+PyObject* tuple_of(const T* values, Py_ssize_t count) {
+  PyObject* made = PyTuple_New(count);
+  for (Py_ssize_t i = 0; i < count; ++i) PyTuple_SET_ITEM(made, i, object_of(values[i]));
+  return made;
+}
+
 inline bool as_integer(PyObject* object, int64_t& out) {
   if (!PyLong_CheckExact(object)) return false;
   int overflow;
@@ -86,32 +96,25 @@ struct Coefficient {
 inline bool noising_rows(PyObject* tuple, int64_t samples, double* rows) {
   if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) != 4) return false;
   PyObject* target = PyTuple_GET_ITEM(tuple, 3);
-  Coefficient alpha, sigma, weight, of_x0, of_epsilon;
-  if (!alpha.take(PyTuple_GET_ITEM(tuple, 0), samples) || !sigma.take(PyTuple_GET_ITEM(tuple, 1), samples) ||
-      !weight.take(PyTuple_GET_ITEM(tuple, 2), samples) || !PyTuple_CheckExact(target)) {
-    return false;
-  }
-  const bool named = PyTuple_GET_SIZE(target) == 6;
+  const Py_ssize_t parts = PyTuple_CheckExact(target) ? PyTuple_GET_SIZE(target) : 0;
+  const bool factors = parts == 6;
+  Coefficient given[5];  // alpha, sigma, weight, and the target's two, if not its
   double factor[6] = {};
-  for (int i = 0; named && i < 6; ++i) {
-    if (!as_number(PyTuple_GET_ITEM(target, i), factor[i])) return false;
+  bool fits = parts == 2 || factors;
+  for (Py_ssize_t i = 0; fits && i < 3 + parts; ++i) {
+    PyObject* item = i < 3 ? PyTuple_GET_ITEM(tuple, i) : PyTuple_GET_ITEM(target, i - 3);
+    fits = factors && i >= 3 ? as_number(item, factor[i - 3]) : given[i].take(item, samples);
   }
-  if (!named && (PyTuple_GET_SIZE(target) != 2 || !of_x0.take(PyTuple_GET_ITEM(target, 0), samples) ||
-                 !of_epsilon.take(PyTuple_GET_ITEM(target, 1), samples))) {
-    return false;
-  }
-  for (int64_t b = 0; b < samples; ++b, rows += kNoisingColumns) {
-    const double a = alpha.of(b), s = sigma.of(b);
+  for (int64_t b = 0; fits && b < samples; ++b, rows += kNoisingColumns) {
+    const double a = given[0].of(b), s = given[1].of(b);
     rows[kNoising_alpha] = a;
     rows[kNoising_sigma] = s;
-    rows[kNoising_target_x0] = named ? factor[0] + factor[1] * a + factor[2] * s : of_x0.of(b);
-    rows[kNoising_target_epsilon] = named ? factor[3] + factor[4] * a + factor[5] * s : of_epsilon.of(b);
-    rows[kNoising_weight] = weight.of(b);
-    for (int c = 0; c < kNoisingColumns; ++c) {
-      if (!isfinite(rows[c])) return false;
-    }
+    rows[kNoising_target_x0] = factors ? factor[0] + factor[1] * a + factor[2] * s : given[3].of(b);
+    rows[kNoising_target_epsilon] = factors ? factor[3] + factor[4] * a + factor[5] * s : given[4].of(b);
+    rows[kNoising_weight] = given[2].of(b);
+    fits = std::all_of(rows, rows + kNoisingColumns, [](double value) { return isfinite(value); });
   }
-  return true;
+  return fits;
 }
 
 // --- one call's arguments
@@ -121,40 +124,35 @@ class Arguments final : public ops::Source {
   // quiet: a call that is wrong is left to the one that reads all of it.
   Arguments(const ops::Op& op, PyObject* const* args, bool quiet = false) : op_(op), args_(args), quiet_(quiet) {}
 
-  enum class Way { kRun, kGradient, kDispatch, kFailed };
+  enum class Way { kRun, kGradient, kDispatch };
 
-  // What has to be known before anything is parsed.
-  Way way() {
+  // What has to be known before anything is parsed. output: what the call was given to write to, or null.
+  Way way(const char*& output) {
     Way way = Way::kRun;
-    const char* output = nullptr;
     for (size_t i = 0; i < op_.operands.size(); ++i) {
       const ops::Operand& operand = op_.operands[i];
       if (operand.kind >= ops::Kind::kInt || args_[i] == Py_None) continue;
-      const Py_ssize_t count = operand.flags & ops::kList ? size(i) : 1;
+      const bool list = operand.flags & ops::kList;
+      const Py_ssize_t count = list ? size(i) : 1;
       for (Py_ssize_t k = 0; k < count; ++k) {
-        PyObject* object = item(i, operand.flags & ops::kList ? static_cast<int>(k) : -1);
+        PyObject* object = item(i, list ? static_cast<int>(k) : -1);
         if (!is_tensor(object)) {
           if (PyObject_TypeCheck(object, torch.tensor)) return Way::kDispatch;
-        } else {
-          const bool learns = operand.kind <= ops::Kind::kAccumulation && requires_grad(object);
-          if (operand.flags & ops::kWritten) output = operand.name;
-          if (learns) way = Way::kGradient;
+          continue;
         }
+        if (operand.flags & ops::kWritten) output = operand.name;
+        if (operand.kind <= ops::Kind::kAccumulation && requires_grad(object)) way = Way::kGradient;
       }
     }
-    if (way != Way::kGradient || says_no(PyObject_CallNoArgs(torch.grad_enabled))) return Way::kRun;
-    if (output == nullptr) return way;
-    return explain({ops::Wrong::kGradient, output, -1, ""});
+    return way == Way::kGradient && says_no(PyObject_CallNoArgs(torch.grad_enabled)) ? Way::kRun : way;
   }
 
-  // Raises what is wrong; kDispatch where only torch can tell.
-  Way explain(const ops::Error& error) const {
-    if (quiet_) return Way::kDispatch;
-    Owned args(PyTuple_New(op_.operands.size()));
-    for (size_t i = 0; i < op_.operands.size(); ++i) PyTuple_SET_ITEM(args.get(), i, Py_NewRef(args_[i]));
-    Owned done(PyObject_CallFunction(torch.explain, "sssisO", op_.name, ops::name_of(error.code), error.operand,
-                                     error.item, error.text, args.get()));
-    return done == nullptr ? Way::kFailed : Way::kDispatch;
+  // Null, where what is wrong is raised; None where only torch can tell.
+  PyObject* explain(const ops::Error& error) const {
+    if (quiet_) Py_RETURN_NONE;
+    const Owned args(tuple_of(args_, op_.operands.size()));
+    return PyObject_CallFunction(torch.explain, "sssisO", op_.name, error.code, error.operand, error.item, error.text,
+                                 args.get());
   }
 
   Found tensor(int i, int at, TensorRef& out) override {
@@ -187,11 +185,8 @@ class Arguments final : public ops::Source {
     return Found::kGiven;
   }
   int count(int i) override { return static_cast<int>(size(i)); }
-  bool integer(int i, int64_t& out) override {
-    if (op_.operands[i].kind != ops::Kind::kBool) return as_integer(args_[i], out);
-    out = args_[i] == Py_True;
-    return PyBool_Check(args_[i]);
-  }
+  bool integer(int i, int64_t& out) override { return as_integer(args_[i], out); }
+  bool boolean(int i, bool& out) override { return out = args_[i] == Py_True, PyBool_Check(args_[i]); }
   bool number(int i, double& out) override { return as_number(args_[i], out); }
   bool text(int i, std::string_view& out) override {
     Py_ssize_t length = 0;
@@ -200,8 +195,8 @@ class Arguments final : public ops::Source {
     out = {text != nullptr ? text : "", static_cast<size_t>(length)};
     return text != nullptr;
   }
-  int64_t integers(int i, int64_t* out, int64_t limit) override { return several(i, out, limit, as_integer); }
-  int64_t numbers(int i, double* out, int64_t limit) override { return several(i, out, limit, as_number); }
+  int64_t list(int i, int64_t* out, int64_t limit) override { return several(i, out, limit, as_integer); }
+  int64_t list(int i, double* out, int64_t limit) override { return several(i, out, limit, as_number); }
 
  private:
   // Parameters of other dtypes are taken in the accumulation type of the first operand. No gradient is needed here.

@@ -1,4 +1,3 @@
-#include <stddef.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,22 +18,23 @@ using ops::Operand;
 
 // --- running
 
-PyObject* make(const ops::Result& result, PyObject* const* args, int32_t device_type) {
-  if (result.like >= 0) return PyObject_CallOneArg(torch.empty_like, args[result.like]);
-  static PyObject* const device = interned("device");
-  static PyObject* const names = Py_BuildValue("(ss)", "dtype", "device");
-  static PyObject* const dtype_name = Py_BuildValue("(s)", "dtype");
-  Owned sizes(PyTuple_New(result.ndim)), strides(PyTuple_New(result.ndim)), where;
-  for (int d = 0; d < result.ndim; ++d) {
-    PyTuple_SET_ITEM(sizes.get(), d, PyLong_FromLongLong(result.sizes[d]));
-    PyTuple_SET_ITEM(strides.get(), d, PyLong_FromLongLong(result.strides[d]));
+// A tensor beside the first operand, whose address goes to the result's slot; null, and an error, where there is none.
+Owned make(const ops::Result& result, PyObject* const* args) {
+  static PyObject *const method = interned("new_empty_strided"), *const names = Py_BuildValue("(s)", "dtype");
+  Owned made;
+  if (result.like >= 0) {
+    made.reset(PyObject_CallOneArg(torch.empty_like, args[result.like]));
+  } else {
+    const Owned sizes(tuple_of(result.sizes, result.ndim)), strides(tuple_of(result.strides, result.ndim));
+    PyObject* dtype = PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(result.type));
+    PyObject* given[] = {args[0], sizes.get(), strides.get(), dtype};
+    made.reset(PyObject_VectorcallMethod(method, given, 3, names));
   }
-  PyObject* dtype = PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(result.type));
-  PyObject* given[] = {sizes.get(), strides.get(), dtype, nullptr};
-  if (device_type == kCpu) return PyObject_Vectorcall(torch.empty_strided, given, 2, dtype_name);
-  where.reset(PyObject_GetAttr(args[0], device));
-  given[3] = where.get();
-  return where == nullptr ? nullptr : PyObject_Vectorcall(torch.empty_strided, given, 2, names);
+  TensorRef tensor;
+  if (made == nullptr) return made;
+  if (!describe(made.get(), tensor)) return PyErr_Format(PyExc_RuntimeError, "pyfold: no memory to write to"), nullptr;
+  *result.slot = tensor.data;
+  return made;
 }
 
 // From here on other Python threads may run meanwhile.
@@ -65,21 +65,14 @@ std::string launch(size_t number, Call& call, void* stream) {
   return failed;
 }
 
-// The stream and the memory that a launch on CUDA needs; false where torch must see to it.
-bool on_current_device(size_t number, PyObject* const* args, Call& call, void*& stream, Owned& scratch) {
+// Whether the call's device is torch's current one, and then its stream.
+bool on_current_device(const Call& call, void*& stream) {
   const Owned current(PyObject_CallNoArgs(torch.cuda_device));
   const bool here = current != nullptr && ops::cuda_launch().launch != nullptr &&
                     PyLong_AsLong(current.get()) == call.device_index &&
                     torch.api->current_work_stream(kCuda, call.device_index, &stream) == 0;
   PyErr_Clear();
-  if (!here) return false;
-  const int64_t count = ops::cuda_launch().scratch(number, call);
-  if (count == 0) return true;
-  TensorRef tensor;
-  scratch.reset(make({Element::kFloat64, 1, -1, -1, {count}, {1}, &call.scratch}, args, kCuda));
-  if (scratch == nullptr || !describe(scratch.get(), tensor)) return PyErr_Clear(), false;
-  call.scratch = tensor.data;
-  return true;
+  return here;
 }
 
 // Results, the first one bare where it alone was asked for; of an op that writes operands the first of these, and all
@@ -104,29 +97,26 @@ PyObject* returned(const Op& op, PyObject* const* args, const Call& call, const 
   for (int i = 0; i < call.result_count; ++i) {
     if (made[i] != nullptr || bits) returned[count++] = made[i] != nullptr ? made[i].get() : Py_None;
   }
-  if (count == 1) return Py_NewRef(returned[0]);
-  PyObject* all = PyTuple_New(count);
-  for (int i = 0; i < count; ++i) PyTuple_SET_ITEM(all, i, Py_NewRef(returned[i]));
-  return all;
+  return count == 1 ? Py_NewRef(returned[0]) : tuple_of(returned, count);
 }
 
 // The call already has the options of a prepared one, or none.
 PyObject* run(size_t number, PyObject* const* args, Arguments& arguments, Call& call, bool prepared) {
   const Op& op = ops::all()[number];
-  if (!(prepared ? ops::read_tensors(op, arguments, call) : ops::parse(op, arguments, call))) {
-    return arguments.explain(call.error) == Arguments::Way::kFailed ? nullptr : Py_NewRef(Py_None);
-  }
+  const bool read = prepared ? ops::read_tensors(op, arguments, call) : ops::parse(op, arguments, call);
+  if (!read) return arguments.explain(call.error);
   Owned made[4], scratch;
   void* stream = nullptr;
-  if (call.device_type == kCuda && !on_current_device(number, args, call, stream, scratch)) return Py_NewRef(Py_None);
+  if (call.device_type == kCuda) {
+    if (!on_current_device(call, stream)) Py_RETURN_NONE;
+    const int64_t count = ops::cuda_launch().scratch(number, call);
+    if (count > 0) scratch = make({Element::kFloat64, 1, -1, {count}, {1}, &call.scratch}, args);
+    if (count > 0 && scratch == nullptr) return nullptr;
+  }
   for (int i = 0; i < call.result_count; ++i) {
-    const ops::Result& result = call.results[i];
-    if (result.slot == nullptr) continue;
-    TensorRef tensor;
-    made[i].reset(make(result, args, call.device_type));
+    if (call.results[i].slot == nullptr) continue;
+    made[i] = make(call.results[i], args);
     if (made[i] == nullptr) return nullptr;
-    if (!describe(made[i].get(), tensor)) return PyErr_Format(PyExc_RuntimeError, "pyfold: no memory to write to");
-    *result.slot = tensor.data;
   }
   if (const std::string failed = launch(number, call, stream); !failed.empty()) {
     return PyErr_Format(PyExc_RuntimeError, "pyfold::%s: %s", op.name, failed.c_str());
@@ -138,23 +128,18 @@ PyObject* run(size_t number, PyObject* const* args, Arguments& arguments, Call& 
 
 PyObject* gradients[ops::kOpCount];
 
-// What asks whether torch must see the call, and whether it needs a gradient (way() of pyfold/ops/_autograd.py says
-// why).
+// Asks whether torch must see the call, and whether it needs a gradient (way() of pyfold/ops/_autograd.py says why).
 PyObject* gated(size_t number, PyObject* const* args, Call& call, bool prepared) {
+  using Way = Arguments::Way;
   if (watched()) Py_RETURN_NONE;
-  Arguments arguments(ops::all()[number], args, prepared);
-  switch (arguments.way()) {
-    case Arguments::Way::kRun:
-      return run(number, args, arguments, call, prepared);
-    case Arguments::Way::kGradient:
-      if (gradients[number] == nullptr) Py_RETURN_NONE;
-      return PyObject_Vectorcall(gradients[number], args, ops::all()[number].operands.size(), nullptr);
-    case Arguments::Way::kDispatch:
-      Py_RETURN_NONE;
-    case Arguments::Way::kFailed:
-      break;
-  }
-  return nullptr;
+  const Op& op = ops::all()[number];
+  Arguments arguments(op, args, prepared);
+  const char* output = nullptr;
+  const Way way = arguments.way(output);
+  if (way == Way::kRun) return run(number, args, arguments, call, prepared);
+  if (way == Way::kGradient && output != nullptr) return arguments.explain({ops::Wrong::kGradient, output});
+  if (way == Way::kDispatch || gradients[number] == nullptr) Py_RETURN_NONE;
+  return PyObject_Vectorcall(gradients[number], args, op.operands.size(), nullptr);
 }
 
 PyObject* check_count(const Op& op, Py_ssize_t count) {
@@ -165,6 +150,11 @@ PyObject* check_count(const Op& op, Py_ssize_t count) {
 }
 
 constexpr size_t kMostOperands = 24;
+
+template <class Function>
+PyCFunction fast(Function* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
 
 template <bool asks>
 PyObject* entry(PyObject* self, PyObject* const* args, Py_ssize_t count) {
@@ -178,33 +168,34 @@ PyObject* entry(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return run(number, args, arguments, call, false);
 }
 
-// Null, and an error, where there is no such op.
-const Op* op_of(PyObject* name) {
-  for (const Op& op : ops::all()) {
-    if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, op.name) == 0) return &op;
-  }
-  return PyErr_Format(PyExc_ValueError, "there is no op %R", name), nullptr;
+// Its number; negative, and an error, where there is no such op.
+Py_ssize_t number_of(PyObject* name) {
+  const auto named = [&](const Op& op) {
+    return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, op.name) == 0;
+  };
+  const auto found = std::find_if(ops::all().begin(), ops::all().end(), named);
+  if (found == ops::all().end()) return PyErr_Format(PyExc_ValueError, "there is no op %R", name), -1;
+  return found - ops::all().begin();
 }
 
 // --- prepared calls: an op whose options were read once, and some operands that stay
 
 struct Prepared {
-  PyObject_HEAD vectorcallfunc call;
-  size_t number;
+  Py_ssize_t number;
   int64_t ndim, dim, size;  // of the first operand: its dimensions, and the size of one; negative: any
-  PyObject* operands;       // a tuple, with ... for those that each call gives
-  Call* options;
+  Owned operands;           // a tuple, with ... for those that each call gives
+  Call options;
 };
 
-PyObject* call_prepared(PyObject* self, PyObject* const* given, size_t flags, PyObject* names) {
-  const Prepared& prepared = *reinterpret_cast<Prepared*>(self);
+PyObject* call_prepared(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+  const Prepared& prepared = *static_cast<Prepared*>(PyCapsule_GetPointer(self, nullptr));
   const Op& op = ops::all()[prepared.number];
-  const Py_ssize_t count = PyVectorcall_NARGS(flags), named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   static PyObject* const nothing = PyTuple_New(0);
   PyObject* args[kMostOperands];
   Py_ssize_t used = 0;  // of what is given
   for (size_t i = 0; i < op.operands.size(); ++i) {
-    args[i] = PyTuple_GET_ITEM(prepared.operands, i);
+    args[i] = PyTuple_GET_ITEM(prepared.operands.get(), i);
     if (args[i] != Py_Ellipsis) continue;
     if (used < count) {
       args[i] = given[used++];
@@ -226,31 +217,8 @@ PyObject* call_prepared(PyObject* self, PyObject* const* given, size_t flags, Py
     if (prepared.ndim >= 0 && prepared.ndim != first.ndim) Py_RETURN_NONE;
     if (prepared.dim >= 0 && (prepared.dim >= first.ndim || prepared.size != first.sizes[prepared.dim])) Py_RETURN_NONE;
   }
-  Call call(*prepared.options);
+  Call call(prepared.options);
   return gated(prepared.number, args, call, true);
-}
-
-void free_prepared(PyObject* self) {
-  Prepared& prepared = *reinterpret_cast<Prepared*>(self);
-  PyTypeObject* type = Py_TYPE(self);
-  Py_XDECREF(prepared.operands);
-  delete prepared.options;
-  PyObject_Free(self);
-  Py_DECREF(type);
-}
-
-PyTypeObject* prepared_type() {
-  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Prepared, call), READONLY, nullptr},
-                                  {nullptr, 0, 0, 0, nullptr}};
-  static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(free_prepared)},
-                                {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
-                                {Py_tp_members, members},
-                                {0, nullptr}};
-  static PyType_Spec spec = {"pyfold._C.Prepared", sizeof(Prepared), 0,
-                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                             slots};
-  static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
-  return type;
 }
 
 PyObject* prepare(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -259,18 +227,18 @@ PyObject* prepare(PyObject*, PyObject* const* args, Py_ssize_t count) {
   bool fits = count >= kFirst;
   for (int i = 0; fits && i < 3; ++i) fits = as_integer(args[1 + i], shape[i]);
   if (!fits) return PyErr_Format(PyExc_TypeError, "prepare takes op, ndim, dim, size, operands");
-  const Op* op = op_of(args[0]);
-  if (op == nullptr || check_count(*op, count - kFirst) == nullptr) return nullptr;
+  const Py_ssize_t number = number_of(args[0]);
+  if (number < 0 || check_count(ops::all()[number], count - kFirst) == nullptr) return nullptr;
   if (torch.api == nullptr) Py_RETURN_NONE;
-  Owned owned(reinterpret_cast<PyObject*>(PyObject_New(Prepared, prepared_type())));
-  if (owned == nullptr) return nullptr;
-  Prepared& made = *reinterpret_cast<Prepared*>(owned.get());
-  const size_t number = op - ops::all().data();
-  made = {made.ob_base, call_prepared, number, shape[0], shape[1], shape[2], PyTuple_New(count - kFirst), new Call()};
-  for (Py_ssize_t i = kFirst; i < count; ++i) PyTuple_SET_ITEM(made.operands, i - kFirst, Py_NewRef(args[i]));
-  Arguments arguments(*op, args + kFirst);
-  if (ops::read_options(*op, arguments, *made.options)) return owned.release();
-  return arguments.explain(made.options->error) == Arguments::Way::kFailed ? nullptr : Py_NewRef(Py_None);
+  args += kFirst;
+  Owned operands(tuple_of(args, count - kFirst));
+  std::unique_ptr<Prepared> made(new Prepared{number, shape[0], shape[1], shape[2], std::move(operands), Call()});
+  Arguments arguments(ops::all()[number], args);
+  if (!ops::read_options(ops::all()[number], arguments, made->options)) return arguments.explain(made->options.error);
+  const auto free = [](PyObject* capsule) { delete static_cast<Prepared*>(PyCapsule_GetPointer(capsule, nullptr)); };
+  static PyMethodDef method = {"prepared", fast(call_prepared), METH_FASTCALL | METH_KEYWORDS, nullptr};
+  const Owned owner(PyCapsule_New(made.release(), nullptr, free));
+  return PyCFunction_NewEx(&method, owner.get(), nullptr);
 }
 
 PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -284,7 +252,7 @@ PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // The parameters of a program of planes (csrc/folds/unit_planes.h); None where torch must see it, or a gradient may
 // flow.
-PyObject* unit_planes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* make_unit_planes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) return PyErr_Format(PyExc_TypeError, "unit_planes takes normal, offset, dtype");
   TensorRef normal, offset, out;
   double number = 0;
@@ -294,96 +262,67 @@ PyObject* unit_planes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!fits) Py_RETURN_NONE;
   const bool wide = args[2] == PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(Element::kFloat64));
   const int64_t size = normal.numel() + normal.numel() / std::max<int64_t>(normal.sizes[normal.ndim - 1], 1);
-  Owned made(make({wide ? Element::kFloat64 : Element::kFloat32, 1, -1, -1, {size}, {1}, nullptr}, args, kCpu));
-  if (made == nullptr || !describe(made.get(), out)) return nullptr;
-  pyfold::unit_planes(normal, offset, out);
+  void* data = nullptr;
+  Owned made = make({wide ? Element::kFloat64 : Element::kFloat32, 1, -1, {size}, {1}, &data}, args);
+  if (made != nullptr) unit_planes(normal, offset, data, wide);
   return made.release();
 }
 
 PyObject* differentiate(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  const Op* op = count == 2 ? op_of(args[0]) : nullptr;
-  if (op == nullptr)
-    return PyErr_Occurred()
-               ? nullptr
-               : PyErr_Format(PyExc_TypeError, "differentiate takes an op's name and what runs it with a gradient");
-  gradients[op - ops::all().data()] = Py_NewRef(args[1]);
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "differentiate takes op, run");
+  const Py_ssize_t number = number_of(args[0]);
+  if (number < 0) return nullptr;
+  gradients[number] = Py_NewRef(args[1]);
   Py_RETURN_NONE;
 }
 
-PyObject* use_torch(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 11) return PyErr_Format(PyExc_TypeError, "use_torch takes what pyfold/_torch_private.py gives");
-  Owned capsule(PyObject_GetAttrString(args[0], "__dlpack_c_exchange_api__"));
-  const auto* api =
-      capsule == nullptr
-          ? nullptr
-          : static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.get(), "dlpack_exchange_api"));
+PyObject* use_torch(PyObject*, PyObject* args) {
+  Torch given;
+  if (!PyArg_ParseTuple(args, "O!O!OOOOOOOO;use_torch takes what pyfold/_torch_private.py gives", &PyType_Type,
+                        &given.tensor, &PyType_Type, &given.parameter, &given.grad_enabled, &given.empty_like,
+                        &given.increment_version, &given.cuda_device, &given.dtypes, &given.explain,
+                        &given.forward_mode, &given.watchers)) {
+    return nullptr;
+  }
+  const Owned api(PyObject_GetAttrString(reinterpret_cast<PyObject*>(given.tensor), "__dlpack_c_exchange_api__"));
+  if (api != nullptr) {
+    given.api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(api.get(), "dlpack_exchange_api"));
+  }
   PyErr_Clear();
-  if (api == nullptr || api->major != 1 || api->tensor_from_object == nullptr) Py_RETURN_FALSE;
-  for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(args[i]);
-  torch = {api,
-           reinterpret_cast<PyTypeObject*>(args[0]),
-           reinterpret_cast<PyTypeObject*>(args[1]),
-           args[2],
-           args[3],
-           args[4],
-           args[5],
-           args[6],
-           args[7],
-           args[8],
-           args[9],
-           args[10]};
+  if (given.api == nullptr || given.api->major != 1 || given.api->tensor_from_object == nullptr) Py_RETURN_FALSE;
+  Py_INCREF(args);  // and so what it holds
+  torch = given;
   Py_RETURN_TRUE;
-}
-
-PyObject* read_counts(PyObject*, PyObject*) {
-  const ops::ReadCounts& counts = ops::read_counts();
-  return Py_BuildValue("(LL)", (long long)counts.options.load(), (long long)counts.tensors.load());
-}
-
-template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
-PyCFunction fast() {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 }  // namespace
 
-// For each op: _C.<op>, _C.RUN[<op>], which asks no more whether it may, and in _C.OPS what it is.
+// For each op _C.<op>, and _C.RUN[<op>], which asks no more whether it may.
 void add_calls(PyObject* module) {
   static PyMethodDef methods[] = {
-      {"use_torch", fast<use_torch>(), METH_FASTCALL, "What is asked of torch; False where it cannot answer."},
-      {"differentiate", fast<differentiate>(), METH_FASTCALL, "What runs an op's calls that need a gradient."},
-      {"noising_table", fast<noising_table>(), METH_FASTCALL, "Fills in a table from coefficients; whether it could."},
-      {"unit_planes", fast<unit_planes>(), METH_FASTCALL,
+      {"use_torch", use_torch, METH_VARARGS, "What is asked of torch; False where it cannot answer."},
+      {"differentiate", fast(differentiate), METH_FASTCALL, "What runs an op's calls that need a gradient."},
+      {"noising_table", fast(noising_table), METH_FASTCALL, "Fills in a table from coefficients; whether it could."},
+      {"unit_planes", fast(make_unit_planes), METH_FASTCALL,
        "The parameters of a program of planes, where torch need not look."},
-      {"prepare", fast<prepare>(), METH_FASTCALL,
-       "A call of an op whose options are read once: takes its name, ndim and the size in dim that the first operand "
-       "has\n"
-       "(-1: any), and the operands, ... for those that each call gives, the first in order and others by name. A "
-       "call\n"
-       "runs like _C.<op>; None where torch must see it, the shape is another, or something is wrong."},
-      {"read_counts", read_counts, METH_NOARGS, "How often this process read (options, tensors) of calls."},
+      {"prepare", fast(prepare), METH_FASTCALL,
+       "A call of an op whose options are read once: takes its name, ndim and the size in dim that the first operand\n"
+       "has (-1: any), and the operands, ... for those that each call gives, the first in order and others by name.\n"
+       "A call runs like _C.<op>; None where torch must see it, the shape is another, or something is wrong."},
       {nullptr, nullptr, 0, nullptr},
   };
   static PyMethodDef calls[ops::kOpCount], runs[ops::kOpCount];
   PyModule_AddFunctions(module, methods);
-  PyObject *described = PyList_New(0), *run = PyDict_New();
+  PyObject* run = PyDict_New();
   for (size_t i = 0; i < ops::kOpCount; ++i) {
-    const Op& op = ops::all()[i];
-    calls[i] = {op.name, fast<entry<true>>(), METH_FASTCALL,
-                "The op past the dispatcher; None where torch must see it."};
-    runs[i] = {op.name, fast<entry<false>>(), METH_FASTCALL, "The same where that was asked already."};
+    const char* name = ops::all()[i].name;
+    calls[i] = {name, fast(entry<true>), METH_FASTCALL, "The op past the dispatcher; None where torch must see it."};
+    runs[i] = {name, fast(entry<false>), METH_FASTCALL, "The same where that was asked already."};
     PyObject* number = PyLong_FromSize_t(i);
-    PyModule_AddObject(module, op.name, PyCFunction_NewEx(&calls[i], number, nullptr));
-    PyDict_SetItemString(run, op.name, PyCFunction_NewEx(&runs[i], number, nullptr));
-    PyObject *operands = PyList_New(0), *results = PyList_New(0);
-    for (const Operand& operand : op.operands) {
-      PyList_Append(operands, Py_BuildValue("(siI)", operand.name, static_cast<int>(operand.kind), operand.flags));
-    }
-    for (const char* result : op.results) PyList_Append(results, PyUnicode_FromString(result));
-    PyList_Append(described, Py_BuildValue("(ssNN)", op.name, op.schema().c_str(), operands, results));
+    PyModule_AddObject(module, name, PyCFunction_NewEx(&calls[i], number, nullptr));
+    PyDict_SetItemString(run, name, PyCFunction_NewEx(&runs[i], number, nullptr));
   }
   PyModule_AddObject(module, "RUN", run);
-  PyModule_AddObject(module, "OPS", described);
 }
 
 }  // namespace pyfold

@@ -10,6 +10,7 @@
 #include "cpu/diffusion.h"
 #include "cpu/folds.h"
 #include "folds/program.h"
+#include "ops/op.h"
 #include "python/torch.h"
 
 // pyfold._C: what is no tensor op. It holds no torch symbol, so it loads with NumPy alone.
@@ -29,15 +30,9 @@ std::vector<std::string> tiers(bool (*has)(cpu::Tier)) {
 }
 
 py::dict build_info() {
-  py::dict info;
-  info["version"] = PYFOLD_VERSION;
-  info["compiler"] = PYFOLD_COMPILER;
-  info["kernel_flags"] = PYFOLD_KERNEL_FLAGS;
-  info["cuda_built"] = static_cast<bool>(PYFOLD_CUDA_BUILT);
-  info["cuda_reason"] = PYFOLD_CUDA_REASON;
-  info["cuda_code"] = PYFOLD_CUDA_CODE;
-  info["nvcc"] = PYFOLD_NVCC_VERSION;
-  return info;
+  return py::dict("version"_a = PYFOLD_VERSION, "compiler"_a = PYFOLD_COMPILER, "kernel_flags"_a = PYFOLD_KERNEL_FLAGS,
+                  "cuda_built"_a = static_cast<bool>(PYFOLD_CUDA_BUILT), "cuda_reason"_a = PYFOLD_CUDA_REASON,
+                  "cuda_code"_a = PYFOLD_CUDA_CODE, "nvcc"_a = PYFOLD_NVCC_VERSION);
 }
 
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
@@ -48,9 +43,9 @@ Words philox(const Words& counter, const Words& key) {
   Words result({counter.shape(0), counter.shape(1)});
   for (py::ssize_t i = 0; i < counter.shape(0); ++i) {
     uint32_t words[4];
-    for (int w = 0; w < 4; ++w) words[w] = counter.at(i, w);
+    std::copy_n(counter.data(i), 4, words);
     philox4x32<ScalarLanes>(words, key.at(0), key.at(1));
-    for (int w = 0; w < 4; ++w) result.mutable_at(i, w) = words[w];
+    std::copy_n(words, 4, result.mutable_data(i));
   }
   return result;
 }
@@ -97,6 +92,19 @@ py::dict fold_ops() {
   return ops;
 }
 
+// Name, schema, operands (name, kind, flags) and results of every op.
+py::list described() {
+  py::list ops;
+  for (const ops::Op& op : ops::all()) {
+    py::list operands;
+    for (const ops::Operand& operand : op.operands) {
+      operands.append(py::make_tuple(operand.name, static_cast<int>(operand.kind), operand.flags));
+    }
+    ops.append(py::make_tuple(op.name, op.schema(), operands, op.results));
+  }
+  return ops;
+}
+
 }  // namespace
 
 #define PYFOLD_NAME(name) #name,
@@ -115,7 +123,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("normals", &normals, py::arg("seed"), py::arg("stream"), py::arg("step"), py::arg("count"),
         py::arg("first") = 0, "Elements [first, first + count) of one sample's noise, float32.");
   m.def("half_angles", &half_angles, py::arg("angle"), "Sines and cosines of half angles, as the kernels make them.");
+  m.def(
+      "read_counts",
+      [] {
+        const ops::ReadCounts& counts = ops::read_counts();
+        return py::make_tuple(counts.options.load(), counts.tensors.load());
+      },
+      "How often this process read (options, tensors) of calls.");
   add_calls(m.ptr());
+  m.attr("OPS") = described();
   m.attr("NOISING_COLUMNS") = std::vector<std::string>{PYFOLD_NOISING_COLUMNS(PYFOLD_NAME)};
   m.attr("AFFINE_STEP_COLUMNS") = std::vector<std::string>{PYFOLD_AFFINE_STEP_COLUMNS(PYFOLD_NAME)};
   m.attr("FOLD_OPS") = fold_ops();

@@ -2,9 +2,6 @@
 
 #include <Python.h>
 #include <stdint.h>
-#include <structmember.h>  // after Python.h
-
-#include <vector>
 
 // What is asked of torch, by what pyfold/_torch_private.py gives; no symbol of torch is linked.
 namespace pyfold {
@@ -40,7 +37,6 @@ struct Torch {
   PyTypeObject* parameter = nullptr;
   PyObject* grad_enabled = nullptr;
   PyObject* empty_like = nullptr;
-  PyObject* empty_strided = nullptr;
   PyObject* increment_version = nullptr;  // of a tuple of tensors
   PyObject* cuda_device = nullptr;        // the current one's number
   PyObject* dtypes = nullptr;             // a tuple, in the order of ops::Element
@@ -73,11 +69,9 @@ inline bool watched() {
   return false;
 }
 
-inline bool has(PyObject* tensor, PyObject* attribute) { return !says_no(PyObject_GetAttr(tensor, attribute)); }
-
 inline bool requires_grad(PyObject* tensor) {
   static PyObject* const name = interned("requires_grad");
-  return has(tensor, name);
+  return !says_no(PyObject_GetAttr(tensor, name));
 }
 
 inline bool is_tensor(PyObject* object) {
