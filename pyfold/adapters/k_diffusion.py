@@ -43,6 +43,7 @@ from pyfold.diffusion import Attempt, Plan, Point, Schedule
 from pyfold.diffusion.loop import Drawn, churned
 from pyfold.diffusion.samplers import Sampler
 from pyfold.ops._checks import as_seeds, check_seeds
+from pyfold.ops._tensors import accumulation
 
 Denoiser = Callable[..., torch.Tensor]
 NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,8 +81,8 @@ class BrownianTreeNoiseSampler:
         if self.batched and len(seeds) != len(x):
             raise ValueError(f"seed must be an int or {len(x)} of them, got {len(seeds)}")
         low, high = sorted(self._time(sigma) for sigma in (sigma_min, sigma_max))
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.path = diffusion.BrownianPath(seeds, x.shape[1 if self.batched else 0 :], low, high, dtype=dtype)
+        shape = x.shape[1 if self.batched else 0 :]
+        self.path = diffusion.BrownianPath(seeds, shape, low, high, dtype=accumulation(x.dtype))
         self.dtype = x.dtype
 
     def _time(self, sigma: Any) -> float:
@@ -181,7 +182,7 @@ def run(
             the sigmas.
     """
     seeds = _check_noise(x, seeds, noise_sampler)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulation(x.dtype)
     noise = _Noise(plan, x, sigmas, noise_sampler) if seeds is None and plan.noisy else None
     history: list[torch.Tensor] = []
     state, ones = churned(plan, x.to(dtype, copy=True), seeds, noise), x.new_ones(len(x))
@@ -213,8 +214,8 @@ _NOISE: dict[str, Any] = {"eta": 1.0, "s_noise": 1.0, "noise_sampler": None}
 def _of_signature(
     name: str,
     make: Sampler,
-    words: str,
     own: dict[str, Any],
+    words: str = "",
     *,
     brownian: bool = False,
     check: Callable[[dict[str, Any]], None] | None = None,
@@ -224,7 +225,8 @@ def _of_signature(
     seeds=None, before=())``.
 
     Args:
-        make: pyfold's sampler. words: what the function is. own: its own options and their defaults, by k-diffusion's names.
+        make: pyfold's sampler. own: the function's own options and their defaults, by k-diffusion's names.
+        words: what it is, by default the sampler.
         brownian: whether its noise is that of one Brownian path by default.
         check: of its own options. fixed: further options for ``make``.
     """
@@ -263,7 +265,8 @@ def _of_signature(
         )  # fmt: skip
 
     made: Any = sample
-    made.__signature__, made.__name__, made.__qualname__, made.__doc__ = signature, name, name, words
+    made.__signature__, made.__name__, made.__qualname__ = signature, name, name
+    made.__doc__ = words or f":func:`pyfold.diffusion.{make.__name__}`."
     return sample
 
 
@@ -279,31 +282,23 @@ def _check_solver(options: dict[str, Any]) -> None:
 _EDM = "with churn: :func:`pyfold.diffusion.edm_stochastic`."
 _MULTISTEP = ":func:`pyfold.diffusion.dpmpp_multistep` of order"
 
-sample_euler = _of_signature("sample_euler", diffusion.edm_stochastic, f"Euler's method {_EDM}", _CHURN, method="euler")
-sample_heun = _of_signature("sample_heun", diffusion.edm_stochastic, f"Heun's method {_EDM}", _CHURN, method="heun")
-sample_dpm_2 = _of_signature("sample_dpm_2", diffusion.edm_stochastic, f"The midpoint method {_EDM}", _CHURN, method="dpm2")
-sample_euler_ancestral = _of_signature(
-    "sample_euler_ancestral", diffusion.euler_ancestral, ":func:`pyfold.diffusion.euler_ancestral`.", _NOISE
-)
-sample_dpm_2_ancestral = _of_signature(
-    "sample_dpm_2_ancestral", diffusion.dpm2_ancestral, ":func:`pyfold.diffusion.dpm2_ancestral`.", _NOISE
-)
-sample_dpmpp_2s_ancestral = _of_signature(
-    "sample_dpmpp_2s_ancestral", diffusion.dpmpp_2s_ancestral, ":func:`pyfold.diffusion.dpmpp_2s_ancestral`.", _NOISE
-)
-sample_dpmpp_sde = _of_signature(
-    "sample_dpmpp_sde", diffusion.dpmpp_sde, ":func:`pyfold.diffusion.dpmpp_sde`.", {**_NOISE, "r": 1 / 2}, brownian=True
-)
-sample_dpmpp_2m = _of_signature("sample_dpmpp_2m", diffusion.dpmpp_multistep, f"{_MULTISTEP} 2.", {})
+sample_euler = _of_signature("sample_euler", diffusion.edm_stochastic, _CHURN, f"Euler's method {_EDM}", method="euler")
+sample_heun = _of_signature("sample_heun", diffusion.edm_stochastic, _CHURN, f"Heun's method {_EDM}", method="heun")
+sample_dpm_2 = _of_signature("sample_dpm_2", diffusion.edm_stochastic, _CHURN, f"The midpoint method {_EDM}", method="dpm2")
+sample_euler_ancestral = _of_signature("sample_euler_ancestral", diffusion.euler_ancestral, _NOISE)
+sample_dpm_2_ancestral = _of_signature("sample_dpm_2_ancestral", diffusion.dpm2_ancestral, _NOISE)
+sample_dpmpp_2s_ancestral = _of_signature("sample_dpmpp_2s_ancestral", diffusion.dpmpp_2s_ancestral, _NOISE)
+sample_dpmpp_sde = _of_signature("sample_dpmpp_sde", diffusion.dpmpp_sde, {**_NOISE, "r": 1 / 2}, brownian=True)
+sample_dpmpp_2m = _of_signature("sample_dpmpp_2m", diffusion.dpmpp_multistep, {}, f"{_MULTISTEP} 2.")
 sample_dpmpp_2m_sde = _of_signature(
-    "sample_dpmpp_2m_sde", diffusion.dpmpp_multistep, f'{_MULTISTEP} 2 with noise; ``solver_type`` "midpoint" or "heun".',
-    {**_NOISE, "solver_type": "midpoint"}, brownian=True, check=_check_solver,
+    "sample_dpmpp_2m_sde", diffusion.dpmpp_multistep, {**_NOISE, "solver_type": "midpoint"},
+    f'{_MULTISTEP} 2 with noise; ``solver_type`` "midpoint" or "heun".', brownian=True, check=_check_solver,
 )  # fmt: skip
 sample_dpmpp_3m_sde = _of_signature(
-    "sample_dpmpp_3m_sde", diffusion.dpmpp_multistep, f"{_MULTISTEP} 3 as published, with noise.", _NOISE, brownian=True,
+    "sample_dpmpp_3m_sde", diffusion.dpmpp_multistep, _NOISE, f"{_MULTISTEP} 3 as published, with noise.", brownian=True,
     order=3, solver="heun",
 )  # fmt: skip
-sample_lms = _of_signature("sample_lms", diffusion.lms, ":func:`pyfold.diffusion.lms`.", {"order": 4})
+sample_lms = _of_signature("sample_lms", diffusion.lms, {"order": 4})
 
 
 def _check_ends(sigma_min: float, sigma_max: float) -> tuple[float, float]:
@@ -323,11 +318,10 @@ def sample_dpm_fast(
 ) -> torch.Tensor:  # fmt: skip
     """:func:`pyfold.diffusion.dpm_fast`: ``n`` evaluations. ``callback`` gets t and t_up (minus log sigma) as well."""
     low, high = _check_ends(sigma_min, sigma_max)
-    plan = diffusion.dpm_fast(
-        SCHEDULE, n, prediction="x0", eta=eta, noise_scale=s_noise, sigma_min=low, sigma_max=high
-    )  # fmt: skip
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    levels = [plan.points[i].ratio for i in plan.step_starts] + [low]
+    plan = diffusion.dpm_fast(SCHEDULE, n, prediction="x0", eta=eta, noise_scale=s_noise, sigma_min=low, sigma_max=high)
+    sigmas = torch.tensor(
+        [*(plan.points[i].ratio for i in plan.step_starts), low], dtype=accumulation(x.dtype), device=x.device
+    )
     if noise_sampler is None and seeds is None:
         noise_sampler = _default_noise(x)
 
@@ -336,10 +330,8 @@ def sample_dpm_fast(
         if callback is not None:
             callback({**info, "t": t, "t_up": t})
 
-    return run(
-        plan, model, x, torch.tensor(levels, dtype=dtype, device=x.device), extra_args,
-        None if callback is None else with_times, disable, seeds=seeds, noise_sampler=noise_sampler,
-    )  # fmt: skip
+    reports = None if callback is None else with_times
+    return run(plan, model, x, sigmas, extra_args, reports, disable, seeds=seeds, noise_sampler=noise_sampler)
 
 
 def sample_dpm_adaptive(
@@ -356,7 +348,7 @@ def sample_dpm_adaptive(
     low, high = _check_ends(sigma_min, sigma_max)
     seeds = _check_noise(x, seeds, noise_sampler)
     info = {"steps": 0, "nfe": 0, "n_accept": 0, "n_reject": 0}
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulation(x.dtype)
     ask = noise_sampler or _default_noise(x)
 
     def scalar(value: float) -> torch.Tensor:

@@ -92,27 +92,41 @@ class OnSigmas(Churns):
 # --- one stage
 
 
-class EulerDiscreteScheduler(OnSigmas):
+class ChurnedEuler(OnSigmas):
+    def _clean(self, sigma: Any, hat: Point) -> Form:
+        """x0 of the state at ``hat``, which was at sigma before the churn."""
+        raise NotImplementedError
+
+    def _churned_euler(
+        self, model_output: T, timestep: Any, sample: T, return_dict: bool, s_churn: float, *churn: Any, clean: T | None = None
+    ) -> Any:
+        """``clean``: x0, where the caller has it."""
+        refuse_integers(self, timestep)
+        place = self._enter_together(timestep) if s_churn > 0 else self._enter(timestep)
+        sample, gamma = self._churn(sample, place, model_output, s_churn, *churn)
+        given, history = (False, []) if clean is None else (True, [clean])
+
+        def rule(i: int) -> Step:
+            sigma, there = self._host("sigmas")[i : i + 2]
+            hat = level(sigma * (gamma + 1))
+            return self._follow(euler, hat, level(there), u="epsilon", x0=H[0] if given else self._clean(sigma, hat))
+
+        prev, _, x0 = self._fuse(place, rule, sample, model_output, history=history, show=not given, upcast=True)
+        self._advance(place)
+        return self._finish(return_dict, prev.to(model_output.dtype), clean if given else x0)
+
+
+class EulerDiscreteScheduler(ChurnedEuler):
     def step(
         self, model_output: T, timestep: Any, sample: T, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Any = None, return_dict: bool = True, *,
         seeds: Any = None,
     ) -> Any:  # fmt: skip
-        refuse_integers(self, timestep)
-        place = self._enter_together(timestep) if s_churn > 0 else self._enter(timestep)
-        sample, gamma = self._churn(sample, place, model_output, s_churn, s_tmin, s_tmax, s_noise, generator, seeds)
-
-        def rule(i: int) -> Step:
-            sigma, there = self._host("sigmas")[i : i + 2]
-            hat = level(sigma * (gamma + 1))
-            return self._follow(euler, hat, level(there), u="epsilon", x0=self._clean(sigma, hat))
-
-        prev, _, x0 = self._fuse(place, rule, sample, model_output, show=True, upcast=True)
-        self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype), x0)
+        churn = s_churn, s_tmin, s_tmax, s_noise, generator, seeds
+        return self._churned_euler(model_output, timestep, sample, return_dict, *churn)
 
     def _clean(self, sigma: Any, hat: Point) -> Form:
-        """x0; of v at the sigma before the churn, as theirs."""
+        """Of v at the sigma before the churn, as theirs."""
         if self.config.prediction_type == "original_sample":
             return M
         return self._means("x0", hat if self.config.prediction_type == "epsilon" else level(sigma))
@@ -173,7 +187,7 @@ def preconditioned(config: Any, sigma: Any) -> Form:
     return Form(x=std**2 / norm**2, m=sign * sigma * std / norm)
 
 
-class EDMEulerScheduler(OnSigmas):
+class EDMEulerScheduler(ChurnedEuler):
     def _data_std(self) -> float:
         return float(self.config.sigma_data)
 
@@ -182,21 +196,11 @@ class EDMEulerScheduler(OnSigmas):
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Any = None, return_dict: bool = True,
         pred_original_sample: T | None = None, *, seeds: Any = None,
     ) -> Any:  # fmt: skip
-        refuse_integers(self, timestep)
-        place = self._enter_together(timestep) if s_churn > 0 else self._enter(timestep)
-        sample, gamma = self._churn(sample, place, model_output, s_churn, s_tmin, s_tmax, s_noise, generator, seeds)
-        given = pred_original_sample is not None
+        churn = s_churn, s_tmin, s_tmax, s_noise, generator, seeds
+        return self._churned_euler(model_output, timestep, sample, return_dict, *churn, clean=pred_original_sample)
 
-        def rule(i: int) -> Step:
-            sigma, there = self._host("sigmas")[i : i + 2]
-            hat = level(sigma * (gamma + 1))
-            x0 = H[0] if given else preconditioned(self.config, hat.sigma)
-            return self._follow(euler, hat, level(there), u="epsilon", x0=x0)
-
-        history = [] if pred_original_sample is None else [pred_original_sample]
-        prev, _, x0 = self._fuse(place, rule, sample, model_output, history=history, show=not given, upcast=True)
-        self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype), pred_original_sample if given else x0)
+    def _clean(self, sigma: Any, hat: Point) -> Form:
+        return preconditioned(self.config, hat.sigma)
 
 
 class CMStochasticIterativeScheduler(OnSigmas):

@@ -160,33 +160,35 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
         raise ValueError(f"{name} must be {_range(*allowed)}, got {value}")
 
 
+_DOCUMENTATION = """{words}
+
+Source: {source}.
+
+Args:
+    schedule: {flow}
+    steps: {steps}
+{options}
+
+Returns:
+    a :class:`pyfold.diffusion.Plan`, which :func:`pyfold.diffusion.sample` runs.
+
+Raises:
+    TypeError, ValueError: an option out of its range, points that do not decrease in noise (where the
+        sampler is on the probability flow they may rise: unsampling), or a step whose
+        coefficients would not be finite, such as x0 of a predicted epsilon at pure noise."""
+
+
 def _documented(rule: Callable[..., Any], source: str, texts: dict[str, tuple[str, Any]], steps: str, flow: str) -> str:
     """The rule's words, and the arguments, results and errors that all samplers share."""
-    lines = [
-        inspect.cleandoc(rule.__doc__ or ""),
-        "",
-        f"Source: {source}.",
-        "",
-        "Args:",
-        f"    schedule: {flow}",
-        f"    steps: {steps}",
-    ]
+    lines = []
     for name, (text, allowed) in texts.items():
         if allowed is not None:
             words = ", ".join(f'"{a}"' for a in allowed) if isinstance(allowed[0], str) else _range(*allowed)
             text = f"{text.rstrip('.')}; {words}."
         lines.append(f"    {name}: {text}")
-    lines += [
-        "",
-        "Returns:",
-        "    a :class:`pyfold.diffusion.Plan`, which :func:`pyfold.diffusion.sample` runs.",
-        "",
-        "Raises:",
-    ]
-    lines += ["    TypeError, ValueError: an option out of its range, points that do not decrease in noise (where the"]
-    lines += ["        sampler is on the probability flow they may rise: unsampling), or a step whose"]
-    lines += ["        coefficients would not be finite, such as x0 of a predicted epsilon at pure noise."]
-    return "\n".join(lines)
+    return _DOCUMENTATION.format(
+        words=inspect.cleandoc(rule.__doc__ or ""), source=source, flow=flow, steps=steps, options="\n".join(lines)
+    )
 
 
 def sampler(
@@ -300,28 +302,29 @@ def sampler(
             return plan if finish is None else finish(plan, way, options)
 
         made = cast(Any, make)
-        defaults = {"prediction": prediction, "clip": clip, "spacing": spacing, "before": ()}
-        parameters = [inspect.Parameter("schedule", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Schedule)]
-        parameters.append(inspect.Parameter("steps", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=steps, annotation=int))
-        for name in described:
-            default, annotation = (own[name].default, own[name].annotation) if name in own else (defaults[name], Any)
-            if name == "frame":
-                default, annotation = None, "str | None"
-            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-        made.__signature__ = inspect.Signature(parameters, return_annotation=Plan)
-        made.__name__ = made.__qualname__ = rule.__name__
-        made.__module__ = "pyfold.diffusion"
+        shared = {"prediction": prediction, "clip": clip, "spacing": spacing, "before": ()}
+        options = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=d) for name, d in shared.items()}
+        options |= {name: p.replace(default=None, annotation="str | None") if name == "frame" else p for name, p in own.items()}
+        in_place = list(inspect.signature(make).parameters.values())[:2]
+        parameters = [*in_place, *(options[name] for name in described)]
         need = {"any": "any.", "discrete": "with discrete times.", "flow": "a flow."}[schedules]
-        made.__doc__ = _documented(rule, source, described, steps_are, need)
+        words = _documented(rule, source, described, steps_are, need)
         made.rule, made.schedules, made.alias_of = rule, schedules, ""
         made.way = way_of if callable(way_of) else lambda options: way_of
         made.points = lambda schedule, steps, **given: chosen(schedule, steps, given)[1]
         made.on_sigmas = on_sigmas and schedules != "discrete" and spacing is not None
-        if listed:
-            SAMPLERS[rule.__name__] = made
-        return cast(Sampler, made)
+        return _published(made, rule.__name__, inspect.Signature(parameters, return_annotation=Plan), words, listed)
 
     return declare
+
+
+def _published(made: Any, name: str, signature: inspect.Signature, words: str, listed: bool = True) -> Sampler:
+    """A function of ``pyfold.diffusion`` by this name, which SAMPLERS lists."""
+    made.__name__ = made.__qualname__ = name
+    made.__module__, made.__doc__, made.__signature__ = "pyfold.diffusion", words, signature
+    if listed:
+        SAMPLERS[name] = made
+    return cast(Sampler, made)
 
 
 def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sampler:
@@ -331,24 +334,14 @@ def alias(name: str, sampler: Sampler, elsewhere: str, **options: Any) -> Sample
         return sampler(schedule, *(() if steps is None else (steps,)), **{**options, **given})
 
     made, signature = cast(Any, make), inspect.signature(sampler)
-    made.__signature__ = signature.replace(
-        parameters=[p.replace(default=options.get(p.name, p.default)) for p in signature.parameters.values()]
-    )
+    parameters = [p.replace(default=options.get(p.name, p.default)) for p in signature.parameters.values()]
     words = ", ".join(f"{k}={v!r}" for k, v in options.items())
-    made.__name__ = made.__qualname__ = name
-    made.__module__ = "pyfold.diffusion"
-    made.__doc__ = f"{elsewhere}'s name for :func:`pyfold.diffusion.{sampler.__name__}`{f' with {words}' if words else ''}.\n\n"
-    made.__doc__ += sampler.__doc__ or ""
+    words = f"{elsewhere}'s name for :func:`pyfold.diffusion.{sampler.__name__}`{f' with {words}' if words else ''}."
+    made.rule, made.schedules, made.on_sigmas = sampler.rule, sampler.schedules, sampler.on_sigmas
+    made.alias_of = sampler.__name__
     made.way = lambda given: sampler.way({**options, **given})
     made.points = lambda schedule, steps, **given: sampler.points(schedule, steps, **{**options, **given})
-    made.rule, made.schedules, made.on_sigmas, made.alias_of = (
-        sampler.rule,
-        sampler.schedules,
-        sampler.on_sigmas,
-        sampler.__name__,
-    )
-    SAMPLERS[name] = made
-    return cast(Sampler, made)
+    return _published(made, name, signature.replace(parameters=parameters), f"{words}\n\n{sampler.__doc__ or ''}")
 
 
 def _default_spacing(schedule: Schedule, spacing: str, few: str | None) -> str:

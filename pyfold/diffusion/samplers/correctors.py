@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,6 @@ from pyfold.diffusion.integrals import lagrange_integrals
 from pyfold.diffusion.samplers._declare import Past, alias, regular, sampler
 from pyfold.diffusion.samplers.exponential import decay, growth
 from pyfold.diffusion.schedule import Point
-
-INTERPOLATED = ("x0", "epsilon")
-
-
-def _on_epsilon(options: dict[str, Any]) -> bool:
-    return bool(options["interpolated"] == "epsilon")
 
 
 def unipc_weights(points: Sequence[Point], order: int, variant: str, interpolated: str) -> tuple[Any, Any]:
@@ -87,16 +82,16 @@ class Method(NamedTuple):
         return end
 
 
-@sampler(
-    20,
+_corrector = partial(
+    sampler, 20, keeps="interpolated", spacing="trailing", needs_signal=lambda options: options["interpolated"] == "epsilon",
+    final_order=(1, 4), interpolated=("x0", "epsilon"),
+)  # fmt: skip
+
+
+@_corrector(
     source="Zhao et al. 2023, algorithms 5 to 8",
-    keeps="interpolated",
-    spacing="trailing",
-    needs_signal=_on_epsilon,
     order=(1, 4),
-    final_order=(1, 4),
     variant=("bh1", "bh2"),
-    interpolated=INTERPOLATED,
     texts={
         "variant": "the function B(h).",
         "interpolated": "the paper's data and noise prediction, whatever the model predicts.",
@@ -158,16 +153,10 @@ def _strength(tau: float | Callable[[Point], float], point: Point) -> float:
     return value**2
 
 
-@sampler(
-    20,
+@_corrector(
     source="Xue et al. 2023, algorithm 1",
-    keeps="interpolated",
-    spacing="trailing",
-    needs_signal=_on_epsilon,
     predictor_order=(1, 4),
     corrector_order=(0, 4),
-    final_order=(1, 4),
-    interpolated=INTERPOLATED,
     texts={
         "predictor_order": "values of x0 that the predictor interpolates.",
         "corrector_order": "values of x0 that the corrector interpolates, the new one included; 0 for none.",

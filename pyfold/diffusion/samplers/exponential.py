@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from pyfold.diffusion.spacings import ratio_span
 SOLVERS = ("midpoint", "heun", "exact")
 _SOLVER = (
     '"midpoint" and "heun" weigh the derivative of order 2, both with the published order 3, which converges with order 2 '
+    'only; "exact" integrates the interpolating polynomial, and converges with order 3.'
 )
-_SOLVER += 'only; "exact" integrates the interpolating polynomial, and converges with order 3.'
 
 
 def decay(here: Point, there: Point, eta: float = 0.0) -> tuple[Any, Any, Any]:
@@ -93,14 +94,13 @@ def levels_of(here: Point, there: Point, past: Past, order: int) -> list[Point]:
     return [there, here, *(past[j] for j in range(order - 1))]
 
 
-@sampler(
-    20,
+_multistep = partial(sampler, 20, order=(1, 3), final_order=(1, 3), solver=SOLVERS)
+
+
+@_multistep(
     source="Lu et al. 2022b, algorithm 2; k-diffusion",
     way=lambda options: "falls" if options.get("eta") else "turns",
-    order=(1, 3),
     eta=(0.0, math.inf),
-    final_order=(1, 3),
-    solver=SOLVERS,
     check=check_starter,
     texts={"solver": _SOLVER, "eta": "strength of the noise: 1 is the reverse SDE's."},
 )
@@ -132,13 +132,9 @@ def _check_stochastic(options: dict[str, Any]) -> None:
         check_option("order", options["order"], (1, 2))
 
 
-@sampler(
-    20,
+@_multistep(
     source="Lu et al. 2022a, eq. 3.3; 2022b, appendix for the SDE",
     keeps="epsilon",
-    order=(1, 3),
-    final_order=(1, 3),
-    solver=SOLVERS,
     check=_check_stochastic,
     texts={"solver": _SOLVER, "stochastic": "the reverse SDE, of order 1 or 2."},
 )
