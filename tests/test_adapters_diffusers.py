@@ -1,6 +1,8 @@
 """Every continuous scheduler of diffusers beside pyfold's of the same name: same tables and numbers, its arithmetic unused."""
 
+import copy
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -17,6 +19,7 @@ pytest.importorskip("scipy", reason="one scheduler is a placeholder without it")
 
 from pyfold._requirements import install_command  # noqa: E402
 from pyfold.adapters import diffusers as ours  # noqa: E402
+from pyfold.adapters.diffusers import _rows  # noqa: E402
 
 SHAPE = (3, 4, 6, 6)
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -564,9 +567,6 @@ def test_other_schedulers_configs_are_taken():
 
 @pytest.mark.filterwarnings("ignore")
 def test_pickle_and_deepcopy():
-    import copy
-    import pickle
-
     scheduler = ours.UniPCMultistepScheduler(**VP)
     expected = run(scheduler)
     for other in (pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler)):
@@ -1561,10 +1561,103 @@ def test_rows_are_found_again_where_a_table_holds_nan():
         scheduler.set_timesteps(4)
         for t in scheduler.timesteps:
             scheduler.step(0.1 * x, t, x)
-        count = len(scheduler._memory().rows)
+        count = len(scheduler._memory.rows)
     scheduler.set_timesteps(4)
     scheduler.step(0.1 * x, scheduler.timesteps[0], x)
-    assert len(scheduler._memory().rows) == count > 1
+    assert len(scheduler._memory.rows) == count > 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(ours.__all__))
+def test_a_second_run_makes_no_row_again(name, monkeypatch):
+    """Rows are remembered by what their rules read, a sample's own timesteps included."""
+    written, write = [], _rows.Operands.write
+    monkeypatch.setattr(_rows.Operands, "write", lambda given, *args: written.append(1) or write(given, *args))
+    name, config, options = ONE_EACH[name]
+    scheduler = mine(name)(**config)
+    run(scheduler, **options)
+    assert written
+    written.clear()
+    run(scheduler, **options)
+    # As long as the norms of this step's noise say.
+    corrected = len(scheduler.timesteps) * scheduler.config.correct_steps if name == "ScoreSdeVeScheduler" else 0
+    assert len(written) <= corrected
+
+
+@pytest.mark.parametrize("edit", ["values", "attribute", "object", "copied"])
+def test_settings_outside_the_configuration(edit):
+    """A row of tensors is made anew where a tensor or an attribute that it was made of has changed."""
+
+    def change(scheduler):
+        if edit == "values":
+            scheduler.s.mul_(30)
+        elif edit == "attribute":
+            scheduler.scaler = 0.5
+        elif edit == "object":
+            scheduler._init_alpha_cumprod = scheduler._init_alpha_cumprod * 1.5
+        else:
+            scheduler.timesteps = scheduler.timesteps**2
+
+    outputs = []
+    for cls in (theirs("DDPMWuerstchenScheduler"), mine("DDPMWuerstchenScheduler")):
+        scheduler, kept = cls(), []
+        scheduler.set_timesteps(4)
+        for _ in range(2):
+            draws = torch.Generator().manual_seed(2)
+            t, x = scheduler.timesteps[1].expand(SHAPE[0]), torch.ones(SHAPE)
+            kept.append(scheduler.step(0.5 * x, t, x, generator=draws)[0])
+            change(scheduler)
+        outputs.append(kept)
+        assert (kept[0] - kept[1]).abs().max() > 1e-3
+    assert_equal_runs(*outputs, 1e-4)
+
+
+@pytest.mark.parametrize("move", ["data", "set_", "share_memory_"])
+def test_a_table_that_is_moved(move):
+    """The same tensor in other memory is looked at there."""
+    outputs = []
+    for cls in (theirs("EulerDiscreteScheduler"), mine("EulerDiscreteScheduler")):
+        scheduler = cls()
+        scheduler.set_timesteps(4)
+        x, t = torch.ones(SHAPE), scheduler.timesteps[0]
+        scheduler.step(0.5 * x, t, x)
+        other = scheduler.sigmas.clone()
+        if move == "data":
+            scheduler.sigmas.data = other
+        elif move == "set_":
+            scheduler.sigmas.set_(other)
+        else:
+            scheduler.sigmas.share_memory_()
+        scheduler.sigmas.numpy()[1] *= 0.5
+        scheduler._step_index = 0
+        outputs.append([scheduler.step(0.5 * x, t, x)[0]])
+    assert_equal_runs(*outputs, 1e-5)
+
+
+def test_a_copy_looks_at_its_own_tables():
+    scheduler = ours.EulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    x, t = torch.ones(SHAPE), scheduler.timesteps[0]
+    first = scheduler.step(0.5 * x, t, x)[0]
+    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        scheduler.sigmas[1] *= 0.5
+        other._step_index = 0
+        assert torch.equal(other.step(0.5 * x, t, x)[0], first)
+        scheduler.sigmas[1] *= 2
+        other.sigmas[1] *= 0.5
+        other._step_index = 0
+        assert not torch.equal(other.step(0.5 * x, t, x)[0], first)
+
+
+def test_levels_are_not_counted_for_the_noise_of_torch():
+    """An address has room for 513 visits of a level; a generator has no addresses."""
+    scheduler = ours.ScoreSdeVeScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.set_sigmas(4)
+    x = torch.ones(1, 2)
+    for _ in range(515):
+        x = scheduler.step_pred(0 * x, scheduler.timesteps[0], 0 * x, generator=torch.Generator()).prev_sample
+    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize(

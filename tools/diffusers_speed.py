@@ -9,6 +9,7 @@ python tools/diffusers_speed.py --json diffusers.json
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import statistics
@@ -53,9 +54,14 @@ def prepare(scheduler: Any) -> None:
         scheduler.set_timesteps(OWN_STEPS.get(name, STEPS))
 
 
-def asks(method: Step, noise: Noise) -> Noise:
+@functools.cache
+def parameters(function: Step) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def asks(method: Any, noise: Noise) -> Noise:
     """Of the noise's arguments those that the method has."""
-    given = inspect.signature(method).parameters
+    given = parameters(method.__func__)  # a look at the signature takes as long as a step
     return {key: value for key, value in noise.items() if key in given}
 
 
@@ -142,6 +148,8 @@ def loop(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) ->
     def call() -> None:
         for name, value in fresh.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
+        if hasattr(scheduler, "set_seeds"):
+            scheduler.set_seeds(None)  # the way of the run before is over
         run(scheduler, x, output, noise)
 
     return call
@@ -150,7 +158,7 @@ def loop(scheduler: Any, x: torch.Tensor, output: torch.Tensor, noise: Noise) ->
 def draws(kind: type) -> bool:
     """Whether any of its methods takes seeds."""
     methods = (getattr(kind, name, None) for name in ("step", "step_pred", "step_correct", "add_noise_to_input"))
-    return any(m is not None and "seeds" in inspect.signature(m).parameters for m in methods)
+    return any(m is not None and "seeds" in parameters(m) for m in methods)
 
 
 def forms_of(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:

@@ -11,7 +11,7 @@ import torch
 
 from pyfold._elementary import sqrt
 from pyfold.adapters.diffusers._fused import Fused
-from pyfold.adapters.diffusers._rows import Counted, Step, T, noise_tensor
+from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype, noise_tensor
 from pyfold.diffusion.draws import Addresses, stream_and_step
 from pyfold.diffusion.formulas import BASE, X0, Form, H, M, N, X, weighted
 from pyfold.diffusion.samplers._declare import NOISE_FRAME
@@ -291,18 +291,18 @@ class DDPMWuerstchenScheduler(Fused):
     def step(
         self, model_output: T, timestep: T, sample: T, generator: Any = None, return_dict: bool = True, *, seeds: Any = None
     ) -> Any:
-        before = self.previous_timestep(timestep)
+        t, before = (time.to(sample.device) for time in (timestep, self.previous_timestep(timestep)))
         noise = self._draw(model_output, generator, seeds)
 
-        def rule(_: int) -> Step:
-            here, there = self._at(timestep, sample.device), self._at(before, sample.device)
+        def rule(_: int, reads: Any = (self.scaler, self.s, self._init_alpha_cumprod)) -> Step:
+            here, there = self._at(t, t.device), self._at(before, t.device)
             beta, variance = posterior(here, there)
             mean = posterior_mean(here, there, self._means("x0", here), beta)
-            prev = mean + N * torch.where(before.to(variance.device) != 0, variance**0.5, 0.0)
+            prev = mean + N * torch.where(before != 0, variance**0.5, 0.0)
             return Step(prev, draw=self._draw_at(there))
 
         prev = self._fuse(0, rule, sample, model_output, noise=noise)[0]
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
     def add_noise(self, original_samples: T, noise: T | None, timesteps: T, *, seeds: Any = None) -> T:
         _, alpha, sigma = self._at(timesteps, original_samples.device)
@@ -323,7 +323,7 @@ class RePaintScheduler(OnBetas):
     def add_noise(self, original_samples: T, noise: T, timesteps: T) -> T:
         raise NotImplementedError("RePaint is trained with DDPMScheduler.add_noise")
 
-    def _noised(self, x: T, alpha: Any, sigma: Any, noise: Any, draw: int) -> T:
+    def _noised(self, x: T, alpha: Any, sigma: Any, noise: Any, draw: Any) -> T:
         if isinstance(noise, torch.Tensor):
             return self._combine(x, float(alpha), noise, float(sigma), None)
         noised: T = add_noise(x, float(alpha), float(sigma), noise.seeds, **stream_and_step(draw))
@@ -335,15 +335,14 @@ class RePaintScheduler(OnBetas):
     ) -> Any:  # fmt: skip
         t, stride, eta = self._number(timestep), self._stride(), self.eta
         noise, there = self._draw(model_output, generator, seeds), self._at(t - stride)
-        draw = self._way(Addresses).step(self._at(t), there, [None])[0]
-        ours = draw if isinstance(noise, Counted) else None
+        draw = self._way(Addresses).step(self._at(t), there, [None])[0] if isinstance(noise, Counted) else None
 
         def rule(t: int) -> Step:
             step = self._follow(ddim, self._at(t), self._at(t - stride), raw=True, eta=eta if t > 0 else 0.0)
-            return replace(step, draw=ours)
+            return replace(step, draw=draw)
 
         generated, _, x0 = self._fuse(t, rule, sample, model_output, noise=noise, show=True)
-        original_part = self._noised(original_image.to(generated.dtype), there.alpha, there.sigma, noise, draw)
+        original_part = self._noised(as_dtype(original_image, generated.dtype), there.alpha, there.sigma, noise, draw)
         return self._finish(return_dict, mask * original_part + (1.0 - mask) * generated, x0)
 
     def undo_step(self, sample: T, timestep: Any, generator: Any = None, *, seeds: Any = None) -> T:
@@ -480,7 +479,7 @@ class PNDMScheduler(Noising):
     def step_prk(self, model_output: T, timestep: Any, sample: T, return_dict: bool = True) -> Any:
         """A stage of Runge-Kutta, whose four make a step."""
         self._ready()
-        t, stage, memory = self._number(timestep), self.counter % 4, self._memory()
+        t, stage, memory = self._number(timestep), self.counter % 4, self._memory
         there = t - (0 if self.counter % 2 else self._stride() // 2)
         start = self.prk_timesteps[self.counter // 4 * 4]
         if stage == 0:

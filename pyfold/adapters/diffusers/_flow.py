@@ -13,7 +13,7 @@ import torch
 from pyfold.adapters.diffusers._discrete import DATA
 from pyfold.adapters.diffusers._fused import Fused, StretchesFlows, refuse_integers
 from pyfold.adapters.diffusers._multistep import UniPC
-from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _table
+from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _table, as_dtype
 from pyfold.adapters.diffusers._sigmas import Churns
 from pyfold.adapters.k_diffusion import SCHEDULE
 from pyfold.diffusion import formulas
@@ -78,7 +78,7 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
         rule = lambda i: self._renoised(i) if stochastic else self._euler(*self._ends(i))  # noqa: E731
         prev = self._fuse(place, rule, sample, model_output, noise=noise, upcast=True)[0]
         self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
     def _traced_step(
         self, model_output: T, timestep: Any, sample: T, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -95,9 +95,9 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
         # _euler's line: the compiler does not follow a Form times a tensor, which the rule writes.
         of_x, of_model = line_coefficients(FRAME, here, there)
         row = formulas.row(Step(Form(x=of_x, m=of_model)))
-        prev = affine_step(given.x, given.model, _table([row], 1, given.x.device))
+        prev = affine_step(given.x, given.model, _table([row], given.x.device))
         self._step_index = i + 1
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
     def _per_token(self, model_output: T, sample: T, timesteps: T, noise: Any, place: Any) -> T:
         """Each token of [B, L, C] from its own level to the next lower one of the table; a row of coefficients a token.
@@ -159,7 +159,7 @@ class FlowMatchHeunDiscreteScheduler(OnFlow, Churns):
         prev, slope, _ = self._fuse(0, rule, sample, model_output, base=origin, history=history, upcast=True)
         self.prev_derivative, self.dt, self.sample = slope, there - hat if first else None, sample if first else None
         self._step_index += 1
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
 
 class FlowMatchLCMScheduler(StretchesFlows, ScalesNoise):
@@ -184,7 +184,7 @@ class FlowMatchLCMScheduler(StretchesFlows, ScalesNoise):
         rule = lambda i: self._renoised(i, X if scaled else None)  # noqa: E731
         prev = self._fuse(place, rule, like, output, noise=noise, upcast=True)[0]
         self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
 
 class FlowMapEulerDiscreteScheduler(OnFlow):
@@ -224,7 +224,7 @@ class FlowMapEulerDiscreteScheduler(OnFlow):
             there = self._sigma(r_timestep, sample.device)
         prev = self._fuse(0, lambda _: self._euler(level(sigma), level(there)), sample, model_output)[0]
         self._step_index += 1
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
 
 class LTXEulerAncestralRFScheduler(OnFlow):
@@ -254,7 +254,7 @@ class LTXEulerAncestralRFScheduler(OnFlow):
 
         prev = self._fuse(place, rule, sample, model_output, noise=noise, upcast=True)[0]
         self._step_index = min(self._step_index + 1, last)
-        return self._finish(return_dict, prev.to(sample.dtype))
+        return self._finish(return_dict, as_dtype(prev, sample.dtype))
 
 
 class MiniMaxH3Scheduler(OnFlow):
@@ -276,7 +276,7 @@ class MiniMaxH3Scheduler(OnFlow):
         rule = lambda _: self._euler(here, there, M * (-time / here.sigma))  # noqa: E731
         prev = self._fuse(0, rule, sample, model_output)[0]
         self._step_index += 1
-        return self._finish(return_dict, prev.to(sample.dtype))
+        return self._finish(return_dict, as_dtype(prev, sample.dtype))
 
 
 # --- Helios: a pyramid of stages, each a flow; the caller may hold the history
@@ -300,7 +300,7 @@ class HeliosScheduler(UniPC):
         rule = lambda _: self._follow(euler, here, there, u=M, shows=False, frame=FRAME)  # noqa: E731
         prev = self._fuse(0, rule, sample, model_output, upcast=True)[0]
         self._step_index += 1
-        return self._finish(return_dict, prev.to(model_output.dtype))
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 
     def step_unipc(
         self, model_output: T, timestep: Any = None, sample: Any = None, return_dict: bool = True, model_outputs: Any = None,
@@ -333,7 +333,7 @@ class HeliosScheduler(UniPC):
 
         origin = None if order is None else self.last_sample
         corrected, newest, _ = self._fuse(i, corrector, sample, model_output, base=origin, history=self._past())
-        corrected = sample if order is None else corrected.to(sample.dtype)
+        corrected = sample if order is None else as_dtype(corrected, sample.dtype)
         if lists:
             model_outputs[-1] = newest
             self.model_outputs, self.timestep_list = model_outputs[1:], timestep_list[1:]
@@ -352,7 +352,8 @@ class HeliosScheduler(UniPC):
                 step = self._method(now).step(self._between(i, now, *ends), corrects=False)
                 return Step(step.prev.renamed(KEPT_AS))
 
-            prev = self._fuse(i, predictor, corrected, corrected, history=self._past())[0].to(sample.dtype)
+            prev = self._fuse(i, predictor, corrected, corrected, history=self._past())[0]
+            prev = as_dtype(prev, sample.dtype)
         if cus_lower_order_num is None and self.lower_order_nums < self.config.solver_order:
             self.lower_order_nums += 1
         if cus_step_index is None:
@@ -413,11 +414,11 @@ class HeliosDMDScheduler(OnFlow):
         here = at(timestep, torch.float64)
         if cur_sampling_step >= len(all_timesteps) - 1:
             prev = self._fuse(0, lambda _: Step(self._means("x0", here)), sample, model_output)[0]
-            return self._finish(return_dict, prev.to(model_output.dtype))
+            return self._finish(return_dict, as_dtype(prev, model_output.dtype))
         there = at(all_timesteps[cur_sampling_step + 1], None)
         rule = lambda _: self._follow(consistency, here, there)  # noqa: E731
-        prev = self._fuse(0, rule, sample, model_output, noise=dmd_noisy_tensor)[0]
-        return self._finish(return_dict, prev.to(dmd_noisy_tensor.dtype))
+        prev = self._fuse(0, rule, sample, model_output, noise=dmd_noisy_tensor.to(device))[0]
+        return self._finish(return_dict, as_dtype(prev, dmd_noisy_tensor.dtype))
 
 
 # --- pi-Flow: the model says x0 on a grid of times, and the flow is followed through it in many small steps
@@ -461,7 +462,7 @@ class PiflowScheduler(OnFlow):
         outputs = self._to_grid(model_output, sample).unbind(1)
         sigma = float(self._host("sigmas")[step_index])
         state, left = sample, list(range(self.n_grid))
-        memory = self._memory().rows
+        memory = self._memory.rows
         key = "substeps", step_index, tuple(self._host("_piflow_raw_timesteps")), self.n_grid, self.num_policy_substeps
         if key not in memory:
             memory[key] = self._substeps(step_index)
@@ -486,7 +487,7 @@ class PiflowScheduler(OnFlow):
         state = sample.float() if sample.dtype != torch.float64 else sample
         prev = self._policy_step(model_output, state, place)
         self._step_index += 1
-        return self._finish(return_dict, prev.to(sample.dtype))
+        return self._finish(return_dict, as_dtype(prev, sample.dtype))
 
 
 class RFD4ProteinaScheduler(Fused):
@@ -565,4 +566,4 @@ class SCMScheduler(Fused):
         prev, _, x0 = self._fuse(place, rule, sample, model_output, noise=noise, show=True, upcast=upcast)
         self._advance(place)
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
-        return self._finish(return_dict, prev, None if x0 is None else x0.to(dtype))
+        return self._finish(return_dict, prev, None if x0 is None else as_dtype(x0, dtype))

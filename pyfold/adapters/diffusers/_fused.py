@@ -27,6 +27,7 @@ from pyfold.adapters.diffusers._rows import (
     Written,
     _read,
     _table,
+    as_dtype,
     check_seeds_given,
     seed_tensor,
 )
@@ -38,7 +39,7 @@ from pyfold.diffusion.guidance import dynamic_threshold
 from pyfold.diffusion.predictions import convert
 from pyfold.diffusion.samplers import Past, Sampler
 from pyfold.diffusion.schedule import Point
-from pyfold.ops import SAMPLER_STREAM, add_noise, affine_step
+from pyfold.ops import add_noise, affine_step
 
 W = TypeVar("W")
 #: Their names for what a model predicts, and ours.
@@ -108,33 +109,51 @@ class _BesideTheirs(type):
         def __getattr__(cls, name: str) -> Any: ...
 
 
-def _state(table: Any) -> Any:
-    """What changes with a table's values, whoever edits them: the values where the host has them, else torch's version."""
-    if isinstance(table, torch.Tensor):
-        if table.device.type == "cpu":
-            return table.detach().numpy().tobytes()
-        return -1 if table.is_inference() else version(table)
-    return table.tobytes() if isinstance(table, np.ndarray) else tuple(table)
+class _Table:
+    """A table of diffusers' as it was read, and a look whether it still is, whoever edits it."""
+
+    def __init__(self, table: Any):
+        self.table, self._place = table, 0
+        self._look: Callable[[], Any]
+        if isinstance(table, torch.Tensor):
+            self.values = table.detach().cpu().double().numpy().copy()
+            if table.is_cpu:
+                # NumPy's view sees what torch's version does not count; once the tensor has other memory, it is not looked at.
+                self._look, self._place = table.detach().numpy().tobytes, table.data_ptr()
+            else:
+                self._look = lambda: -1 if table.is_inference() else version(table)
+        else:
+            self.values = np.array(table, dtype=np.float64)
+            self._look = table.tobytes if isinstance(table, np.ndarray) else lambda: tuple(table)
+        self._state = self._look()
+
+    def is_still(self, table: Any) -> bool:
+        moved = table is not self.table or (self._place and table.data_ptr() != self._place)
+        return not moved and self._look() == self._state
 
 
-def _same(settings: dict[str, Any], before: dict[str, Any] | None) -> bool:
+def _same(settings: dict[str, Any], before: dict[str, Any]) -> bool:
     """Equal settings; arrays among them are the same where they are one object."""
-    if before is None or settings.keys() != before.keys():
+    try:
+        return settings == before
+    except (RuntimeError, ValueError):
         return False
-    by_value = (str, int, float, tuple, type(None))
-    return all(v is before[k] or (isinstance(v, by_value) and v == before[k]) for k, v in settings.items())
 
 
 @dataclass
 class _Memory:
     """What a scheduler here holds beside diffusers' own: tables in float64, rows made of them and of settings, and seeds."""
 
-    host: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    host: dict[str, _Table] = field(default_factory=dict)
     rows: dict[Any, Any] = field(default_factory=dict)
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     seeds: Any = None
     way: Any = None
     stages: list[T] = field(default_factory=list)
+
+    def __reduce__(self) -> Any:
+        """A copy has tables of its own, and reads them."""
+        return _Memory, (), {"seeds": self.seeds, "way": self.way, "stages": self.stages}
 
 
 class Fused(metaclass=_BesideTheirs):
@@ -147,6 +166,7 @@ class Fused(metaclass=_BesideTheirs):
 
     _absent = False
     _output: Any
+    _memory: _Memory
     #: diffusers' own state, which is written here too.
     _step_index: Any
     sample: Any
@@ -162,6 +182,7 @@ class Fused(metaclass=_BesideTheirs):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         scheduler = super().__new__(cls)
+        scheduler._memory = _Memory()
         # A saved pipeline names the module of its scheduler: diffusers', so that it loads without pyfold too.
         if cls.__module__ == __package__ and hasattr(theirs, cls.__name__):
             scheduler.__dict__["__module__"] = theirs.__name__
@@ -201,7 +222,7 @@ class Fused(metaclass=_BesideTheirs):
         """
         if seeds is not None:
             check_seeds_given(seeds)
-        self._memory().seeds, self._memory().way = seeds, None
+        self._memory.seeds, self._memory.way = seeds, None
 
     def keep_float32(self, keep: bool = True) -> None:
         """A float32 state between the steps of a half-precision pipeline; False ends it.
@@ -216,29 +237,20 @@ class Fused(metaclass=_BesideTheirs):
 
     # --- tables on the host, and rows on the device, both kept as long as diffusers' tables stay as they are
 
-    def _memory(self) -> _Memory:
-        memory: _Memory | None = self.__dict__.get("_pyfold")
-        if memory is None:
-            memory = self.__dict__["_pyfold"] = _Memory()
-        return memory
-
     def _host(self, name: str) -> Any:
         """A table of diffusers' in float64; those that are read once are looked at before rows are used again."""
-        table, memory = getattr(self, name), self._memory()
-        seen, state = memory.host.get(name), _state(table)
-        if seen is None or seen[0] is not table or seen[1] != state:
-            tensor = isinstance(table, torch.Tensor)
-            values = table.detach().cpu().double().numpy().copy() if tensor else np.array(table, dtype=np.float64)
-            if seen is not None and np.array_equal(seen[2], values, equal_nan=True):
-                values = seen[2]
-            elif seen is not None:
+        table, memory = getattr(self, name), self._memory
+        seen = memory.host.get(name)
+        if seen is None or not seen.is_still(table):
+            before, seen = seen, _Table(table)
+            if before is not None and not np.array_equal(before.values, seen.values, equal_nan=True):
                 memory.rows.clear()
-            seen = memory.host[name] = table, state, values
-        return seen[2]
+            memory.host[name] = seen
+        return seen.values
 
     def _on(self, name: str, device: torch.device) -> T:
         """The same table on a device, for coefficients that never leave it."""
-        values, rows = self._host(name), self._memory().rows
+        values, rows = self._host(name), self._memory.rows
         if (name, device) not in rows:
             with torch.inference_mode(False):
                 rows[name, device] = torch.from_numpy(values).to(device)
@@ -255,13 +267,13 @@ class Fused(metaclass=_BesideTheirs):
         A setting is an attribute of the configuration, as diffusers' own steps read it, so one that is changed on a live
         scheduler counts at once.
         """
-        memory = self._memory()
-        for name in memory.host:
-            self._host(name)
-        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(self._internal_dict).items()}
+        memory, settings = self._memory, self._internal_dict.__dict__
+        for name, seen in memory.host.items():
+            if not seen.is_still(getattr(self, name)):
+                self._host(name)
         if not _same(settings, memory.settings) or len(memory.rows) > 4096:
             memory.rows.clear()
-            memory.settings = settings
+            memory.settings = {name: [*v] if isinstance(v, list) else v for name, v in settings.items()}
         return memory.rows
 
     def _number(self, timestep: Any) -> Any:
@@ -291,7 +303,7 @@ class Fused(metaclass=_BesideTheirs):
                 return [self.index_for_timestep(t) for t in timestep]
             # One for all after all; a scheduler that is under way does not look at it.
             timestep = timestep.flatten()[0]
-        if self.step_index is None:
+        if self._step_index is None:
             self._init_step_index(timestep)
             own: Sequence[float] = (
                 self._host("timesteps") if self._step_index == 1 and getattr(self, "begin_index", None) is None else ()
@@ -316,7 +328,7 @@ class Fused(metaclass=_BesideTheirs):
 
     def _way(self, make: Callable[[], W]) -> W:
         """What a scheduler whose run returns to levels remembers of its way; set_timesteps and set_seeds begin another."""
-        memory = self._memory()
+        memory = self._memory
         if memory.way is None or memory.way[0] is not self.timesteps:
             memory.way = self.timesteps, make()
         way: W = memory.way[1]
@@ -333,7 +345,7 @@ class Fused(metaclass=_BesideTheirs):
         Args:
             stages: places that a step takes.
         """
-        table, rows = self._host("sigmas"), self._memory().rows
+        table, rows = self._host("sigmas"), self._memory.rows
         if "levels" not in rows:
             rows["levels"] = np.array([level_bits(self._at(j).ratio) for j in range(len(table))])
         return int((rows["levels"][:place:stages] == rows["levels"][place]).sum())
@@ -352,15 +364,15 @@ class Fused(metaclass=_BesideTheirs):
         if given is not None:
             if seeds is not None:
                 raise ValueError("seeds must not be given together with noise")
-            return given
+            return given.to(like.device)
         if seeds is not None and generator is not None:
             raise ValueError("seeds and generator must not be given together")
         # A pipeline passes the generator of its initial noise to every step; set_seeds is said to this scheduler alone.
-        seeds = self._memory().seeds if seeds is None else seeds
+        seeds = self._memory.seeds if seeds is None else seeds
         if seeds is not None:
             return Counted(seed_tensor(seeds, like.shape[0], like.device))
         drawn: T = randn_tensor(like.shape, generator=generator, device=device or like.device, dtype=dtype or like.dtype)
-        return drawn.to(like.device)
+        return drawn if device is None or like.is_cpu else drawn.to(like.device)
 
     # --- what a step means
 
@@ -461,9 +473,6 @@ class Fused(metaclass=_BesideTheirs):
             upcast: make a half-precision state float32, as diffusers does, so that x0 has the model's dtype or float32.
             copies: gets a copy of the next state, written in the same pass.
         """
-        # A model that says x0 itself says it in its own dtype.
-        itself = getattr(self.config, "prediction_type", None) in ("sample", "original_sample")
-        x0_dtype = model.dtype if itself else torch.promote_types(torch.float32, model.dtype) if upcast else None
         given = Operands(x.float() if upcast and x.dtype in HALF else x, model, base, history, noise)
         written = self._written(i, rule, given, show)
         shows = show and written.steps[0].clip != "dynamic"
@@ -475,7 +484,11 @@ class Fused(metaclass=_BesideTheirs):
         if not show:
             return prev, kept, None
         kept, x0 = (kept, x0) if shows else (None, kept)
-        return prev, kept, x0 if x0_dtype is None or x0 is None else x0.to(x0_dtype)
+        # A model that says x0 itself says it in its own dtype.
+        itself = getattr(self.config, "prediction_type", None) in ("sample", "original_sample")
+        if x0 is not None and (itself or upcast):
+            x0 = as_dtype(x0, model.dtype if itself else torch.promote_types(torch.float32, model.dtype))
+        return prev, kept, x0
 
     def _written(self, i: Any, rule: Callable[[Any], Step], given: Operands, show: bool) -> Written:
         """The rows of a step, kept or made."""
@@ -495,21 +508,25 @@ class Fused(metaclass=_BesideTheirs):
     def _run(self, written: Written, given: Operands, shows: bool, copies: list[T] | None) -> tuple[T, T | None, T | None]:
         """The pass; with a gradient one output a pass, in torch operations."""
         step, x, model = written.steps[0], given.x, given.model
-        history = [*given.history, model.to(x.dtype)] if step.model_last else given.history
+        history = [*given.history, as_dtype(model, x.dtype)] if step.model_last else given.history
         seeds = given.noise.seeds if isinstance(given.noise, Counted) else None
-        operands: dict[str, Any] = {"base": given.base, "history": history, "seeds": seeds, "stream": SAMPLER_STREAM}
         table = self._bounded(written, written.table, x, model)
-        copy: T | None
+        kept, x0, copy = None, None, None
         if given.needs_grad:
-            prev = affine_step(x, model, table, **operands)
+            prev = affine_step(x, model, table, base=given.base, history=history, seeds=seeds)
             kept = self._alone(written, [one.keep for one in written.steps], x, model)
             x0s = [one.x0 if one.clip is None else X0 for one in written.steps] if shows else [None]
             x0, copy = self._alone(written, x0s, x, model), prev.detach().clone()
         else:
-            kept, x0, copy = (
-                torch.empty_like(x) if wanted else None for wanted in (step.keep is not None, shows, copies is not None)
+            if step.keep is not None:
+                kept = torch.empty_like(x)
+            if shows:
+                x0 = torch.empty_like(x)
+            if copies is not None:
+                copy = torch.empty_like(x)
+            prev = affine_step(
+                x, model, table, base=given.base, history=history, seeds=seeds, history_out=kept, x0_out=x0, next_input=copy
             )
-            prev = affine_step(x, model, table, **operands, history_out=kept, x0_out=x0, next_input=copy)
         if copies is not None and copy is not None:
             copies.append(copy)
         return prev, kept, x0
@@ -529,7 +546,7 @@ class Fused(metaclass=_BesideTheirs):
         ]
         if not steps:
             return None
-        table = _table([formulas.row(step) for step in steps], x.shape[0], x.device)
+        table = _table([formulas.row(step) for step in steps], x.device)
         return affine_step(x, model, self._bounded(written, table, x, model))
 
     def _finish(self, return_dict: bool, *outputs: Any) -> Any:
@@ -544,7 +561,7 @@ class Fused(metaclass=_BesideTheirs):
             samples = max(samples, noise.shape[0])
         x = x.expand(samples, *x.shape[1:])
         if noise is None:
-            seeds = self._memory().seeds if seeds is None else seeds
+            seeds = self._memory.seeds if seeds is None else seeds
             if seeds is None:
                 raise ValueError("noise must be given, or seeds, got neither")
             noised: T = add_noise(x, of_x, of_noise, seed_tensor(seeds, samples, x.device))

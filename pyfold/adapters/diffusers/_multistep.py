@@ -12,7 +12,7 @@ import torch
 
 from pyfold.adapters.diffusers._discrete import Noising
 from pyfold.adapters.diffusers._fused import Fused, StretchesFlows
-from pyfold.adapters.diffusers._rows import Counted, Step, T
+from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype
 from pyfold.adapters.diffusers._sigmas import BrownianSteps, OnSigmas, preconditioned
 from pyfold.adapters.k_diffusion import SCHEDULE
 from pyfold.diffusion import formulas
@@ -118,11 +118,13 @@ class Multistep(OnLevels):
         if noise is not None and order not in self._stochastic_orders:
             raise ValueError(f"solver_order {order} has no stochastic formula in {type(self).__name__}")
 
+        noisy = noise is not None
+
         def rule(i: int) -> Step:
             sampler, u, options = self._rule(order, self.config.solver_type)
             before = [self._at(i - j) for j in range(1, order)]
             ends, options["visit"] = (self._at(i), self._at(i + 1)), self._visit(i + 1)
-            if noise is not None and self._stays(*ends):
+            if noisy and self._stays(*ends):
                 ends, options["order"] = (ends[0], ends[0]), 1
             return self._follow(sampler, *ends, before, u=u, keep=True, shows=False, **options)
 
@@ -153,7 +155,7 @@ class DPMMultistep(NoisingLevels, Multistep):
             drawn = torch.float32 if upcast else dtype
             noise = self._draw(model_output, generator, seeds, given=variance_noise, dtype=drawn)
         prev = self._multistep(i, self._order(i, final), model_output, sample, noise, upcast)
-        return self._finish(return_dict, prev.to(dtype) if upcast else prev)
+        return self._finish(return_dict, as_dtype(prev, dtype) if upcast else prev)
 
 
 class DPMSolverMultistepScheduler(DPMMultistep):
@@ -358,7 +360,7 @@ class UniPCMultistepScheduler(StretchesFlows, NoisingLevels, UniPC):
         if self.lower_order_nums < self.config.solver_order:
             self.lower_order_nums += 1
         self._step_index += 1
-        return self._finish(return_dict, prev.to(sample.dtype))
+        return self._finish(return_dict, as_dtype(prev, sample.dtype))
 
     def _with_predictor(self, i: int, method: Method, corrects: bool, model_output: T, timestep: Any, sample: T) -> T:
         """The corrector alone, another scheduler's step after it."""
@@ -398,4 +400,4 @@ class SASolverScheduler(PredictorCorrector, Noising):
         if self.lower_order_nums < max(most[0], most[1] - 1):
             self.lower_order_nums += 1
         self._step_index += 1
-        return self._finish(return_dict, prev.to(sample.dtype))
+        return self._finish(return_dict, as_dtype(prev, sample.dtype))

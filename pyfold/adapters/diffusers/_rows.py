@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch.compiler import is_compiling
 
+from pyfold._torch_private import transforms_active
 from pyfold.diffusion import formulas
 from pyfold.diffusion.draws import stream_and_step
 from pyfold.diffusion.formulas import X0, Form, H, absent
@@ -86,31 +88,41 @@ class Step(formulas.Step):
 
 
 class _Unknown(Exception):
-    """A rule depends on a tensor."""
+    """A rule depends on a tensor whose values the host has not, or on a large one."""
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str, np.float64, torch.device))
+#: Larger tensors are not looked through.
+_MOST_VALUES = 16
 
 
 def _value(thing: Any) -> Hashable:
     """What a rule read, by its value."""
-    if thing is None or isinstance(thing, (bool, int, float, str, np.generic)):
+    if type(thing) in _PLAIN:
         return thing if thing == thing else "nan"
+    if isinstance(thing, FunctionType):
+        if hasattr(thing, "rule"):
+            return thing.__name__
+        cells = [_value(cell.cell_contents) for cell in thing.__closure__ or ()]
+        return thing.__code__, _value(thing.__defaults__), *cells
+    if isinstance(thing, ConfigMixin):
+        # The scheduler itself, whose tables and settings are looked at anew.
+        return None
+    if isinstance(thing, np.generic):
+        return _value(thing.item())
     if isinstance(thing, Form):
         return tuple((name, _value(value)) for name, value in thing.terms.items())
     if isinstance(thing, (list, tuple)):
         return tuple(map(_value, thing))
-    if hasattr(thing, "rule"):
-        return str(thing.__name__)
-    if hasattr(thing, "__code__"):
-        code, cells = thing.__code__, thing.__closure__ or ()
-        place = code.co_filename, code.co_firstlineno, code.co_name
-        return (*place, _value(thing.__defaults__), *(_value(cell.cell_contents) for cell in cells))
-    if isinstance(thing, ConfigMixin):
-        # The scheduler itself, whose tables and settings are looked at anew.
-        return None
+    if isinstance(thing, torch.Tensor):
+        if not thing.is_cpu or thing.requires_grad or thing.numel() > _MOST_VALUES or transforms_active():
+            raise _Unknown
+        return thing.dtype, tuple(thing.shape), *map(_value, thing.flatten().tolist())
     raise _Unknown
 
 
 def _read(rule: Callable[..., Any]) -> Hashable | None:
-    """All that a rule closes over, on which its row depends beside tables and settings; None for tensors."""
+    """All that a rule closes over, on which its row depends beside tables and settings; None where it cannot be known."""
     try:
         return _value(rule)
     except _Unknown:
@@ -124,17 +136,27 @@ def _empty_row(device: torch.device) -> T:
         return torch.tensor([_EMPTY_ROW], dtype=torch.float64).to(device)
 
 
-def _table(rows: Sequence[dict[str, Any]], samples: int, device: torch.device) -> T:
+def as_dtype(tensor: T, dtype: torch.dtype) -> T:
+    """``tensor.to(dtype)``, which takes 2 us to find that there is nothing to do."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def _table(rows: Sequence[dict[str, Any]], device: torch.device) -> T:
     """float64 [rows, 25]; a row of tensors is one for each sample. Not finite stays so: their NaN is our NaN."""
-    if len(rows) == 1 and any(isinstance(value, torch.Tensor) for value in rows[0].values()):
+    tensors = [value for row in rows for value in row.values() if isinstance(value, torch.Tensor)]
+    if len(rows) == 1 and tensors:
         # The compiler warns of a cache that it looks through.
         empty = _empty_row.__wrapped__ if is_compiling() else _empty_row
-        table = empty(device).repeat(samples, 1)
+        table = empty(device).repeat(max(value.numel() for value in tensors), 1)
         for name, value in rows[0].items():
             table[:, _COLUMN[name]] = value
         return table
-    table_rows = [[float(row.get(name, empty)) for name, empty in zip(_COLUMN, _EMPTY_ROW, strict=True)] for row in rows]
-    return torch.tensor(table_rows, dtype=torch.float64).to(device)
+    values = np.array([_EMPTY_ROW] * len(rows))
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            values[i, _COLUMN[name]] = value
+    table = torch.from_numpy(values)
+    return table if device.type == "cpu" else table.to(device)
 
 
 class Written(NamedTuple):
@@ -154,27 +176,28 @@ class Operands:
     def __init__(self, x: T, model: T, base: T | None, history: Sequence[T], noise: T | Counted | None):
         if model.dtype != x.dtype or model.shape != x.shape:
             x, model = _together(x, model)
+        dtype = x.dtype
         self.x, self.model, self.noise = x, model, noise
-        self.history = [h.to(x.dtype) for h in history]
-        self.base = None if base is None else base.to(x.dtype)
+        self.history = [as_dtype(h, dtype) for h in history] if history else []
+        self.base = None if base is None else as_dtype(base, dtype)
         self.slot: str | None = None
+        self.counted = isinstance(noise, Counted)
         if isinstance(noise, torch.Tensor):
             if base is None:
-                self.slot, self.base = "base", noise.to(x)
+                self.slot, self.base = "base", as_dtype(noise, dtype)
             elif len(self.history) < len(H):
-                self.history.append(noise.to(x))
+                self.history.append(as_dtype(noise, dtype))
                 self.slot = f"h{len(self.history)}"
             else:
                 self.slot = "separate"
 
     @property
-    def counted(self) -> bool:
-        return isinstance(self.noise, Counted)
-
-    @property
     def needs_grad(self) -> bool:
-        tensors = (self.x, self.model, self.base, *self.history)
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        if not torch.is_grad_enabled():
+            return False
+        if self.x.requires_grad or self.model.requires_grad or (self.base is not None and self.base.requires_grad):
+            return True
+        return True in [t.requires_grad for t in self.history]
 
     def write(self, steps: list[Step], show: bool) -> Written:
         """The rows of steps of these tensors."""
@@ -191,10 +214,11 @@ class Operands:
             noise = {"d1": of_noise, "n1": step.draw} if self.counted and not absent(of_noise) else {}
             placed.append(step)
             rows.append(formulas.row(step, show and step.clip != "dynamic") | noise)
-            separate.append({"a": 1.0, "s": 1.0, "c_u": of_noise})
-        samples, device = self.x.shape[0], self.x.device
-        apart = _table(separate, samples, device) if self.slot == "separate" else None
-        return Written(placed, _table(rows, samples, device), apart)
+            if self.slot == "separate":
+                separate.append({"a": 1.0, "s": 1.0, "c_u": of_noise})
+        device = self.x.device
+        apart = _table(separate, device) if separate else None
+        return Written(placed, _table(rows, device), apart)
 
 
 def _together(x: T, model: T) -> tuple[T, T]:

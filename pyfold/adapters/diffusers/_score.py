@@ -7,6 +7,7 @@ and is as long as the batch's norms say; a sampler's rule goes between two point
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 
 from pyfold._elementary import exp, one_minus_exp, sqrt
+from pyfold._torch_private import transforms_active
 from pyfold.adapters.diffusers._fused import Fused
-from pyfold.adapters.diffusers._rows import Step, T, noise_tensor
+from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype, noise_tensor
 from pyfold.diffusion.draws import Addresses
 from pyfold.diffusion.formulas import M, N, X
 from pyfold.diffusion.schedule import Point
@@ -43,7 +45,7 @@ class ScoreSdeVeScheduler(Fused):
 
     def add_noise(self, original_samples: T, noise: T | None, timesteps: T, *, seeds: Any = None) -> T:
         sigma = self._on("discrete_sigmas", original_samples.device)[timesteps.to(original_samples.device).reshape(-1)]
-        if noise is None and seeds is None and self._memory().seeds is None:
+        if noise is None and seeds is None and self._memory.seeds is None:
             noise = torch.randn_like(original_samples)
         return self._combine(original_samples, 1.0, noise, sigma, seeds)
 
@@ -53,15 +55,19 @@ class ScoreSdeVeScheduler(Fused):
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
         noise = self._draw(sample, generator, seeds)
-        # In their precision, which says the place in the table.
-        times = timestep * torch.ones(sample.shape[0], device=sample.device)
-        place = (times * (len(self.timesteps) - 1)).long()
-        table = self._on("discrete_sigmas", sample.device)
-        here, there = table[place], torch.where(place == 0, 0.0, table[place - 1])
-        variance = here**2 - there**2
-        draw = self._arrive(timestep, there)
+        samples, device, steps = sample.shape[0], sample.device, len(self.timesteps)
+
+        def ends() -> tuple[T, T]:
+            # In their precision, which says the place in the table.
+            place = (timestep * torch.ones(samples, device=device) * (steps - 1)).long()
+            table = self._on("discrete_sigmas", device)
+            return table[place], torch.where(place == 0, 0.0, table[place - 1])
+
+        draw = self._arrive(timestep, ends) if isinstance(noise, Counted) else None
 
         def rule(_: int) -> Step:
+            here, there = ends()
+            variance = here**2 - there**2
             mean = X + M * variance
             return Step(mean + N * variance**0.5, keep=mean, draw=draw)
 
@@ -70,15 +76,15 @@ class ScoreSdeVeScheduler(Fused):
     def _walk(self) -> _Way:
         return self._way(lambda: _Way(self._draw_at(_of_ratio(self._host("discrete_sigmas")[-1]))))
 
-    def _arrive(self, timestep: Any, there: T) -> Any:
+    def _arrive(self, timestep: Any, ends: Callable[[], tuple[T, T]]) -> Any:
         """The address of the predictor's draw; a level of timesteps that are one for each sample is not counted as visited."""
         way, sigmas = self._walk(), self._host("discrete_sigmas")
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            way.at = self._draw_at(_of_ratio(there))
+            way.at = self._draw_at(_of_ratio(ends()[1]))
         else:
             place = int(np.float32(self._number(timestep)) * np.float32(len(self.timesteps) - 1))
-            ends = _of_ratio(sigmas[place]), _of_ratio(sigmas[place - 1] if place else 0.0)
-            way.at = way.visits.step(*ends, [None])[0]
+            points = _of_ratio(sigmas[place]), _of_ratio(sigmas[place - 1] if place else 0.0)
+            way.at = way.visits.step(*points, [None])[0]
         way.corrected = 0
         return way.at
 
@@ -90,13 +96,19 @@ class ScoreSdeVeScheduler(Fused):
             raise ValueError("set_timesteps must be called before step_correct, timesteps is None")
         dtype, cpu = torch.get_default_dtype(), torch.device("cpu")
         noise = self._draw(sample, generator, seeds, dtype=dtype, device=cpu)
-        way = self._walk()
-        way.corrected += 1
-        noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
-        wide = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (model_output, noise))
-        of_score, of_noise = (t.flatten(1).norm(dim=-1).mean().double() for t in wide)
-        size = (self.config.snr * of_noise / of_score) ** 2 * 2
-        rule = lambda _: Step(X + M * size + N * (size * 2) ** 0.5)  # noqa: E731
+        if isinstance(noise, Counted):
+            way = self._walk()
+            way.corrected += 1
+            noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
+        wide = (as_dtype(t, torch.promote_types(t.dtype, torch.float32)) for t in (model_output, noise))
+        norms: list[Any] = [torch.linalg.vector_norm(t.flatten(1), dim=-1).mean().double() for t in wide]
+        numbers = sample.is_cpu and not transforms_active()
+        of_score, of_noise = (np.float64(t.item()) for t in norms) if numbers else norms
+        with np.errstate(all="ignore"):
+            ratio = self.config.snr * of_noise / of_score
+            size = ratio * ratio * 2
+            std = np.sqrt(size * 2) if numbers else (size * 2) ** 0.5
+        rule = lambda _: Step(X + M * size + N * std)  # noqa: E731
         prev = self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[0]
         if not return_dict:
             return (prev,)

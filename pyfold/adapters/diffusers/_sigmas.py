@@ -11,7 +11,7 @@ import torch
 
 from pyfold._elementary import sqrt
 from pyfold.adapters.diffusers._fused import Fused, refuse_integers
-from pyfold.adapters.diffusers._rows import Step, T, seed_tensor
+from pyfold.adapters.diffusers._rows import Step, T, as_dtype, seed_tensor
 from pyfold.diffusion.brownian import BrownianPath
 from pyfold.diffusion.formulas import Form, H, M, N, X
 from pyfold.diffusion.samplers import Sampler
@@ -113,7 +113,7 @@ class ChurnedEuler(OnSigmas):
 
         prev, _, x0 = self._fuse(place, rule, sample, model_output, history=history, show=not given, upcast=True)
         self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype), clean if given else x0)
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype), clean if given else x0)
 
 
 class EulerDiscreteScheduler(ChurnedEuler):
@@ -151,7 +151,7 @@ class EulerAncestralDiscreteScheduler(OnSigmas):
         rule = lambda i: self._follow(euler_ancestral, self._at(i), self._at(i + 1), visit=self._visit(i + 1))  # noqa: E731
         prev, _, x0 = self._fuse(place, rule, sample, model_output, noise=noise, show=True, upcast=True)
         self._advance(place)
-        return self._finish(return_dict, prev.to(model_output.dtype), x0)
+        return self._finish(return_dict, as_dtype(prev, model_output.dtype), x0)
 
 
 class LMSDiscreteScheduler(OnSigmas):
@@ -307,7 +307,7 @@ class BrownianSteps(Fused):
 
     def _increment(self, like: T, low: float, high: float, generator_seed: Any, start: T, end: T, seeds: Any) -> T:
         """(W(start) - W(end)) / sqrt(start - end) of the path on [low, high]."""
-        seeds = self._memory().seeds if seeds is None else seeds
+        seeds = self._memory.seeds if seeds is None else seeds
         if seeds is not None:
             dtype = like.dtype if like.dtype == torch.float64 else torch.float32
             path = BrownianPath(seed_tensor(seeds, like.shape[0], like.device), like.shape[1:], low, high, dtype=dtype)
