@@ -30,6 +30,7 @@ def use_torch(
     parameter: type,
     grad_enabled: Callable[[], bool],
     empty_like: Callable[..., Any],
+    empty_strided: Callable[..., Any],
     increment_version: Callable[..., None],
     cuda_device: Callable[[], int],
     dtypes: tuple[Any, ...],

@@ -154,6 +154,6 @@ def open_fast_path(use_torch: Callable[..., bool], dtypes: tuple[torch.dtype, ..
     if None in (*WATCHERS, _EXCHANGE, _INCREMENT, _FORWARD_LEVEL):
         return
     device = _CUDA_DEVICE or torch.cuda.current_device
-    of_torch = torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.empty_like
+    of_torch = torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.empty_like, torch.empty_strided
     if not use_torch(*of_torch, _INCREMENT, device, dtypes, explain, vars(forward_ad), WATCHERS):
         MISSING.append(f"torch.Tensor.__dlpack_c_exchange_api__ of DLPack 1: {_DISPATCHED}")

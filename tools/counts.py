@@ -101,8 +101,8 @@ class Count:
 
 
 COUNTS = (
-    Count("lines of csrc/python, csrc/torch and csrc/ops", lines("csrc/python", "csrc/torch", "csrc/ops"), 1500, 2080),
-    Count("lines of csrc/python", lines("csrc/python"), 600, 806),
+    Count("lines of csrc/python, csrc/torch and csrc/ops", lines("csrc/python", "csrc/torch", "csrc/ops"), 1500, 2083),
+    Count("lines of csrc/python", lines("csrc/python"), 600, 809),
     Count(
         "lines of samplers, formulas, plan, loop, predictions and adapters",
         lines(*(f"pyfold/diffusion/{name}" for name in _OF_SAMPLERS), "pyfold/adapters"),

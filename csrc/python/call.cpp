@@ -19,16 +19,18 @@ using ops::Operand;
 // --- running
 
 // A tensor beside the first operand, whose address goes to the result's slot; null, and an error, where there is none.
-Owned make(const ops::Result& result, PyObject* const* args) {
-  static PyObject *const method = interned("new_empty_strided"), *const names = Py_BuildValue("(s)", "dtype");
+Owned make(const ops::Result& result, PyObject* const* args, bool on_a_gpu = false) {
+  static PyObject *const device = interned("device"), *const names = Py_BuildValue("(ss)", "dtype", "device");
+  static PyObject* const on_cpu = Py_BuildValue("(s)", "dtype");
   Owned made;
   if (result.like >= 0) {
     made.reset(PyObject_CallOneArg(torch.empty_like, args[result.like]));
   } else {
     const Owned sizes(tuple_of(result.sizes, result.ndim)), strides(tuple_of(result.strides, result.ndim));
     PyObject* dtype = PyTuple_GET_ITEM(torch.dtypes, static_cast<int>(result.type));
-    PyObject* given[] = {args[0], sizes.get(), strides.get(), dtype};
-    made.reset(PyObject_VectorcallMethod(method, given, 3, names));
+    const Owned where(on_a_gpu ? PyObject_GetAttr(args[0], device) : nullptr);
+    PyObject* given[] = {sizes.get(), strides.get(), dtype, where.get()};
+    made.reset(PyObject_Vectorcall(torch.empty_strided, given, 2, where == nullptr ? on_cpu : names));
   }
   TensorRef tensor;
   if (made == nullptr) return made;
@@ -110,12 +112,12 @@ PyObject* run(size_t number, PyObject* const* args, Arguments& arguments, Call& 
   if (call.device_type == kCuda) {
     if (!on_current_device(call, stream)) Py_RETURN_NONE;
     const int64_t count = ops::cuda_launch().scratch(number, call);
-    if (count > 0) scratch = make({Element::kFloat64, 1, -1, {count}, {1}, &call.scratch}, args);
+    if (count > 0) scratch = make({Element::kFloat64, 1, -1, {count}, {1}, &call.scratch}, args, true);
     if (count > 0 && scratch == nullptr) return nullptr;
   }
   for (int i = 0; i < call.result_count; ++i) {
     if (call.results[i].slot == nullptr) continue;
-    made[i] = make(call.results[i], args);
+    made[i] = make(call.results[i], args, call.device_type == kCuda);
     if (made[i] == nullptr) return nullptr;
   }
   if (const std::string failed = launch(number, call, stream); !failed.empty()) {
@@ -278,10 +280,10 @@ PyObject* differentiate(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* use_torch(PyObject*, PyObject* args) {
   Torch given;
-  if (!PyArg_ParseTuple(args, "O!O!OOOOOOOO;use_torch takes what pyfold/_torch_private.py gives", &PyType_Type,
+  if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOO;use_torch takes what pyfold/_torch_private.py gives", &PyType_Type,
                         &given.tensor, &PyType_Type, &given.parameter, &given.grad_enabled, &given.empty_like,
-                        &given.increment_version, &given.cuda_device, &given.dtypes, &given.explain,
-                        &given.forward_mode, &given.watchers)) {
+                        &given.empty_strided, &given.increment_version, &given.cuda_device, &given.dtypes,
+                        &given.explain, &given.forward_mode, &given.watchers)) {
     return nullptr;
   }
   const Owned api(PyObject_GetAttrString(reinterpret_cast<PyObject*>(given.tensor), "__dlpack_c_exchange_api__"));

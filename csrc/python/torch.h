@@ -37,6 +37,7 @@ struct Torch {
   PyTypeObject* parameter = nullptr;
   PyObject* grad_enabled = nullptr;
   PyObject* empty_like = nullptr;
+  PyObject* empty_strided = nullptr;
   PyObject* increment_version = nullptr;  // of a tuple of tensors
   PyObject* cuda_device = nullptr;        // the current one's number
   PyObject* dtypes = nullptr;             // a tuple, in the order of ops::Element
