@@ -1,6 +1,7 @@
 """Samplers on problems with known answers, and what holds for all of them."""
 
 import dataclasses
+import inspect
 import math
 from functools import partial
 from itertools import pairwise
@@ -236,6 +237,23 @@ def test_predictions_agree(name, generator):
     expected = run("x0")
     for prediction in diffusion.PREDICTIONS:
         torch.testing.assert_close(run(prediction), expected, rtol=0, atol=1e-9)
+
+
+WITH_ETA = [name for name in SAMPLERS if "eta" in inspect.signature(SAMPLERS[name]).parameters]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_ETA if name not in ("ddim", "tcd")])  # which have discrete times
+def test_without_new_noise_the_first_noise_counts(name, generator):
+    """From the flow's pure noise too: with eta 0 normal data are the noise times their spread."""
+    plan = SAMPLERS[name](diffusion.flow(), 60, prediction="x0", clip=None, eta=0.0)
+    points, start = iter(plan.points), torch.randn(3, 40, generator=generator, dtype=torch.float64)
+
+    def model(x, t):
+        p = next(points)
+        return x * (0.5 * p.alpha / (0.5 * p.alpha**2 + p.sigma**2))
+
+    x = diffusion.sample(model, plan, (40,), SEEDS, x=start, dtype=torch.float64)
+    torch.testing.assert_close(x, start * 0.5**0.5, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -56,7 +56,8 @@ def dpmpp_sde(
 ) -> Steps:
     """DPM-Solver++ SDE: an inner ancestral step, then the whole one with both predictions."""
     if not regular([here, there]):
-        return Step(X0 * there.alpha + N * (there.alpha * (0.0 if there.sigma == 0 else there.ratio) * noise_scale))
+        whole, of_whole = ancestral_stage(X, here, there, X0, eta)
+        return Step(whole + N * (of_whole * noise_scale))
     middle = between(past.schedule, here, there, r)
     shared = (here.ratio - middle.ratio) / (here.ratio - there.ratio) if brownian else 0.0
     inner, of_inner = ancestral_stage(X, here, middle, U, eta)
