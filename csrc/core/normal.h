@@ -93,13 +93,17 @@ PYFOLD_HD NoiseKey noise_key(int64_t seed, uint32_t stream, uint32_t step, uint6
   return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), stream, step, first_block};
 }
 
-// The normals of elements 4 * block ... 4 * block + 3.
-PYFOLD_HD void normal_block(const NoiseKey& key, uint64_t block, float (&out)[kNormalsPerBlock]) {
+// The normals of elements 4 * block ... 4 * block + 3, with a policy for philox.h and one for the transform.
+template <class Words, class Normals>
+PYFOLD_HD void normal_block_as(const NoiseKey& key, uint64_t block, float (&out)[kNormalsPerBlock]) {
   block += key.first_block;
   uint32_t counter[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), key.step, key.stream};
-  philox4x32<ScalarLanes>(counter, key.seed_low, key.seed_high);
-  box_muller<ScalarNormals>(counter[0], counter[1], out[0], out[1]);
-  box_muller<ScalarNormals>(counter[2], counter[3], out[2], out[3]);
+  philox4x32<Words>(counter, key.seed_low, key.seed_high);
+  box_muller<Normals>(counter[0], counter[1], out[0], out[1]);
+  box_muller<Normals>(counter[2], counter[3], out[2], out[3]);
+}
+PYFOLD_HD void normal_block(const NoiseKey& key, uint64_t block, float (&out)[kNormalsPerBlock]) {
+  normal_block_as<ScalarLanes, ScalarNormals>(key, block, out);
 }
 
 }  // namespace

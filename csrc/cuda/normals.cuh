@@ -47,11 +47,7 @@ struct DeviceNormals : ScalarNormals {
 
 __device__ __forceinline__ void device_normal_block(const NoiseKey& key, uint64_t block,
                                                     float (&out)[kNormalsPerBlock]) {
-  block += key.first_block;
-  uint32_t counter[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), key.step, key.stream};
-  philox4x32<DeviceLanes>(counter, key.seed_low, key.seed_high);
-  box_muller<DeviceNormals>(counter[0], counter[1], out[0], out[1]);
-  box_muller<DeviceNormals>(counter[2], counter[3], out[2], out[3]);
+  normal_block_as<DeviceLanes, DeviceNormals>(key, block, out);
 }
 
 }  // namespace
