@@ -38,17 +38,22 @@ struct Window {
 
 namespace {
 
-// Offset, in elements, of element i of a row.
+// Offset, in elements, of element i of a row of so many dimensions; divide(i, d) divides by the size of one of them.
+template <class I, class Strided, class Divide>
+PYFOLD_HD I strided_offset_of(const Strided& view, const Geometry& geometry, int ndim, I i, Divide&& divide) {
+  I offset = 0;
+  for (int d = ndim - 1; d > 0; --d) {
+    const I quotient = divide(i, d);
+    offset += (i - quotient * static_cast<I>(geometry.size[d])) * static_cast<I>(view.stride[d]);
+    i = quotient;
+  }
+  return ndim > 0 ? offset + i * static_cast<I>(view.stride[0]) : offset;
+}
+
 template <class Strided>
 PYFOLD_HD int64_t offset_of(const Strided& view, const Geometry& geometry, int64_t i) {
   if (view.flat) return i;
-  int64_t offset = 0;
-  for (int d = geometry.ndim - 1; d > 0; --d) {
-    const int64_t quotient = i / geometry.size[d];
-    offset += (i - quotient * geometry.size[d]) * view.stride[d];
-    i = quotient;
-  }
-  return geometry.ndim > 0 ? offset + i * view.stride[0] : offset;
+  return strided_offset_of(view, geometry, geometry.ndim, i, [&](int64_t n, int d) { return n / geometry.size[d]; });
 }
 
 // Merges dimensions that every strided operand walks as one, then marks the flat ones.

@@ -2,14 +2,15 @@
 
 #include "cuda/launch.h"
 #include "cuda/pack_tile.cuh"
+#include "cuda/warp_tile.cuh"
 
 namespace pyfold::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kLanes = CudaTile<float>::kLanes;
-// Of packs: those of a thread, and the rows of a launch.
 constexpr int kPacks = kLanes / kPack;
+// Of a launch whose blocks have parts of rows.
 constexpr int64_t kMostRows = 65535;
 // Groups of lanes that one thread of a reduction adds up before its block does.
 constexpr int kGroupsPerSum = 4;
@@ -80,6 +81,22 @@ __global__ void __launch_bounds__(kThreads)
   Program::run(tile, args);
 }
 
+// blockIdx: as in pack_kernel.
+template <class Program>
+__global__ void __launch_bounds__(kThreads)
+    warp_kernel(const __grid_constant__ typename Program::Args args, const __grid_constant__ SizeDivisors divisors,
+                int64_t first_row) {
+  __shared__ SharedRow<Program::kColumns> shared;
+  __shared__ alignas(16) WarpTile::Stage stages[kThreads / kWarp];
+  const int64_t row = first_row + blockIdx.y;
+  prepare(shared, args, row);
+  const uint32_t warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / kWarp, 0);
+  const uint32_t first = (blockIdx.x * (blockDim.x / kWarp) + warp) * kWarpElements;
+  if (first >= static_cast<uint32_t>(args.geometry.numel)) return;
+  WarpTile tile(shared, row, args.geometry, divisors, first, stages[warp]);
+  Program::run(tile, args);
+}
+
 // launch(first row, rows of a launch)
 template <class Launch>
 cudaError_t each_rows(int64_t rows, Launch&& launch) {
@@ -90,14 +107,13 @@ cudaError_t each_rows(int64_t rows, Launch&& launch) {
   return cudaSuccess;
 }
 
-template <class Program>
-cudaError_t launch_packs(const typename Program::Args& args, cudaStream_t stream) {
-  const int64_t threads = (args.geometry.numel / kLanes + 31) / 32 * 32;
+// A launch of blocks that have parts of rows: launch(grid, threads, first row).
+template <class Launch>
+cudaError_t each_part(const Geometry& geometry, Launch&& launch) {
+  const int64_t threads = (geometry.numel / kLanes + 31) / 32 * 32;
   const int block = threads < kThreads ? static_cast<int>(threads) : kThreads;
-  const unsigned parts = blocks_for(args.geometry.numel, static_cast<int64_t>(kLanes) * block);
-  return each_rows(args.geometry.rows, [&](int64_t first, unsigned rows) {
-    pack_kernel<Program><<<dim3(parts, rows), block, 0, stream>>>(args, first);
-  });
+  const unsigned parts = blocks_for(geometry.numel, static_cast<int64_t>(kLanes) * block);
+  return each_rows(geometry.rows, [&](int64_t first, unsigned rows) { launch(dim3(parts, rows), block, first); });
 }
 
 template <class Program, class Acc>
@@ -108,10 +124,21 @@ cudaError_t launch_map_as(const typename Program::Args& args, cudaStream_t strea
   return cudaGetLastError();
 }
 
-template <class Program, class PackProgram = Program>
+template <class Program, class RowProgram = Program>
 cudaError_t launch_map(const typename Program::Args& args, DType state, cudaStream_t stream) {
   if (state == DType::kFloat64) return launch_map_as<Program, double>(args, stream);
-  if (lies_in_packs(args)) return launch_packs<PackProgram>(args, stream);
+  if (lies_in_packs(args)) {
+    return each_part(args.geometry, [&](dim3 grid, int threads, int64_t first) {
+      pack_kernel<RowProgram><<<grid, threads, 0, stream>>>(args, first);
+    });
+  }
+  if (lies_in_warps(args)) {
+    const typename Program::Args padded = with_dims(args);
+    const SizeDivisors divisors(padded.geometry);
+    return each_part(args.geometry, [&](dim3 grid, int threads, int64_t first) {
+      warp_kernel<RowProgram><<<grid, threads, 0, stream>>>(padded, divisors, first);
+    });
+  }
   return launch_map_as<Program, float>(args, stream);
 }
 

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/dtype.h"
+#include "cuda/divisor.cuh"
 #include "folds/fold.h"
 
 // The units of a fold on a GPU: where eight of them lie, moved as whole packs where they can be. All that divides is
@@ -15,29 +16,6 @@ namespace {
 
 // A thread folds eight units, so that the byte of their bits is its own.
 constexpr int kUnits = 8;
-
-// n / divisor for n from 0: by a multiplication where they fit 32 bits.
-template <class I>
-struct Divisor {
-  I divisor = 1;
-  uint32_t multiplier = 0;
-  int shift = 0;
-
-  Divisor() = default;
-  // For numerators below limit.
-  Divisor(int64_t by, int64_t limit) : divisor(static_cast<I>(by < 1 ? 1 : by)) {
-    if (limit > INT32_MAX || divisor == 1 || divisor > limit) return;
-    while ((int64_t{2} << shift) < divisor) ++shift;  // 2^shift < divisor <= 2^(shift + 1)
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + shift)) + static_cast<uint64_t>(divisor) - 1) /
-                                       static_cast<uint64_t>(divisor));
-  }
-
-  __device__ I operator()(I n) const {
-    if (multiplier != 0) return static_cast<I>(__umulhi(static_cast<uint32_t>(n), multiplier) >> shift);
-    if constexpr (sizeof(I) == 4) return n < divisor ? 0 : n;  // divisor is 1, or above every n
-    return divisor == 1 ? n : n / divisor;
-  }
-};
 
 // A layout as a kernel reads it. Unit t lies in block t / length; there its values are step apart from those of the
 // unit before, and apart from each other.

@@ -20,7 +20,8 @@
 //   write(view, y, sum)  the same, or a Noise, stored in view, which may be the memory of any operand
 //   keep(y)              before a write: y is read after it
 //   subtract, dot        of Registers
-// and is written three times, in cpu/tile.h, cuda/tile.cuh and cuda/pack_tile.cuh; the programs are written once.
+// and is written four times, in cpu/tile.h and in cuda's tile.cuh, pack_tile.cuh and warp_tile.cuh; the programs are
+// written once.
 namespace pyfold {
 
 // A table of coefficient rows and which row each sample takes: index[b], index[0] for all, or b itself where there is

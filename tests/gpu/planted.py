@@ -20,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of which file a header's kernels are.
-FAMILY_OF = {"tile.cuh": "diffusion", "pack_tile.cuh": "diffusion", "fold_units.cuh": "folds"}
+FAMILY_OF = {"fold_units.cuh": "folds"} | dict.fromkeys(
+    ["tile.cuh", "row_tile.cuh", "pack_tile.cuh", "warp_tile.cuh"], "diffusion"
+)
 
 
 @dataclass(frozen=True)

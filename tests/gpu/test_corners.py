@@ -19,23 +19,32 @@ GPU = torch.ops.pyfold_gpu_test
 CPU = torch.ops.pyfold
 
 
-def test_elements_beyond_two_to_the_31():
-    """A sample of 2^32 + 2^20 elements, reserved and not touched but for a few blocks: each holds its own window's noise."""
-    count = 2**32 + 2**20
+@pytest.mark.parametrize(
+    ("count", "first", "step"),
+    [
+        (2**32 + 2**20, 0, 1),
+        (2**31 - 300, 1, 1),  # the most that a warp counts in 32 bits, off by one
+        (2**31 - 200, 1, 1),
+        (2**30, 0, 2),  # the last one 2^31 - 2 from the first, and 2^31
+        (2**30 + 1, 0, 2),
+    ],
+)
+def test_elements_beyond_two_to_the_31(count, first, step):
+    """A sample reserved and not touched but for a few blocks: each holds its own window's noise."""
     seeds = torch.tensor([7])
-    out = torch.empty(1, count, dtype=torch.bfloat16)
+    out = torch.empty(1, first + step * count, dtype=torch.bfloat16)[:, first::step]
     with only_blocks(0):
         GPU.randn(out, seeds, None, None, 0, 0, [], [])
     per_block = int((out[0, : 2**16] != 0).sum())
     assert 0 < per_block < 2**16
-    blocks = [0, 2**31 // per_block, 2**32 // per_block, count // per_block - 1]
+    blocks = sorted({at // per_block for at in (0, 2**30, 2**31, 2**32, count - 1) if at < count})
     with only_blocks(*blocks):
         GPU.randn(out, seeds, None, None, 0, 0, [], [])
     for block in blocks:
-        first = block * per_block
-        part = torch.empty(1, per_block, dtype=torch.bfloat16)
-        CPU.randn(part, seeds, None, None, 0, 0, [first], [count])
-        assert torch.equal(out[:, first : first + per_block], part), f"block {block}"
+        start = block * per_block
+        part = torch.empty(1, min(per_block, count - start), dtype=torch.bfloat16)
+        CPU.randn(part, seeds, None, None, 0, 0, [start], [count])
+        assert torch.equal(out[:, start : start + per_block], part), f"block {block}"
 
 
 def test_keys_draw_windows_and_wrap():
@@ -64,14 +73,15 @@ def test_more_rows_than_a_grid_is_wide(rows):
         CPU.randn(out, torch.arange(rows), None, None, 0, 0, [], [])
 
 
-def test_more_rows_of_packs_than_a_launch_has():
+@pytest.mark.parametrize("columns", [64, 129], ids=["packs", "warps"])
+def test_more_rows_of_blocks_than_a_launch_has(columns):
     """They are dealt 65535 to a launch; the first row of each of three is compared, and of two sums."""
     rows, first = 2 * 65535 + 1, [0, 65535, 2 * 65535]
     seeds = torch.arange(rows)
-    out = torch.empty(rows, 64, dtype=torch.bfloat16)
+    out = torch.empty(rows, columns, dtype=torch.bfloat16)
     with only_blocks(0):
         GPU.randn(out, seeds, None, None, 0, 0, [], [])
-    drawn = torch.empty(len(first), 64, dtype=torch.bfloat16)
+    drawn = torch.empty(len(first), columns, dtype=torch.bfloat16)
     CPU.randn(drawn, seeds[first], None, None, 0, 0, [], [])
     assert torch.equal(out[first], drawn)
     table = torch.ones(1, NOISING_COLUMNS, dtype=torch.float64)

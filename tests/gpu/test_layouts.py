@@ -148,8 +148,12 @@ OPERANDS = {
     "flat": lambda shape, dtype, g: normal(shape, dtype, g),
     "off by one": lambda shape, dtype, g: misaligned(normal(shape, dtype, g)),
     "channels last": lambda shape, dtype, g: normal(shape, dtype, g).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda shape, dtype, g: normal((*shape[:-2], shape[-1], shape[-2]), dtype, g).transpose(-1, -2),
     "every second": lambda shape, dtype, g: normal((*shape[:-1], 2 * shape[-1]), dtype, g)[..., ::2],
 }
+#: Samples of a map's kernel, and of blocks that have a part of one: more than a block's, the last warp with a rest, and
+#: lines of one and of two dimensions within a warp and beyond.
+SMALL, LARGE = (3, 4, 9), (2, 3, 347)
 LOWER = {
     torch.float64: [torch.float64],
     torch.float32: [torch.float32, torch.bfloat16, torch.float16],
@@ -162,13 +166,14 @@ LOWER = {
 @pytest.mark.parametrize("window", [False, True], ids=["whole", "window"])
 def test_noising_and_losses(dtype, window):
     generator = torch.Generator().manual_seed(3)
-    shape = (2, 3, 4, 9)
     noise = torch.tensor([1, -5]), torch.tensor([3, 4]), torch.tensor([9]), 7, 2**32 - 1
     noise += ([1, 2, 3], [9, 9, 20]) if window else ([], [])
+    samples = [SMALL] if window or dtype == torch.float64 else [SMALL, LARGE]
     table = torch.tensor([[0.5, 0.8, 0.3, -0.7, 2.0], [0.6, 0.7, 0.0, 1.0, 1.0]], dtype=torch.float64)
     rows = [None, torch.tensor([1, 0]), torch.tensor([7, 0])]
     with Compared():
-        for x0_as, other_as, lower, index in itertools.product(OPERANDS, OPERANDS, LOWER[dtype], rows):
+        for sample, x0_as, other_as, lower, index in itertools.product(samples, OPERANDS, OPERANDS, LOWER[dtype], rows):
+            shape = 2, *sample
             x0 = OPERANDS[x0_as](shape, dtype, generator)
             other = OPERANDS[other_as](shape, lower, generator)
             out, target = torch.empty_like(other), torch.empty_like(x0).to(lower)
@@ -187,7 +192,8 @@ def test_noising_and_losses(dtype, window):
 def test_steps(window, layout, dtype):
     """All operands and outputs at once, each in a layout in turn, with rows that use all of them, some, or none."""
     generator = torch.Generator().manual_seed(4)
-    shape, seeds = (3, 3, 2, 9), torch.tensor([5, 6, 7])
+    samples = [SMALL] if window or dtype == torch.float64 else [SMALL, LARGE]
+    seeds = torch.tensor([5, 6, 7])
     counters = torch.tensor([4, 5, 6]), torch.tensor([3]), 1, 2, window, [9, 9, 20][: len(window)]
     table = torch.randn(4, 25, generator=generator, dtype=torch.float64)
     table[:, 16], table[:, 17] = -0.9, 0.8  # the clip
@@ -195,9 +201,9 @@ def test_steps(window, layout, dtype):
     table[:2, 6] = table[0, 20] = 0.0  # x' asks for no x0, and in one row the next history entry for none either
     table[3, 11], table[3, 12:14] = 1.0, 0.0
     with Compared():
-        for other, lower, index in itertools.product(OPERANDS, LOWER[dtype], [[0, 1, 2], [3, -1, 9]]):
+        for sample, other, lower, index in itertools.product(samples, OPERANDS, LOWER[dtype], [[0, 1, 2], [3, -1, 9]]):
             of = {name: OPERANDS[way] for name, way in (("x", layout), ("other", other))}
-            state = lambda name, d=dtype, of=of: of[name](shape, d, generator)  # noqa: E731
+            state = lambda name, d=dtype, of=of, s=sample: of[name]((3, *s), d, generator)  # noqa: E731
             out, history_out, next_input, x0_out = state("x"), state("other"), state("other", lower), state("x")
             for models, history, base in ((3, 4, True), (1, 0, False)):
                 outputs = [history_out, next_input, x0_out] if base else [None] * 3
