@@ -256,7 +256,7 @@ PyObject* noising_table(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // flow.
 PyObject* make_unit_planes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) return PyErr_Format(PyExc_TypeError, "unit_planes takes normal, offset, dtype");
-  TensorRef normal, offset, out;
+  TensorRef normal, offset;
   double number = 0;
   const bool fits = !watched() && is_tensor(args[0]) && values(args[0], 2, number, normal) &&
                     values(args[1], 1, number, offset) && !requires_grad(args[0]) &&
