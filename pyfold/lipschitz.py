@@ -20,6 +20,7 @@ from torch import nn
 from pyfold.models.layers import FOLD_ACTIVATIONS
 from pyfold.models.layers import activation as activation_by_name
 from pyfold.ops import FOLDS
+from pyfold.ops._tensors import accumulation
 
 #: Activations that are 1-Lipschitz; FOLDS says which of the folds keep the length of gradients. The others do not.
 ACTIVATIONS = (
@@ -120,7 +121,7 @@ class OrthogonalConv2d(nn.Module):
         frequency = torch.arange(frequencies, device=self.weight.device)
         # The phase is reduced in integers, so that large images lose nothing.
         # Neither transforms nor solutions are there in half types: from float32 on.
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        dtype = accumulation(self.weight.dtype)
         phase = (frequency[:, None] * place % size).to(dtype) * (2 * math.pi / size)
         return torch.complex(phase.cos(), -phase.sin())
 
@@ -139,7 +140,7 @@ class OrthogonalConv2d(nn.Module):
             raise ValueError(f"x must have shape [B, {self.inputs}, H, W], got {tuple(x.shape)}")
         height, width = x.shape[2:]
         matrices = self.matrices(height, width)[..., : self.outputs, : self.inputs]
-        spectrum = torch.fft.rfft2(x.to(torch.promote_types(x.dtype, torch.float32))).permute(2, 3, 1, 0)
+        spectrum = torch.fft.rfft2(x.to(accumulation(x.dtype))).permute(2, 3, 1, 0)
         y = torch.fft.irfft2((matrices @ spectrum).permute(3, 2, 0, 1), s=(height, width)).to(x.dtype)
         result: torch.Tensor = y if self.bias is None else y + self.bias[:, None, None]
         return result

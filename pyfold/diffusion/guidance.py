@@ -16,6 +16,7 @@ from pyfold.diffusion.plan import Plan
 from pyfold.diffusion.predictions import PREDICTIONS, check_prediction, convert, determines_x0
 from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.ops import AFFINE_STEP_COLUMNS
+from pyfold.ops._tensors import accumulation
 
 _COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
 
@@ -189,7 +190,7 @@ def with_gradient(
 
 def _flat(value: torch.Tensor) -> torch.Tensor:
     """[B, N], half types in float32: what is reduced becomes a coefficient of the whole step."""
-    return value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
+    return value.flatten(1).to(accumulation(value.dtype))
 
 
 def _combined(rows: torch.Tensor, models: tuple[torch.Tensor, ...]) -> torch.Tensor:

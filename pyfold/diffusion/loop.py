@@ -11,6 +11,7 @@ import torch
 from pyfold.diffusion.draws import stream_and_step
 from pyfold.ops import INITIAL_STREAM, add_noise, randn
 from pyfold.ops._checks import as_seeds, as_sizes, check_batched, check_seeds, check_sizes, check_tensor, seed_count
+from pyfold.ops._tensors import accumulation
 from pyfold.ops.step import PreparedStep
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _learned_noise(plan: Plan, i: int, levels: torch.Tensor, seeds: torch.Tensor
     if bounds is None:
         return torch.zeros_like(levels)
     low, high = bounds
-    levels = levels.to(torch.promote_types(levels.dtype, torch.float32))
+    levels = levels.to(accumulation(levels.dtype))
     log_variance = levels if plan.log_variance else low + (levels + 1) / 2 * (high - low)
     z = plan.draw(i, seeds, levels.shape[1:], dtype=levels.dtype) if noise is None else noise(i)
     return (log_variance / 2).exp() * z
@@ -268,7 +269,7 @@ def sample(
         True
     """
     device = _checked(model, plan, device, dtype, adapt)
-    state = torch.float64 if dtype == torch.float64 else torch.float32
+    state = accumulation(dtype)
     x_given = x is not None
     x, seeds = initial_noise(shape, seeds, plan.start_std, device, state, x)
     inside, window = _region(region, shape, x_given)

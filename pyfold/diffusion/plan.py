@@ -23,6 +23,7 @@ from pyfold.diffusion.loop import stage as run_stage
 from pyfold.diffusion.predictions import check_prediction, convert
 from pyfold.diffusion.schedule import Point, Schedule, check_number
 from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, affine_table, randn
+from pyfold.ops._tensors import accumulation
 
 _D1 = AFFINE_STEP_COLUMNS.index("d1")
 Adaptations = Sequence[Callable[..., torch.Tensor]]
@@ -249,7 +250,7 @@ class Plan:
         if self.history or any(row.get(d) for row in self.rows for d in ("d2", "d3")):
             raise ValueError(f"log_prob needs a plan of one noise a step and no history, got {self.name}")
         table = self.on(x.device)[0]
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = accumulation(x.dtype)
         mean = affine_step(x.to(wide), models, table, index)
         std = table[index.expand(x.shape[0]), _D1].to(mean.dtype)
         squares = ((after.to(wide) - mean) ** 2).flatten(1).sum(1)

@@ -14,6 +14,7 @@ from pyfold.diffusion.samplers._declare import Past, sampler
 from pyfold.diffusion.samplers.ancestral import flow_grpo_rate, flow_sde_step
 from pyfold.diffusion.schedule import Point
 from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, mse_loss
+from pyfold.ops._tensors import accumulation
 
 __all__ = ["log_prob", "policy_cps", "policy_sde", "replay"]
 
@@ -98,7 +99,7 @@ def log_prob(
     if plan.history or any(row.get(d) for row in plan.rows for d in ("d2", "d3")):
         raise ValueError(f"log_prob needs a plan of one noise a step and no history, got {plan.name}")
     table = plan.on(x.device)[0]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = accumulation(x.dtype)
     mean = affine_step(x.to(wide), models, table, index)
     std = table[index.expand(x.shape[0]), _D1].to(wide)
     squares: torch.Tensor = mse_loss(mean, after.to(wide))

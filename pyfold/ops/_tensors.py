@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """What values of a floating dtype are computed and summed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

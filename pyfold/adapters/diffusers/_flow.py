@@ -25,6 +25,7 @@ from pyfold.diffusion.samplers.correctors import Method, unipc_method
 from pyfold.diffusion.samplers.runge_kutta import euler, heun, line_coefficients
 from pyfold.diffusion.schedule import Point
 from pyfold.ops import affine_step
+from pyfold.ops._tensors import accumulation
 
 FRAME = FRAMES["flow"]
 
@@ -180,7 +181,7 @@ class FlowMatchLCMScheduler(StretchesFlows, ScalesNoise):
             x0 = self._fuse(place, lambda i: Step(self._means("x0", self._ends(i)[0])), sample, output, upcast=True)[0]
             size = [round(factors[place] * length) for length in self._init_size]
             like = output = torch.nn.functional.interpolate(x0, size=size, mode=self._upscale_mode)
-        noise = self._draw(like, generator, seeds, dtype=torch.promote_types(torch.float32, model_output.dtype))
+        noise = self._draw(like, generator, seeds, dtype=accumulation(model_output.dtype))
         rule = lambda i: self._renoised(i, X if scaled else None)  # noqa: E731
         prev = self._fuse(place, rule, like, output, noise=noise, upcast=True)[0]
         self._advance(place)

@@ -40,6 +40,7 @@ from pyfold.diffusion.predictions import convert
 from pyfold.diffusion.samplers import Past, Sampler
 from pyfold.diffusion.schedule import Point
 from pyfold.ops import add_noise, affine_step
+from pyfold.ops._tensors import accumulation
 
 W = TypeVar("W")
 #: Their names for what a model predicts, and ours.
@@ -487,7 +488,7 @@ class Fused(metaclass=_BesideTheirs):
         # A model that says x0 itself says it in its own dtype.
         itself = getattr(self.config, "prediction_type", None) in ("sample", "original_sample")
         if x0 is not None and (itself or upcast):
-            x0 = as_dtype(x0, model.dtype if itself else torch.promote_types(torch.float32, model.dtype))
+            x0 = as_dtype(x0, model.dtype if itself else accumulation(model.dtype))
         return prev, kept, x0
 
     def _written(self, i: Any, rule: Callable[[Any], Step], given: Operands, show: bool) -> Written:

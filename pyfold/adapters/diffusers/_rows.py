@@ -91,14 +91,14 @@ class _Unknown(Exception):
     """A rule depends on a tensor whose values the host has not, or on a large one."""
 
 
-_PLAIN = frozenset((type(None), bool, int, float, str, np.float64, torch.device))
+_SCALARS = frozenset((type(None), bool, int, float, str, np.float64, torch.device))
 #: Larger tensors are not looked through.
 _MOST_VALUES = 16
 
 
 def _value(thing: Any) -> Hashable:
     """What a rule read, by its value."""
-    if type(thing) in _PLAIN:
+    if type(thing) in _SCALARS:
         return thing if thing == thing else "nan"
     if isinstance(thing, FunctionType):
         if hasattr(thing, "rule"):

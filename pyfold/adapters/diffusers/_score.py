@@ -21,6 +21,7 @@ from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype, noise_te
 from pyfold.diffusion.draws import Addresses
 from pyfold.diffusion.formulas import M, N, X
 from pyfold.diffusion.schedule import Point
+from pyfold.ops._tensors import accumulation
 
 
 def _of_ratio(sigma: Any) -> Point:
@@ -100,7 +101,7 @@ class ScoreSdeVeScheduler(Fused):
             way = self._walk()
             way.corrected += 1
             noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
-        wide = (as_dtype(t, torch.promote_types(t.dtype, torch.float32)) for t in (model_output, noise))
+        wide = (as_dtype(t, accumulation(t.dtype)) for t in (model_output, noise))
         norms: list[Any] = [torch.linalg.vector_norm(t.flatten(1), dim=-1).mean().double() for t in wide]
         numbers = sample.is_cpu and not transforms_active()
         of_score, of_noise = (np.float64(t.item()) for t in norms) if numbers else norms

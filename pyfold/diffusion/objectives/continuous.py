@@ -14,7 +14,7 @@ from pyfold.diffusion.schedule import check_number
 from pyfold.diffusion.schedules import trigflow
 from pyfold.diffusion.training import Noised, TrainingLoss
 from pyfold.ops import add_noise, mse_loss
-from pyfold.ops._tensors import per_sample
+from pyfold.ops._tensors import accumulation, per_sample
 
 #: The paper's: of log(sigma / alpha).
 _DENSITY = partial(lognormal, mean=-1.0, std=1.4)
@@ -111,7 +111,7 @@ class SCMLoss:
         tangents = n.target * std, torch.ones_like(n.t)
         output, change = along_path(model, target_model, (n.x_t, n.t), tangents, self.dropout)
         # In float32 at least: of a half type the length overflows, and a target that is a small step away is the output.
-        wide = torch.promote_types(n.x0.dtype, torch.float32)
+        wide = accumulation(n.x0.dtype)
         output, change = check_samples("model", output, n.x0).to(wide), change.detach().to(wide)
         cos, sin = (per_sample(c, n.x0).to(wide) for c in (n.alpha, n.sigma / std))
         detached = output.detach()

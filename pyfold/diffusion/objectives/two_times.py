@@ -12,6 +12,7 @@ import torch
 from pyfold.diffusion.schedule import Schedule
 from pyfold.diffusion.schedules import flow
 from pyfold.ops import add_noise
+from pyfold.ops._tensors import accumulation
 
 Model = Callable[..., torch.Tensor]
 Tensors = tuple[torch.Tensor, ...]
@@ -21,7 +22,7 @@ SECOND_TIME, COIN = 2, 3
 
 def model_time(time: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
     """A model's time [B] in float32, or float64 for float64 samples."""
-    return time.to(torch.float64 if x0.dtype == torch.float64 else torch.float32)
+    return time.to(accumulation(x0.dtype))
 
 
 def same_draws(device: torch.device, active: bool) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from pyfold.diffusion.samplers.exponential import ancestral_aim, between, growth
 from pyfold.diffusion.schedule import Point, Schedule
 from pyfold.diffusion.spacings import ratio_span
 from pyfold.ops import add_noise, affine_step, affine_table, mse_loss
+from pyfold.ops._tensors import accumulation
 
 
 class Attempt(NamedTuple):
@@ -150,7 +151,7 @@ def dpm_adaptive(
         check_option(name, number, (0.0, math.inf, "above"))
     low, high = ratio_span(schedule, sigma_min, sigma_max)
     here, end = schedule.at_ratio(high), schedule.at_ratio(low)
-    state = torch.float64 if dtype == torch.float64 else torch.float32
+    state = accumulation(dtype)
     device = torch.device(device)
     x, seeds = initial_noise(shape, seeds, schedule.start_std(here), device, state, x)
     control = _Controller(h, proportional, integral, derivative, 1.5 if eta else order, safety)
