@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import pickle
 import re
 import subprocess
@@ -17,9 +18,12 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("torchsde", reason="two schedulers are placeholders without it")
 pytest.importorskip("scipy", reason="one scheduler is a placeholder without it")
 
+from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler  # noqa: E402
+
 from pyfold._requirements import install_command  # noqa: E402
 from pyfold.adapters import diffusers as ours  # noqa: E402
 from pyfold.adapters.diffusers import _rows  # noqa: E402
+from pyfold.adapters.diffusers._sigmas import _torchsde_noise  # noqa: E402
 
 SHAPE = (3, 4, 6, 6)
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -1658,6 +1662,33 @@ def test_levels_are_not_counted_for_the_noise_of_torch():
     for _ in range(515):
         x = scheduler.step_pred(0 * x, scheduler.timesteps[0], 0 * x, generator=torch.Generator()).prev_sample
     assert x.isfinite().all()
+
+
+def test_a_corrector_keeps_no_row():
+    """Its length is by the norms of the noise, which no other step has."""
+    scheduler = ours.ScoreSdeVeScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.set_sigmas(4)
+    x = torch.ones(SHAPE)
+    for seed in range(3):
+        scheduler.step_correct(x, x, generator=torch.Generator().manual_seed(seed))
+    assert not scheduler._memory.rows
+
+
+@pytest.mark.parametrize("seeds", [3, [3, 4, 5]])
+def test_torchsdes_noise_is_drawn_once(seeds, monkeypatch):
+    """The bits of diffusers' tree, of fewer draws: its 45 states are forgotten between the ends of a step."""
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: (drawn.append(1), randn(*a, **k))[1])
+    x, sigmas = torch.ones(SHAPE), (torch.linspace(4.0, 0.2, 12) ** 2).tolist()
+    noises, counts = [], []
+    for make in (BrownianTreeNoiseSampler, _torchsde_noise):
+        drawn.clear()
+        sampler = make(x, sigmas[-1], sigmas[0], seeds)
+        noises.append([sampler(torch.tensor(a), torch.tensor(b)) for a, b in itertools.pairwise(sigmas)])
+        counts.append(len(drawn))
+    assert all(map(torch.equal, *noises))
+    assert counts[1] < 0.75 * counts[0]
 
 
 @pytest.mark.parametrize(

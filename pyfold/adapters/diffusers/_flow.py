@@ -13,10 +13,9 @@ import torch
 from pyfold.adapters.diffusers._discrete import DATA
 from pyfold.adapters.diffusers._fused import Fused, StretchesFlows, refuse_integers
 from pyfold.adapters.diffusers._multistep import UniPC
-from pyfold.adapters.diffusers._rows import HALF, Counted, Operands, Step, T, _table, as_dtype
+from pyfold.adapters.diffusers._rows import HALF, Counted, Step, T, as_dtype, pass_once
 from pyfold.adapters.diffusers._sigmas import Churns
 from pyfold.adapters.k_diffusion import SCHEDULE
-from pyfold.diffusion import formulas
 from pyfold.diffusion.formulas import BASE, KEPT_AS, Form, H, M, N, U, X
 from pyfold.diffusion.samplers import Past
 from pyfold.diffusion.samplers._declare import FRAMES
@@ -24,7 +23,6 @@ from pyfold.diffusion.samplers.ancestral import consistency, flow_ancestral
 from pyfold.diffusion.samplers.correctors import Method, unipc_method
 from pyfold.diffusion.samplers.runge_kutta import euler, heun, line_coefficients
 from pyfold.diffusion.schedule import Point
-from pyfold.ops import affine_step
 from pyfold.ops._tensors import accumulation
 
 FRAME = FRAMES["flow"]
@@ -49,6 +47,9 @@ class OnFlow(Fused):
 
     def _euler(self, here: Point, there: Point, flow: Form = M) -> Step:
         return self._follow(euler, here, there, u=flow, shows=False, frame=FRAME)
+
+    def _to_next(self, i: int) -> Step:
+        return self._euler(*self._ends(i))
 
     def _renoised(self, i: int, x0: Form | None = None) -> Step:
         """x0, then noise on it, up to the level of the next place."""
@@ -76,7 +77,7 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
             prev = self._per_token(model_output, sample, per_token_timesteps, noise, place)
             self._advance(place)
             return self._finish(return_dict, prev)
-        rule = lambda i: self._renoised(i) if stochastic else self._euler(*self._ends(i))  # noqa: E731
+        rule = self._renoised if stochastic else self._to_next
         prev = self._fuse(place, rule, sample, model_output, noise=noise, upcast=True)[0]
         self._advance(place)
         return self._finish(return_dict, as_dtype(prev, model_output.dtype))
@@ -91,12 +92,10 @@ class FlowMatchEulerDiscreteScheduler(StretchesFlows, ScalesNoise):
         if i is None or several or per_token_timesteps is not None or self.config.stochastic_sampling:
             return NotImplemented
         refuse_integers(self, timestep)
-        given = Operands(sample.float() if sample.dtype in HALF else sample, model_output, None, (), None)
         here, there = level(self.sigmas[i].double()), level(self.sigmas[i + 1].double())
         # _euler's line: the compiler does not follow a Form times a tensor, which the rule writes.
         of_x, of_model = line_coefficients(FRAME, here, there)
-        row = formulas.row(Step(Form(x=of_x, m=of_model)))
-        prev = affine_step(given.x, given.model, _table([row], given.x.device))
+        prev = pass_once(Form(x=of_x, m=of_model), sample, model_output)
         self._step_index = i + 1
         return self._finish(return_dict, as_dtype(prev, model_output.dtype))
 

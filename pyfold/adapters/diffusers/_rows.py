@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,12 @@ from pyfold._torch_private import transforms_active
 from pyfold.diffusion import formulas
 from pyfold.diffusion.draws import stream_and_step
 from pyfold.diffusion.formulas import X0, Form, H, absent
-from pyfold.ops import AFFINE_STEP_COLUMNS, randn
+from pyfold.ops import AFFINE_STEP_COLUMNS, affine_step, affine_table, randn
 from pyfold.ops._checks import as_seeds
 
 T = torch.Tensor
 _COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
-_EMPTY_ROW = [{"g1": 1.0, "c_in": 1.0, "clip_min": -np.inf, "clip_max": np.inf}.get(name, 0.0) for name in AFFINE_STEP_COLUMNS]
+_EMPTY_ROW = affine_table([{}]).numpy()
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -100,14 +100,16 @@ def _value(thing: Any) -> Hashable:
     """What a rule read, by its value."""
     if type(thing) in _SCALARS:
         return thing if thing == thing else "nan"
+    if isinstance(thing, ConfigMixin):
+        # The scheduler itself, whose tables and settings are looked at anew.
+        return None
+    if isinstance(thing, MethodType):
+        return thing.__func__, _value(thing.__self__)
     if isinstance(thing, FunctionType):
         if hasattr(thing, "rule"):
             return thing.__name__
         cells = [_value(cell.cell_contents) for cell in thing.__closure__ or ()]
-        return thing.__code__, _value(thing.__defaults__), *cells
-    if isinstance(thing, ConfigMixin):
-        # The scheduler itself, whose tables and settings are looked at anew.
-        return None
+        return thing.__code__, thing.__defaults__ and _value(thing.__defaults__), *cells
     if isinstance(thing, np.generic):
         return _value(thing.item())
     if isinstance(thing, Form):
@@ -117,7 +119,7 @@ def _value(thing: Any) -> Hashable:
     if isinstance(thing, torch.Tensor):
         if not thing.is_cpu or thing.requires_grad or thing.numel() > _MOST_VALUES or transforms_active():
             raise _Unknown
-        return thing.dtype, tuple(thing.shape), *map(_value, thing.flatten().tolist())
+        return thing.dtype, thing.shape, _value(thing.tolist())
     raise _Unknown
 
 
@@ -133,7 +135,7 @@ def _read(rule: Callable[..., Any]) -> Hashable | None:
 def _empty_row(device: torch.device) -> T:
     """Copied to a device once, so that per-sample rows are made there without a wait."""
     with torch.inference_mode(False):
-        return torch.tensor([_EMPTY_ROW], dtype=torch.float64).to(device)
+        return torch.tensor(_EMPTY_ROW).to(device)
 
 
 def as_dtype(tensor: T, dtype: torch.dtype) -> T:
@@ -151,7 +153,7 @@ def _table(rows: Sequence[dict[str, Any]], device: torch.device) -> T:
         for name, value in rows[0].items():
             table[:, _COLUMN[name]] = value
         return table
-    values = np.array([_EMPTY_ROW] * len(rows))
+    values = _EMPTY_ROW.repeat(len(rows), 0)
     for i, row in enumerate(rows):
         for name, value in row.items():
             values[i, _COLUMN[name]] = value
@@ -219,6 +221,15 @@ class Operands:
         device = self.x.device
         apart = _table(separate, device) if separate else None
         return Written(placed, _table(rows, device), apart)
+
+
+def pass_once(form: Form, x: T, model: T, base: T | None = None) -> T:
+    """A form of X, M and BASE with coefficients that no other step has, so that its row is not kept.
+
+    A half-precision state becomes float32.
+    """
+    given = Operands(x.float() if x.dtype in HALF else x, model, base, (), None)
+    return affine_step(given.x, given.model, _table([formulas.row(Step(form))], given.x.device), base=given.base)
 
 
 def _together(x: T, model: T) -> tuple[T, T]:

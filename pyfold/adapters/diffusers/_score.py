@@ -7,25 +7,30 @@ and is as long as the batch's norms say; a sampler's rule goes between two point
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from pyfold._elementary import exp, one_minus_exp, sqrt
 from pyfold._torch_private import transforms_active
 from pyfold.adapters.diffusers._fused import Fused
-from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype, noise_tensor
+from pyfold.adapters.diffusers._rows import Counted, Step, T, as_dtype, noise_tensor, pass_once
 from pyfold.diffusion.draws import Addresses
-from pyfold.diffusion.formulas import M, N, X
+from pyfold.diffusion.formulas import Form, M, N, X
 from pyfold.diffusion.schedule import Point
 from pyfold.ops._tensors import accumulation
 
 
 def _of_ratio(sigma: Any) -> Point:
     return Point(0.0, sigma * 0.0 + 1.0, sigma)
+
+
+def _mean_norm(t: T) -> T:
+    norms: T = torch.linalg.vector_norm(as_dtype(t, accumulation(t.dtype)).flatten(1), dim=-1)
+    return norms.mean()
 
 
 @dataclass
@@ -56,34 +61,33 @@ class ScoreSdeVeScheduler(Fused):
         if self.timesteps is None:
             raise ValueError("set_timesteps must be called before step_pred, timesteps is None")
         noise = self._draw(sample, generator, seeds)
-        samples, device, steps = sample.shape[0], sample.device, len(self.timesteps)
-
-        def ends() -> tuple[T, T]:
-            # In their precision, which says the place in the table.
-            place = (timestep * torch.ones(samples, device=device) * (steps - 1)).long()
-            table = self._on("discrete_sigmas", device)
-            return table[place], torch.where(place == 0, 0.0, table[place - 1])
-
-        draw = self._arrive(timestep, ends) if isinstance(noise, Counted) else None
+        at = timestep, len(self.timesteps), sample.shape[0], sample.device
+        draw = self._arrive(*at) if isinstance(noise, Counted) else None
 
         def rule(_: int) -> Step:
-            here, there = ends()
+            here, there = self._ends(*at)
             variance = here**2 - there**2
             mean = X + M * variance
             return Step(mean + N * variance**0.5, keep=mean, draw=draw)
 
         return self._finish(return_dict, *self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[:2])
 
+    def _ends(self, timestep: Any, steps: int, samples: int, device: torch.device) -> tuple[T, T]:
+        # In their precision, which says the place in the table.
+        place = (timestep * torch.ones(samples, device=device) * (steps - 1)).long()
+        table = self._on("discrete_sigmas", device)
+        return table[place], torch.where(place == 0, 0.0, table[place - 1])
+
     def _walk(self) -> _Way:
         return self._way(lambda: _Way(self._draw_at(_of_ratio(self._host("discrete_sigmas")[-1]))))
 
-    def _arrive(self, timestep: Any, ends: Callable[[], tuple[T, T]]) -> Any:
+    def _arrive(self, timestep: Any, steps: int, samples: int, device: torch.device) -> Any:
         """The address of the predictor's draw; a level of timesteps that are one for each sample is not counted as visited."""
         way, sigmas = self._walk(), self._host("discrete_sigmas")
         if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
-            way.at = self._draw_at(_of_ratio(ends()[1]))
+            way.at = self._draw_at(_of_ratio(self._ends(timestep, steps, samples, device)[1]))
         else:
-            place = int(np.float32(self._number(timestep)) * np.float32(len(self.timesteps) - 1))
+            place = int(np.float32(self._number(timestep)) * np.float32(steps - 1))
             points = _of_ratio(sigmas[place]), _of_ratio(sigmas[place - 1] if place else 0.0)
             way.at = way.visits.step(*points, [None])[0]
         way.corrected = 0
@@ -101,21 +105,15 @@ class ScoreSdeVeScheduler(Fused):
             way = self._walk()
             way.corrected += 1
             noise = noise_tensor(noise, sample, way.at + (way.corrected << 32))
-        wide = (as_dtype(t, accumulation(t.dtype)) for t in (model_output, noise))
-        norms: list[Any] = [torch.linalg.vector_norm(t.flatten(1), dim=-1).mean().double() for t in wide]
+        norms: Any = _mean_norm(model_output), _mean_norm(noise)
         numbers = sample.is_cpu and not transforms_active()
-        of_score, of_noise = (np.float64(t.item()) for t in norms) if numbers else norms
+        of_score, of_noise = [np.float64(norm.item()) if numbers else norm.double() for norm in norms]
         with np.errstate(all="ignore"):
             ratio = self.config.snr * of_noise / of_score
             size = ratio * ratio * 2
             std = np.sqrt(size * 2) if numbers else (size * 2) ** 0.5
-        rule = lambda _: Step(X + M * size + N * std)  # noqa: E731
-        prev = self._fuse(0, rule, sample, model_output, noise=noise, upcast=True)[0]
-        if not return_dict:
-            return (prev,)
-        from diffusers.schedulers.scheduling_utils import SchedulerOutput
-
-        return SchedulerOutput(prev_sample=prev)
+        prev = pass_once(Form(x=1.0, m=size, base=std), sample, model_output, noise)
+        return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
 
 class ScoreSdeVpScheduler(Fused):

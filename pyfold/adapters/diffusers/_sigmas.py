@@ -300,6 +300,27 @@ class KDPM2AncestralDiscreteScheduler(KDPM2):
         return self._two_stages(dpm2_ancestral, model_output, timestep, sample, return_dict, noise)
 
 
+def _torchsde_noise(like: T, low: float, high: float, seed: Any) -> Any:
+    """diffusers' sampler of that path, its trees remembering 100 states.
+
+    The two ends of a step are 60 intervals: torchsde's 45 states forget the one on the way to the other, and every third
+    normal is drawn twice.
+    """
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+    from torchsde import BrownianInterval
+
+    sampler = BrownianTreeNoiseSampler(like, low, high, seed)
+    ends = sorted(float(torch.as_tensor(end)) for end in (low, high))
+    sampler.tree.trees = [
+        BrownianInterval(
+            *ends, size=tree.shape, dtype=tree.dtype, device=tree.device, entropy=tree.entropy, tol=tree.tol,
+            pool_size=tree.pool_size, halfway_tree=tree.halfway_tree, cache_size=100,
+        )
+        for tree in sampler.tree.trees
+    ]  # fmt: skip
+    return sampler
+
+
 class BrownianSteps(Fused):
     """Noise that is the increment of a Brownian path in sigma: torchsde's as theirs, or one of seeds (``BrownianPath``)."""
 
@@ -314,9 +335,7 @@ class BrownianSteps(Fused):
             ends = [min(max(float(t), low), high) for t in (start, end)]
             return path.normal(*ends) if ends[0] > ends[1] else torch.zeros_like(like)
         if self.noise_sampler is None:
-            from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
-
-            self.noise_sampler = BrownianTreeNoiseSampler(like, low, high, generator_seed)
+            self.noise_sampler = _torchsde_noise(like, low, high, generator_seed)
         return torch.as_tensor(self.noise_sampler(start, end)).to(like.device)
 
 
