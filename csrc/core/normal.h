@@ -86,6 +86,7 @@ struct NoiseKey {
   uint32_t seed_low, seed_high;
   uint32_t stream, step;
   uint64_t first_block;  // of element 0; those that follow wrap at 2^64
+  friend bool operator==(const NoiseKey&, const NoiseKey&) = default;
 };
 
 PYFOLD_HD NoiseKey noise_key(int64_t seed, uint32_t stream, uint32_t step, uint64_t first_block) {

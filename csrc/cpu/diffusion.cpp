@@ -18,14 +18,15 @@ bool beyond_caches(const Args& args) {
 }
 template <class Body>
 inline void each_tile(DType state, const Geometry& geometry, bool far, int64_t begin, int64_t end, Body&& body) {
+  NormalStream normals;
   if (state == DType::kFloat64) {
     for (int64_t task = begin; task < end; ++task) {
-      CpuTile<double> tile(geometry, task, far);
+      CpuTile<double> tile(geometry, task, far, normals);
       body(tile, task);
     }
   } else {
     for (int64_t task = begin; task < end; ++task) {
-      CpuTile<float> tile(geometry, task, far);
+      CpuTile<float> tile(geometry, task, far, normals);
       body(tile, task);
     }
   }

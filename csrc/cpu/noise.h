@@ -18,8 +18,13 @@ constexpr int kNoiseSlack = 4 * kNoiseGroupBlocks + kNormalsPerBlock;
 // The normals of a key, by vectors of blocks.
 class NormalStream {
  public:
-  explicit NormalStream(const NoiseKey& key)
-      : step_(Lanes::key(key.step)), stream_(Lanes::key(key.stream)), first_block_(key.first_block) {
+  // What run and ends_with are of. The tiles of a row have one key, whose rounds are made for the first of them.
+  void set(const NoiseKey& key) {
+    if (is_set_ && key == key_) return;
+    is_set_ = true;
+    key_ = key;
+    step_ = Lanes::key(key.step);
+    stream_ = Lanes::key(key.stream);
     uint32_t key0 = key.seed_low, key1 = key.seed_high;
     for (auto& round : keys_) {
       round[0] = Lanes::key(key0);
@@ -27,6 +32,7 @@ class NormalStream {
       key0 += kPhiloxWeyl0;
       key1 += kPhiloxWeyl1;
     }
+    last_key_ = Lanes::key(key0 | static_cast<uint64_t>(key1) << 32);
   }
 
   // Whether run writes exactly the elements asked for.
@@ -53,7 +59,9 @@ class NormalStream {
   using Lanes = VectorLanes;
   using Word = Lanes::Word;
 
-  uint64_t block_of(int64_t element) const { return first_block_ + static_cast<uint64_t>(element) / kNormalsPerBlock; }
+  uint64_t block_of(int64_t element) const {
+    return key_.first_block + static_cast<uint64_t>(element) / kNormalsPerBlock;
+  }
 
   // Vectors worked by turns: a round is a chain of instructions, of which each takes longer than the start of the next.
 #if defined(__AVX512F__)
@@ -94,6 +102,7 @@ class NormalStream {
   // lane: the blocks' low words, left at those that follow.
   template <int kVectors>
   PYFOLD_HD void make_words(Word& lane, Word high, int at, Words& words) const {
+    const auto* keys = Lanes::in_memory(keys_);
     Word counter[kVectors][4];
     PYFOLD_UNROLL_VECTORS
     for (int v = 0; v < kVectors; ++v) {
@@ -104,14 +113,18 @@ class NormalStream {
       counter[v][3] = Lanes::from_key(stream_);
     }
     PYFOLD_UNROLL_VECTORS
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const Word key0 = Lanes::from_key(keys_[round][0]), key1 = Lanes::from_key(keys_[round][1]);
+    for (int round = 0; round < kPhiloxRounds - 1; ++round) {
       PYFOLD_UNROLL_VECTORS
-      for (int v = 0; v < kVectors; ++v) philox_round<Lanes>(counter[v], key0, key1);
+      for (int v = 0; v < kVectors; ++v) philox_round<Lanes>(counter[v], keys[round][0], keys[round][1]);
     }
     PYFOLD_UNROLL_VECTORS
     for (int v = 0; v < kVectors; ++v) {
-      const Word even = Lanes::pair(counter[v][0], counter[v][2]), odd = Lanes::pair(counter[v][1], counter[v][3]);
+      // The last round, of words side by side.
+      const Word product0 = Lanes::multiply(counter[v][0], kPhiloxMultiplier0);
+      const Word product1 = Lanes::multiply(counter[v][2], kPhiloxMultiplier1);
+      const Word even =
+          Lanes::xor3(Lanes::pair_high(product1, product0), Lanes::pair(counter[v][1], counter[v][3]), last_key_);
+      const Word odd = Lanes::pair(product1, product0);
       __builtin_memcpy(words.even + 2 * (at + v * Lanes::kCount), &even, sizeof even);
       __builtin_memcpy(words.odd + 2 * (at + v * Lanes::kCount), &odd, sizeof odd);
     }
@@ -126,8 +139,9 @@ class NormalStream {
 #endif
   }
 
-  Lanes::Key keys_[kPhiloxRounds][2], step_, stream_;
-  uint64_t first_block_;
+  Lanes::Key keys_[kPhiloxRounds - 1][2], last_key_, step_, stream_;
+  NoiseKey key_;
+  bool is_set_ = false;
 };
 
 }  // namespace

@@ -62,11 +62,10 @@ struct VectorNormals {
     // Bit 31: half a turn, which is both signs. Bit 30: a quarter, which is (-sine, cosine).
     const Word q = _mm512_add_epi32(word1, words(0x20000000));
     const __mmask16 quarter = _mm512_test_epi32_mask(q, words(0x40000000));
-    const Word half = _mm512_and_si512(q, words(0x80000000));
-    const Float signed_radius = from_bits(_mm512_xor_si512(bits(radius.lanes), half));
-    const __m512 minus_sine = from_bits(_mm512_xor_si512(bits(sine.lanes), words(0x80000000)));
-    z0 = signed_radius * Float(_mm512_mask_blend_ps(quarter, cosine.lanes, minus_sine));
+    const Float signed_radius = from_bits(_mm512_ternarylogic_epi32(bits(radius.lanes), q, words(0x80000000), 0x78));
     z1 = signed_radius * Float(_mm512_mask_blend_ps(quarter, sine.lanes, cosine.lanes));
+    z0 = signed_radius *
+         Float(from_bits(_mm512_mask_xor_epi32(bits(cosine.lanes), quarter, bits(sine.lanes), words(0x80000000))));
   }
 
   static PYFOLD_HD Word load(const uint32_t* aligned) { return _mm512_load_si512(aligned); }

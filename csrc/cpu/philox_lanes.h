@@ -42,12 +42,27 @@ struct VectorLanes {
 #if defined(__AVX512F__)
   // What a round's key is kept as: a load of AVX-512 can broadcast.
   using Key = uint64_t;
-  static PYFOLD_HD Key key(uint32_t value) { return value; }
+  static PYFOLD_HD Key key(uint64_t value) { return value; }
+  // Out of the compiler's sight, which would load all keys ahead of a loop and find no registers for them.
+  template <class Keys>
+  static PYFOLD_HD const Keys* in_memory(const Keys* keys) {
+    asm("" : "+r"(keys));
+    return keys;
+  }
+  // Written out, because GCC 12 copies a key to where the result shall lie.
+  static PYFOLD_HD Word xor3(Word a, Word b, const Key& key) {
+    asm("vpternlogq $0x96, %2%{1to8%}, %1, %0" : "+v"(a) : "v"(b), "m"(key));
+    return a;
+  }
   // Shuffles run on more pipes than shifts. Zero-masking forms: GCC 12 warns about the plain ones' own undefined
   // operand.
   static PYFOLD_HD Word high(Product p) { return (Word)_mm512_maskz_shuffle_epi32(0xFFFF, (__m512i)p, _MM_PERM_DDBB); }
   static PYFOLD_HD Product multiply(Word a, uint32_t constant) {
     return (Word)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)broadcast(constant));
+  }
+  // The high word of a beside the high word of b.
+  static PYFOLD_HD Word pair_high(Word a, Word b) {
+    return (Word)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, _MM_PERM_DDBB);
   }
   // The low word of a beside the low word of b.
   static PYFOLD_HD Word pair(Word a, Word b) {
@@ -55,8 +70,20 @@ struct VectorLanes {
   }
 #else
   using Key = Word;
-  static PYFOLD_HD Key key(uint32_t value) { return broadcast(value); }
+  static PYFOLD_HD Key key(uint64_t value) { return Word{} + value; }
+  template <class Keys>
+  static PYFOLD_HD const Keys* in_memory(const Keys* keys) {
+    return keys;
+  }
+  static PYFOLD_HD Word xor3(Word a, Word b, const Key& key) { return a ^ b ^ key; }
   static PYFOLD_HD Word high(Product p) { return p >> 32; }
+  static PYFOLD_HD Word pair_high(Word a, Word b) {
+#if defined(__AVX2__)
+    return (Word)_mm256_blend_epi32((__m256i)(a >> 32), (__m256i)b, 0xAA);
+#else
+    return (a >> 32) | (b & 0xFFFFFFFF00000000u);
+#endif
+  }
   static PYFOLD_HD Word pair(Word a, Word b) {
 #if defined(__AVX2__)
     return (Word)_mm256_blend_epi32((__m256i)a, (__m256i)(b << 32), 0xAA);

@@ -41,8 +41,8 @@ class CpuTile {
   };
 
   // far: operands come from beyond the caches.
-  CpuTile(const Geometry& geometry, int64_t task, bool far)
-      : geometry_(geometry), far_(far), row_(task / cpu::tiles_per_row(geometry)) {
+  CpuTile(const Geometry& geometry, int64_t task, bool far, NormalStream& normals)
+      : geometry_(geometry), far_(far), normals_(normals), row_(task / cpu::tiles_per_row(geometry)) {
     start_ = (task - row_ * cpu::tiles_per_row(geometry)) * cpu::kTileLanes;
     const int64_t left = geometry.numel - start_;
     count_ = left < cpu::kTileLanes ? static_cast<int>(left) : cpu::kTileLanes;
@@ -272,25 +272,25 @@ class CpuTile {
   __attribute__((noinline)) void draw(Register& out, A* to, const Noise& noise) {
     const NoiseSource& source = noise.source;
     const NoiseKey key = noise.key(row_);
-    const NormalStream normals(key);
+    normals_.set(key);
     const Window& window = source.window;
     const int64_t element = window.base + start_;
     if constexpr (sizeof(A) == sizeof(float)) {
       if (window.flat && element % kNormalsPerBlock == 0) {
-        if (!normals.ends_with(element, count_)) to = out.buffer;
+        if (!normals_.ends_with(element, count_)) to = out.buffer;
         set(out, to);
-        return normals.run(element, count_, to);
+        return normals_.run(element, count_, to);
       }
     }
     set(out, out.buffer);
     alignas(64) float scratch[cpu::kTileLanes + kNoiseSlack];
     if (window.flat) {
-      normals.run(element, count_, scratch);
+      normals_.run(element, count_, scratch);
       load_run(scratch + element % kNormalsPerBlock, out.buffer, lanes_);
     } else {
       each_run(window, [&](int64_t at, int64_t offset, int64_t stride, int run) {
         if (stride == 1) {
-          normals.run(window.base + offset, run, scratch);
+          normals_.run(window.base + offset, run, scratch);
           load_run(scratch + (window.base + offset) % kNormalsPerBlock, out.buffer + at, run);
         } else {
           for (int i = 0; i < run; ++i) {
@@ -330,6 +330,7 @@ class CpuTile {
 
   const Geometry& geometry_;
   const bool far_;
+  NormalStream& normals_;
   int64_t row_;
   int64_t start_;
   int count_;

@@ -8,17 +8,12 @@ namespace {
 
 // A product of two words is one instruction. Written in C++, nvcc makes all of a round 64 bits wide and ptxas adds
 // zeros to the high words.
-struct DeviceLanes {
-  using Word = uint32_t;
-  using Product = uint64_t;
+struct DeviceLanes : ScalarLanes {
   static __device__ __forceinline__ Product multiply(Word a, uint32_t constant) {
     Product product;
     asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(constant));
     return product;
   }
-  static __device__ __forceinline__ Word high(Product p) { return static_cast<uint32_t>(p >> 32); }
-  static __device__ __forceinline__ Word low(Product p) { return static_cast<uint32_t>(p); }
-  static __device__ __forceinline__ Word broadcast(uint32_t value) { return value; }
 };
 
 // Where ScalarNormals converts, masks and shifts, the same from fewer operations on bits.
