@@ -213,12 +213,14 @@ ORDERS = {
     "dpm_fast": 2,
     "unipc": 2,
     "sa_solver": 2,
+    "sa_solver_pece": 2,
     "euler": 1,
     "heun": 2,
     "dpm2": 2,
     "flow_euler": 1,
     "flow_heun": 2,
     "dpm2_ancestral": 2,
+    "flow_dpm2_ancestral": 2,
     "edm_stochastic": 2,
     "lms": 2,
     "ipndm": 2,
@@ -240,6 +242,7 @@ MEASURED_WITH: dict[str, dict[str, Any]] = {
 _FLOWS = ("flow", "flow, shift 3")
 _STRAIGHT = "Gaussian data make a flow almost straight in its own frame, where the reference runs; this one runs in lambda"
 _ANCESTRAL = "a step takes all its noise off and puts new noise on: twice Euler-Maruyama's constant, and more in long steps"
+_TAU = "at full noise (tau 1) its predictor extrapolates over twice the step; without (tau 0) a fifth of it or less is left"
 #: Where the error at 20 calls is more than twice the reference's: by sampler, on which schedules, and why.
 BEYOND: dict[str, tuple[tuple[str, ...], str]] = {
     "ddpm": (("vp_linear", "vp_scaled_linear", "vp_cosine", "zero terminal SNR"), _ANCESTRAL),
@@ -255,12 +258,14 @@ BEYOND: dict[str, tuple[tuple[str, ...], str]] = {
     "unipc": (("sub_vp", "flow"), _STRAIGHT + "; on sub_vp long steps: 1.9 times at 40 calls"),
     "sa_solver": (
         ("vp_linear", "zero terminal SNR", "vp", "sub_vp", "edm", *_FLOWS, "trigflow"),
-        "at full noise (tau 1) its predictor extrapolates over twice the step; without (tau 0) a fifth of it or less is left",
+        _TAU,
     ),
+    "sa_solver_pece": (("sub_vp", "edm", "flow", "trigflow"), f"{_TAU}; trigflow: {_STRAIGHT}"),
     "dpm2_ancestral": (
         ("vp_linear", "vp_scaled_linear", "vp_cosine", "zero terminal SNR", "vp", "sub_vp", "ve", "edm", *_FLOWS, "trigflow"),
         "steps reach below their end to make room for noise: 4 times the constant without",
     ),
+    "flow_dpm2_ancestral": (("flow",), "steps reach below their end to make room for noise: 4.7 times the constant without"),
     "edm_stochastic": (("vp_scaled_linear", "ve", *_FLOWS), "its noise is put on top of Heun's error"),
     "lms": (_FLOWS, "its first steps are of lower order"),
     "deis": (("flow", "trigflow"), _STRAIGHT),

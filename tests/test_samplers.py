@@ -98,6 +98,17 @@ ORDERS = {
         3,
         partial(diffusion.sa_solver, tau=0.0, predictor_order=3, corrector_order=3, final_order=None),
     ),
+    "sa_solver_pece 2": (2, partial(diffusion.sa_solver_pece, tau=0.0, adjusted=True, final_order=None)),
+    "sa_solver_pece 3": (
+        3,
+        partial(diffusion.sa_solver_pece, tau=0.0, predictor_order=3, corrector_order=3, final_order=None),
+    ),
+    "sa_solver_pece 3, epsilon": (
+        3,
+        partial(
+            diffusion.sa_solver_pece, tau=0.0, predictor_order=3, corrector_order=3, interpolated="epsilon", final_order=None
+        ),
+    ),
     "seeds 3": (3, partial(diffusion.seeds_2, order=3, eta=0.0)),
     "lms 4": (4, diffusion.lms),
     "unipc 3": (4, partial(diffusion.unipc, order=3, final_order=None)),
@@ -143,6 +154,8 @@ STOCHASTIC = {
     "res_multistep": partial(diffusion.res_multistep, eta=1.0),
     "sa_solver": diffusion.sa_solver,
     "sa_solver, epsilon": partial(diffusion.sa_solver, interpolated="epsilon"),
+    "sa_solver_pece": diffusion.sa_solver_pece,
+    "flow_dpm2_ancestral": diffusion.flow_dpm2_ancestral,
     "er_sde": diffusion.er_sde,
     "edm_stochastic": partial(diffusion.edm_stochastic, noise_scale=1.0),
     "seeds 2": diffusion.seeds_2,
@@ -375,6 +388,60 @@ def test_flow_ancestral(eta, start):
         if s2 and eta:
             x = a2 / (1 - down) * x + math.sqrt(max(s2**2 - (down * a2 / (1 - down)) ** 2, 0)) * draw(n)
     assert_exact(diffusion.flow_ancestral(FLOW, prediction="x0", eta=eta, spacing=points), start, x)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_flow_dpm2_ancestral(eta, start):
+    """Of x0 and of the slope, x - x0 over sigma, at the geometric mean of a step's two sigmas."""
+    points = spacings.at_sigmas(FLOW, [0.95, 0.7, 0.4, 0.2, 0.05])
+    x = start
+    for n, ((a, s), (a2, s2)) in enumerate(trajectory(points)):
+        if s2 == 0:
+            x = x0_of(x, a, s)
+            break
+        down = s2 * (1 + (s2 / s - 1) * eta)
+        middle = math.sqrt(s * down)
+        between = x + (middle - s) * (x - x0_of(x, a, s)) / s
+        x = x + (down - s) * (between - x0_of(between, 1 - middle, middle)) / middle
+        if eta:
+            x = a2 / (1 - down) * x + math.sqrt(max(s2**2 - (down * a2 / (1 - down)) ** 2, 0)) * draw(2 * n + 1)
+    assert_exact(diffusion.flow_dpm2_ancestral(FLOW, prediction="x0", eta=eta, spacing=points), start, x)
+
+
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 3), (4, 4)])
+@pytest.mark.parametrize("tau", [0.0, 0.7, 1.0])
+def test_sa_solver_pece(tau, orders, start):
+    """Predict, evaluate, correct, evaluate, with one noise for both: Xue et al. 2023, eq. 14 and 17, by quadrature."""
+    points = spacings.at_times(VP, [900, 800, 660, 500, 300, 120])
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    eta = tau**2
+
+    def step(x, here, there, known, noise):
+        """``known``: (lambda, x0) of the polynomial."""
+        h = there.lam - here.lam
+        at = here.lam + (nodes + 1) * h / 2
+        x = there.sigma / here.sigma * math.exp(-eta * h) * x + there.sigma * math.sqrt(-math.expm1(-2 * eta * h)) * noise
+        for j, (lam, x0) in enumerate(known):
+            basis = np.prod([(at - other) / (lam - other) for k, (other, _) in enumerate(known) if k != j], axis=0)
+            integral = (weights * basis * (1 + eta) * np.exp(-(1 + eta) * (there.lam - at))).sum() * h / 2
+            x = x + there.alpha * integral * x0
+        return x
+
+    x, past = start, []
+    for i, (here, there) in enumerate(pairwise(points)):
+        x0 = x0_of(x, here.alpha, here.sigma)
+        if there.sigma == 0:
+            x = there.alpha * x0
+            break
+        past = [(here.lam, x0), *past]
+        predicted = step(x, here, there, past[: orders[0]], draw(2 * i))
+        new = there.lam, x0_of(predicted, there.alpha, there.sigma)
+        x = step(x, here, there, [new, *past[: orders[1] - 1]], draw(2 * i))
+    plan = diffusion.sa_solver_pece(
+        VP, prediction="x0", tau=tau, predictor_order=orders[0], corrector_order=orders[1], final_order=None, spacing=points
+    )
+    assert len(plan) == 2 * len(plan.step_starts) - 1 == 11
+    assert_exact(plan, start, x)
 
 
 def test_gradient_estimation(start):

@@ -29,8 +29,8 @@ from pyfold.diffusion import spacings
 from pyfold.ops import randn
 
 _FLOW = diffusion.flow()
-#: On a flow these are euler, heun and euler_ancestral.
-_SAME = ("flow_euler", "flow_heun", "flow_ancestral")
+#: On a flow these are euler, heun, euler_ancestral and dpm2_ancestral.
+_SAME = ("flow_euler", "flow_heun", "flow_ancestral", "flow_dpm2_ancestral")
 #: ComfyUI's names of samplers that have another name here, or options of their own.
 _COMFY: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("euler", {}),
@@ -56,14 +56,14 @@ SAMPLERS = sorted({*_COMFY, *_OWN_STEPS, *(n for n, s in ALL_SAMPLERS.items() if
 #: What ComfyUI's KSampler offers and this pack does not.
 MISSING = (
     "heunpp2", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp",
-    "gradient_estimation_cfg_pp", "sa_solver_pece",
+    "gradient_estimation_cfg_pp",
 )  # fmt: skip
 #: Whose last step, where it goes to 0, is the denoised sample in ComfyUI, not an extrapolation.
 _ENDS_DENOISED = ("lms", "ipndm", "gradient_estimation")
 #: What a flow runs in place of a sampler whose noise is made for variance-exploding states.
-_ON_FLOWS = {"euler_ancestral": "flow_ancestral"}
+_ON_FLOWS = {"euler_ancestral": "flow_ancestral", "dpm2_ancestral": "flow_dpm2_ancestral"}
 #: Their variable sigma / alpha is too coarsely stepped by a flow's sigmas.
-_NOT_ON_FLOWS = ("edm_stochastic", "dpm2_ancestral", "dpm_fast", "dpm_adaptive")
+_NOT_ON_FLOWS = ("edm_stochastic", "dpm_fast", "dpm_adaptive")
 SPACINGS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic", "kl_optimal",
     "polyexponential",

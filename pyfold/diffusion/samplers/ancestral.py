@@ -109,12 +109,17 @@ def euler_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, 
     return Step(X0 * aim.alpha + EPSILON * aim.sigma + N * (noise * noise_scale))
 
 
+def flow_split(here: Point, there: Point, eta: float) -> tuple[float, float, float]:
+    """(sigma of a flow to step down to, what the state there is multiplied by, the noise that is then put back)."""
+    down = there.sigma * (1 + (there.sigma / here.sigma - 1) * eta)
+    rescale = there.alpha / (1 - down)
+    return down, rescale, max(there.sigma**2 - (down * rescale) ** 2, 0.0) ** 0.5 if eta else 0.0
+
+
 @sampler(28, source="ComfyUI", keeps="", spacing="trailing", prediction="flow", schedules="flow")
 def flow_ancestral(here: Point, there: Point, past: Past, *, eta: float = 1.0, noise_scale: float = 1.0) -> Step:
     """Euler ancestral on straight lines: down to ``sigma' (1 + (sigma' / sigma - 1) eta)``, noise back to sigma'."""
-    down = there.sigma * (1 + (there.sigma / here.sigma - 1) * eta)
-    rescale = there.alpha / (1 - down)
-    up = max(there.sigma**2 - (down * rescale) ** 2, 0.0) ** 0.5 if eta else 0.0
+    down, rescale, up = flow_split(here, there, eta)
     a = rescale * down / here.sigma
     return Step(X * a + X0 * (there.alpha - a * here.alpha) + N * (up * noise_scale))
 

@@ -1,7 +1,7 @@
-"""Predictor-correctors of one evaluation a step: the prediction at a point also corrects the state that led there.
+"""Predictor-correctors: the prediction at a point also corrects the state that led there.
 
-The corrected state is the predicted one plus terms in the x0 known so far, so corrector and the next predictor are one
-affine map, and neither the state nor the noise of the step before has to be kept.
+The corrected state is the predicted one plus terms in the x0 known so far, so neither the state nor the noise of the step
+before has to be kept; with one evaluation a step (PEC) corrector and the next predictor are one affine map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from pyfold.diffusion.formulas import Form, H, N, Step, U, X, weighted
 from pyfold.diffusion.integrals import lagrange_integrals
-from pyfold.diffusion.samplers._declare import Past, alias, regular, sampler
+from pyfold.diffusion.samplers._declare import Past, Steps, alias, regular, sampler
 from pyfold.diffusion.samplers.exponential import decay, growth
 from pyfold.diffusion.schedule import Point
 
@@ -69,12 +69,27 @@ class Method(NamedTuple):
 
     def step(self, past: Past, corrects: bool = True) -> Step:
         """The next prediction from the corrected state: x and terms in u, u_{-1}, ..."""
-        us, change = (U, *H), Form()
-        if len(past) and corrects:
-            predictor, corrector = self.weights(past.back())
-            change = weighted(us, corrector) - weighted(us, predictor)
+        change = self._change(past.back()) if len(past) and corrects else Form()
+        return Step(self._predicted(past, X + change, (U, *H)))
+
+    def _predicted(self, past: Past, x: Form, us: Sequence[Form]) -> Form:
         a, _, noise = self.linear(past)
-        return Step((X + change) * a + weighted(us, self.weights(past)[0][1:]) + N * noise)
+        end: Form = x * a + weighted(us, self.weights(past)[0][1:]) + N * noise
+        return end
+
+    def _change(self, past: Past) -> Form:
+        """From a step's predicted end to its corrected one, with U at that end."""
+        predictor, corrector = (weighted((U, *H), weights) for weights in self.weights(past))
+        return corrector - predictor
+
+    def step_evaluated_twice(self, past: Past) -> Steps:
+        """The prediction, then, but at an infinite lambda, its correction: U of the prediction is kept until the next step,
+        whose own, of the corrected state, takes its place."""
+        again = len(past) > 0 and regular([past[0], past.here])
+        first = Step(self._predicted(past, X, (U, *H[1:]) if again else (U, *H)), overwrites=again)
+        if not regular([past.here, past.there]):
+            return first
+        return first, Step(X + self._change(past), at=past.there)
 
     def corrected(self, past: Past, x: Form, us: Sequence[Form]) -> Form:
         """The end of a step from x alone, of u there, here and before."""
@@ -153,10 +168,9 @@ def _strength(tau: float | Callable[[Point], float], point: Point) -> float:
     return value**2
 
 
-@_corrector(
-    source="Xue et al. 2023, algorithm 1",
+_adams = partial(
+    _corrector,
     predictor_order=(1, 4),
-    corrector_order=(0, 4),
     texts={
         "predictor_order": "values of x0 that the predictor interpolates.",
         "corrector_order": "values of x0 that the corrector interpolates, the new one included; 0 for none.",
@@ -166,6 +180,9 @@ def _strength(tau: float | Callable[[Point], float], point: Point) -> float:
         "interpolated": "the paper's data and noise parametrization, whatever the model predicts.",
     },
 )
+
+
+@_adams(source="Xue et al. 2023, algorithm 1", corrector_order=(0, 4))
 def sa_solver(
     here: Point,
     there: Point,
@@ -180,6 +197,24 @@ def sa_solver(
 ) -> Step:
     """Stochastic Adams solver: exponential Adams-Bashforth, then Adams-Moulton."""
     return adams_method(predictor_order, corrector_order, tau, adjusted, interpolated, final_order).step(past)
+
+
+@_adams(source="Xue et al. 2023, algorithm 1; the corrected state is evaluated, too", corrector_order=(1, 4))
+def sa_solver_pece(
+    here: Point,
+    there: Point,
+    past: Past,
+    *,
+    predictor_order: int = 2,
+    corrector_order: int = 2,
+    tau: float | Callable[[Point], float] = 1.0,
+    adjusted: bool = False,
+    interpolated: str = "x0",
+    final_order: int | None = 1,
+) -> Steps:
+    """SA-Solver that predicts, evaluates, corrects and evaluates (PECE): two evaluations a step but the last."""
+    method = adams_method(predictor_order, corrector_order, tau, adjusted, interpolated, final_order)
+    return method.step_evaluated_twice(past)
 
 
 def adams_method(
