@@ -185,6 +185,29 @@ def test_outputs_that_share_memory_are_refused_where_torch_refuses_them():
     assert min(met["same"], met["refused"], met["apart"]) > 5, met
 
 
+@pytest.mark.parametrize(("shape", "limits"), [((2, 3), (9, 4)), ((3, 2), (8, 5)), ((2, 2, 2), (8, 4, 2))])
+def test_an_output_of_the_same_strides_is_refused_where_an_element_is_shared(shape, limits):
+    """By every element of both: they may lie between each other, or one may end where the other begins."""
+    met = Counter()
+    for strides in itertools.product(*(range(1, limit + 1) for limit in limits)):
+        reaches = [sum((n - 1) * s for n, s in zip(shape[d:], strides[d:], strict=True)) for d in range(1, len(shape) + 1)]
+        if any(stride <= reach for stride, reach in zip(strides, reaches, strict=True)):
+            continue  # it would overlap itself
+        places = torch.arange(64).as_strided(shape, strides).flatten().tolist()
+        for first in range(1, places[-1] + 2):
+            base = torch.zeros(64)
+            pair = [base.as_strided(shape, strides, at) for at in (0, first)]
+            shared = not {first + place for place in places}.isdisjoint(places)
+            met[shared] += 1
+            for x, out in (pair, pair[::-1]):
+                if shared:
+                    with pytest.raises(ValueError, match=r"out .*x"):
+                        pyfold.affine_step(x, torch.zeros(shape), TABLE[:1], out=out)
+                else:
+                    pyfold.affine_step(x, torch.zeros(shape), TABLE[:1], out=out)
+    assert min(met[True], met[False]) > 20, met
+
+
 def test_outputs_whose_elements_share_memory_are_refused():
     for shape in ((1, 2), (2, 1), (2, 2), (3, 2)):
         for strides in itertools.product(range(5), repeat=2):
@@ -258,6 +281,7 @@ def test_a_gradient_that_needs_what_was_overwritten_is_refused(name, dispatched)
         (lambda: diffusion.TrainingLoss(diffusion.edm(), offset_noise="a"), "offset_noise"),
         (lambda: diffusion.BrownianPath([1.5], (2,), 0.0, 1.0), "seeds"),
         (lambda: diffusion.BrownianPath(torch.arange(1), (2.5,), 0.0, 1.0), "shape"),
+        (lambda: diffusion.BrownianPath(torch.arange(1), {2}, 0.0, 1.0), "shape"),
         (lambda: diffusion.BrownianPath(torch.arange(1), (2,), 1j, 1.0), "low"),
         (lambda: pyfold.nn.Fold("abs", learn=3), "learn"),
         (lambda: pyfold.nn.Fold("maxmin", 1j), "channels"),

@@ -130,8 +130,18 @@ inline bool dense(const TensorRef& tensor) {
   return true;
 }
 
-// Whether elements of one are elements of the other, except each with itself; false also where nobody can tell cheaply,
-// as in torch: views of one tensor may lie between each other.
+// Whether a way is so many steps along each of these dimensions, forth or back, fewer than it has entries. By rising
+// strides, of which each steps over all that faster ones reach: so two numbers of steps come close enough.
+inline bool in_steps(const TensorRef& tensor, const int* order, int count, int64_t way) {
+  if (count == 0) return way == 0;
+  const int64_t size = tensor.sizes[order[count - 1]], stride = tensor.strides[order[count - 1]];
+  const int64_t steps = way / stride, rest = way - steps * stride;
+  return (steps < size && in_steps(tensor, order, count - 1, rest)) ||
+         (steps + 1 < size && in_steps(tensor, order, count - 1, stride - rest));
+}
+
+// Whether elements of one are elements of the other, except each with itself; a does not overlap itself. False also
+// where nobody can tell cheaply, as in torch: views of one tensor, of other strides, may lie between each other.
 inline bool overlap(const TensorRef& a, const TensorRef& b, bool same_is_fine) {
   const Range of_a = range_of(a), of_b = range_of(b);
   if (of_a.low >= of_b.high || of_b.low >= of_a.high) return false;
@@ -139,17 +149,10 @@ inline bool overlap(const TensorRef& a, const TensorRef& b, bool same_is_fine) {
   if (dense(a) && dense(b)) return true;
   if (a.data == b.data) return true;  // the first elements do
   if (a.type != b.type || !a.same_sizes(b) || !a.same_strides(b)) return false;
-  // The way from one to the other in whole steps, the longest first.
   int64_t way = static_cast<int64_t>(reinterpret_cast<uintptr_t>(b.data) - reinterpret_cast<uintptr_t>(a.data));
   if (way % a.element_size() != 0) return true;
-  way = llabs(way / a.element_size());
   int order[kMostDims];
-  for (int i = by_stride(a, order) - 1; i >= 0; --i) {
-    const int64_t stride = a.strides[order[i]], steps = stride > 0 ? way / stride : 0;
-    if (steps >= a.sizes[order[i]]) return false;
-    way -= steps * stride;
-  }
-  return way == 0;
+  return in_steps(a, order, by_stride(a, order), llabs(way / a.element_size()));
 }
 
 }  // namespace pyfold
