@@ -1,5 +1,7 @@
 """What affine_step promises beyond its values: every output in one pass, in place, mixed precision, no look at the device."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,6 +124,32 @@ def test_a_zero_coefficient_drops_its_term_whatever_it_holds(backend):
     bad = torch.full_like(x, float("nan"))
     table = affine_table([{"a": 2.0, "b1": 0.0, "g1": 0.0, "p": 1.0, "q": 0.0, "c_x0": 1.0}], backend)
     assert torch.equal(pyfold.affine_step(x, bad, table, history=[bad], base=bad), 3 * x)
+
+
+def test_no_term_at_all_is_zero_in_the_output_alone(backend):
+    """Also in whole lanes, where it is written in place."""
+    for size in (16, 40):
+        memory = torch.ones(size + 1, device=backend)
+        out = memory[:size][None]
+        pyfold.affine_step(torch.ones_like(out), torch.ones_like(out), affine_table([{"a": 0.0}], backend), out=out)
+        assert not out.any() and memory[-1] == 1
+
+
+def test_a_noise_counter_that_no_int64_holds_counts_as_zero(backend):
+    """A table that was not made by affine_table, in the kernels and where tangents flow."""
+    x, seeds = torch.zeros(1, 40, device=backend), torch.tensor([3], device=backend)
+
+    def drawn(counter):
+        table = affine_table([{"d1": 1.0}], backend)
+        table[0, AFFINE_STEP_COLUMNS.index("n1")] = counter
+        by_torch, _ = torch.func.jvp(lambda x: pyfold.affine_step(x, x, table, seeds=seeds), (x,), (x,))
+        y = pyfold.affine_step(x, x, table, seeds=seeds)
+        assert torch.equal(y, by_torch)
+        return y
+
+    for counter in (math.nan, math.inf, -math.inf, 1e300, 2.0**63, -(2.0**63)):
+        assert torch.equal(drawn(counter), drawn(0.0))
+    assert not torch.equal(drawn(1.0), drawn(0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

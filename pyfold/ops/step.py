@@ -218,7 +218,9 @@ def _step_noise(
     """The k-th noise of each sample; draw(streams, steps) makes noise, given what its counter adds to each."""
 
     def noise(k: int) -> torch.Tensor:
-        counters = rows[:, _STEP[f"n{k}"]].nan_to_num().to(torch.int64)
+        values = rows[:, _STEP[f"n{k}"]]
+        # What no int64 holds counts as 0, as in the kernels.
+        counters = values.where(values.abs() < 2**63, 0.0).to(torch.int64)
         return draw(counters >> 32 << 11, counters & 0xFFFFFFFF)
 
     return noise
