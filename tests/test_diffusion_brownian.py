@@ -36,6 +36,14 @@ def test_it_is_a_function():
     torch.testing.assert_close(values[10.0], end, rtol=1e-6, atol=1e-6)
 
 
+def test_one_seed_is_one_sample_of_any_shape():
+    for shape in ((), (0, 2), (2,)):
+        whole = BrownianPath(torch.tensor([7]), shape, 0.0, 1.0)(0.5)
+        assert whole.shape == (1, *shape)
+        for seed in (7, torch.tensor(7)):
+            assert torch.equal(BrownianPath(seed, shape, 0.0, 1.0)(0.5), whole)
+
+
 def test_its_law():
     """Increments over disjoint intervals: variance their length, no correlation; within 5 standard errors."""
     count = 40_000

@@ -361,6 +361,7 @@ BAD = {
     "rescale": (lambda: diffusion.rescale(1.5), "strength.*1.5"),
     "renorm": (lambda: diffusion.renorm(0.0), "limit.*0"),
     "quantile": (lambda: diffusion.dynamic_threshold(math.nan), "quantile.*nan"),
+    "quantile in percent": (lambda: diffusion.dynamic_threshold(1.5), "quantile.*1.5"),
     "bounds": (lambda: diffusion.dynamic_threshold(0.9, 3.0, 2.0), "least.*3.0 and 2.0"),
     "cfg++": (lambda: diffusion.guided_plus_plus(diffusion.euler_ancestral(VP, 5), math.inf), "scale.*inf"),
     "energy": (lambda: diffusion.guided_by_energy(diffusion.ddim(VP, 5), VP, "epsilon", math.nan), "weight.*nan"),

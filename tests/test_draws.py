@@ -166,6 +166,13 @@ def test_any_64_bit_number_is_a_seed(seeds):
     assert torch.equal(path(0.5), diffusion.BrownianPath(torch.tensor([-1]), SHAPE, 0.1, 1.0)(0.5))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 4)])
+def test_sizes_may_be_numpys(shape):
+    plan, sizes = diffusion.euler_ancestral(diffusion.vp_linear(), 4), tuple(np.int64(size) for size in shape)
+    assert torch.equal(diffusion.sample(halves, plan, sizes, [5]), diffusion.sample(halves, plan, shape, [5]))
+    assert torch.equal(pyfold.randn([5], sizes), pyfold.randn([5], shape))
+
+
 def test_one_seed_for_all():
     plan = diffusion.euler_ancestral(diffusion.vp_linear(), 4)
     x = pyfold.randn([1, 2, 3], SHAPE)

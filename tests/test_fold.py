@@ -13,7 +13,7 @@ import torch
 import pyfold
 from pyfold import _C, nn
 from pyfold._elementary import sqrt
-from pyfold.folds.program import CODES, sorting_network
+from pyfold.folds.program import CODES, Program, sorting_network
 from pyfold.folds.soft import root
 from pyfold.ops import FLOAT_DTYPES, FOLDS, fold_table, fold_with_bits, unfold
 
@@ -107,6 +107,31 @@ def test_at_a_tie_the_fold_is_the_identity(kind, given, backend):
     assert torch.equal(jacobian(x.to(backend), kind, given).cpu(), expected)
     bits = fold_with_bits(x.to(backend).unsqueeze(0), kind, **given)[1]
     assert int(bits.sum()) == 0
+
+
+def test_on_a_radius(backend):
+    """What is neither inside nor outside is left by ball and sphere, and on the inner radius it belongs to the shell."""
+    x = torch.tensor([[3.0, 4.0] + [0.0] * 6], device=backend)
+    for kind, given, factor, planes in (
+        ("ball", {"radius": 5.0}, 1, [0]),
+        ("sphere", {"radius": 5.0, "inner": 1.0}, 1, [0, 0]),
+        ("sphere", {"radius": 10.0, "inner": 5.0}, 4, [0, 1]),
+    ):
+        y, bits = fold_with_bits(x, kind, **given)
+        assert torch.equal(y, factor * x) and bits.flatten().tolist() == planes
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_abs_folds_neither_zero_nor_nan(dtype, backend):
+    """By their bits, of whatever payload; infinities it folds."""
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    below, above = (torch.tensor(sign * math.inf, dtype=dtype).view(words).item() for sign in (-1, 1))
+    zero = torch.tensor(-0.0, dtype=dtype).view(words).item()
+    x = torch.tensor([zero, 0, below + 1, -1, above + 1, ~zero, below, above] * 9, dtype=words).to(backend)
+    y, bits = fold_with_bits(x.view(dtype)[:, None], "abs")
+    expected = torch.where(x == below, above, x)
+    assert torch.equal(y.view(words)[:, 0], expected) and bits.flatten().tolist() == [1 << 6] * 9
+    assert torch.equal(pyfold.fold(x.view(dtype)[:, None], "abs").view(words)[:, 0], expected)
 
 
 @settings(lambda fold, parameters: fold.preserves_norm(**parameters))
@@ -290,7 +315,7 @@ def test_half_angles_are_as_exact_as_they_say(dtype, bound, backend):
     multiples = np.pi * np.concatenate([np.arange(1, 40), [1e5, 12345678, 6e8]])
     angles = np.concatenate([
         rng.uniform(-8, 8, 200), rng.uniform(-1, 1, 200) * 10 ** rng.uniform(-30, 9.3, 200), [np.pi * 80143857 * 8],
-        multiples, np.nextafter(multiples, 0), [0.0, -0.0],
+        multiples, np.nextafter(multiples, 0), [2.0**31, -(2.0**31)], [0.0, -0.0],
     ]).astype(dtype)  # fmt: skip
     found, exact = _C.half_angles(angles), _exact_half_angles(angles)
     for values, wanted in zip(found, exact, strict=True):
@@ -305,6 +330,14 @@ def test_half_angles_of_any_size_lie_on_the_circle(backend):
     sine, cosine = _C.half_angles(angles)
     assert np.abs(sine[:5] ** 2 + cosine[:5] ** 2 - 1).max() < 1e-15
     assert np.isnan(sine[5:]).all() and np.isnan(cosine[5:]).all()
+
+
+def test_half_angles_know_no_others_beside_them(backend):
+    """In blocks of the kernel, whole ones and not, with small ones and too large ones."""
+    angles = np.random.default_rng(7).uniform(2e9, 3e9, 64 * 3 + 5)
+    angles[64:70] = 0.5
+    for found, alone in zip(_C.half_angles(angles), zip(*(_C.half_angles(a[None]) for a in angles), strict=True), strict=True):
+        assert np.array_equal(found, np.concatenate(alone))
 
 
 def test_half_angles_are_the_same_bits_on_every_instruction_set():
@@ -421,6 +454,24 @@ def test_raw_programs_stay_inside_their_tensors(generator):
     for instruction in (tri, [2, 0, 0, 0, 0]):
         with pytest.raises(RuntimeError, match="too little"):
             torch.ops.pyfold.fold_sequence_apply(x, bits, None, 1, "adjacent", 1, "inverse", instruction, [1.0, 0.0], 1)
+
+
+def test_the_inverse_of_a_scaled_and_shifted_program(backend, generator):
+    """No fold that unfolds has one; raw programs may."""
+    program = Program(2, unfoldable=True)
+    program.mirror(0, 0.3)
+    program.affine(-1.5, [0.2, -0.7])
+    program.box(1, 0.4)
+    program.affine(0.5)
+    x = torch.randn(2, 4, 5, generator=generator, dtype=F64).to(backend)
+    units = 1, "adjacent", 1
+    y, bits = torch.ops.pyfold.fold_sequence(x, None, None, *units, *program.operands, True)
+    a, b = x[:, 0::2], x[:, 1::2]
+    a, b = -1.5 * (0.3 + (a - 0.3).abs()) + 0.2, -1.5 * b - 0.7
+    expected = 0.5 * torch.stack([a, 2 * b.clamp(-0.4, 0.4) - b], 2).reshape(x.shape)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
+    back = torch.ops.pyfold.fold_sequence_apply(y, bits, None, *units, "inverse", *program.operands)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-14)
 
 
 def test_against_torchlip(generator):
@@ -634,6 +685,26 @@ def test_folds_of_single_values_are_what_the_interpreter_makes_of_them(code, con
             results.append([y.view(words), forgetful.view(words), back.view(words), bits[:, :size]])
         assert all(torch.equal(quick, slow) for quick, slow in zip(*results, strict=True))
         assert torch.equal(results[0][0], results[0][1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "given"),
+    [
+        ("abs", 1, {}),
+        ("leaky", 1, {"slope": -0.6}),
+        ("maxmin", 2, {}),
+        ("maxmin", 2, {"pairing": "halves"}),
+        ("householder", 2, {"angle": 0.3}),
+        ("groupsort", 4, {}),
+    ],
+    ids=setting_id,
+)
+def test_bits_beyond_the_last_unit_are_zero(kind, rows, given, backend, generator):
+    """Also where the kernel's memory holds flags of larger tensors; so equal calls save equal bytes."""
+    for units in (4101, 1027, 1024, 1019, 301, 9, 4, 1):
+        x = torch.randn(units, rows, generator=generator).to(backend)
+        bits = fold_with_bits(x, kind, **given)[1].reshape(-1, (units + 7) // 8)
+        assert units % 8 == 0 or not (bits[:, -1] >> units % 8).any()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 3])

@@ -227,6 +227,7 @@ def test_a_learned_fold():
         (lambda: latent.combine(torch.ones(2, 3), torch.zeros(2)), ValueError, "weights must not all"),
         (lambda: latent.discriminant(torch.ones(1, 3), torch.ones(2, 3)), ValueError, "N >= 2"),
         (lambda: latent.LearnedFold(torch.zeros(3)), ValueError, "other than 0"),
+        (lambda: latent.LearnedFold(torch.ones(3)).fit(torch.ones(2, 3), [[0.0] * 3]), TypeError, "b must be a torch.Tensor"),
     ],
 )
 def test_bad_arguments(call, error, message):

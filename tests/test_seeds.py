@@ -34,7 +34,14 @@ def in_numpy(run, sample, step):
 
 
 def test_the_docstring_says_how():
-    for run, sample, step in ((0, 0, 0), (7, 2, 100), (2**64 - 1, 2**32 - 1, 5), (-1, 2**32 - 1, 5), (2**40 + 3, 9, 2**32 - 1)):
+    for run, sample, step in (
+        (0, 0, 0),
+        (7, 2, 100),
+        (2**64 - 1, 2**32 - 1, 5),
+        (-1, 2**32 - 1, 5),
+        (2**40 + 3, 9, 2**32 - 1),
+        (2**63, 1, 0),
+    ):
         assert pyfold.seed_of(run, sample, step).item() == in_numpy(run, sample, step)
     assert pyfold.seed_of(-1, 3) == pyfold.seed_of(2**64 - 1, 3)
 

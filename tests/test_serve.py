@@ -83,6 +83,20 @@ def test_every_sampler_beside_another(name):
     assert torch.equal(batch.take(beside), expected(other, 1))
 
 
+def test_a_model_sees_slots_up_to_the_highest_that_is_taken():
+    batch, seen = serve.Batch(4, SHAPE), []
+
+    def counted(x, t):
+        seen.append((len(x), len(t)))
+        return alone(x, t)
+
+    slots = [batch.join(diffusion.euler(SCHEDULES["edm"], 5), seed) for seed in range(3)]
+    for slot in slots[::-1]:
+        batch.step(counted)
+        batch.leave(slot)
+    assert slots == [0, 1, 2] and seen == [(3, 3), (2, 2), (1, 1)]
+
+
 def test_a_model_in_bfloat16():
     plan = diffusion.dpmpp_multistep(SCHEDULES["edm"], 6, order=3)
     batch = serve.Batch(2, SHAPE, dtype=torch.bfloat16)
