@@ -1,6 +1,7 @@
 """Schedules, their inverses and spacings, predictions and their conversions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ def test_formulas_of_the_continuous_schedules():
     np.testing.assert_allclose(diffusion.flow(2.0).coefficients(t)[1], 2 * t / (1 + t), rtol=1e-14)
     alpha, sigma = diffusion.trigflow(0.7).coefficients(t)
     np.testing.assert_allclose([alpha, sigma], [np.cos(t), 0.7 * np.sin(t)], rtol=1e-14)
+
+
+def test_a_schedule_made_from_another_leaves_it():
+    schedule = diffusion.vp_linear()
+    other = replace(schedule, alphas=schedule.alphas**2, sigmas=schedule.sigmas**2)
+    for made in (schedule, other):
+        assert made.coefficients(torch.tensor(500.0))[0].item() == pytest.approx(made.alphas[500], rel=1e-9)
+    assert other.alphas[500] < 0.9 * schedule.alphas[500]
 
 
 def test_zero_terminal_snr_keeps_the_first_and_ends_in_noise():

@@ -707,6 +707,17 @@ def test_bits_beyond_the_last_unit_are_zero(kind, rows, given, backend, generato
         assert units % 8 == 0 or not (bits[:, -1] >> units % 8).any()
 
 
+@pytest.mark.parametrize("kind", ["maxmin", "box"])
+def test_at_the_clamp_itself_the_gradient_passes(kind, backend):
+    """As through torch's clamp, in the kernels of single folds and of programs."""
+    x = torch.tensor([[-0.7, 0.7, 0.7, -0.7, 0.75, -0.75, 0.5, 0.6]], device=backend, requires_grad=True)
+    expected = pyfold.fold(x, kind).clamp(-0.7, 0.7)
+    clamped = pyfold.fold(x, kind, clamp=0.7)
+    assert torch.equal(clamped, expected)
+    (to_x,), (expected_to_x,) = (torch.autograd.grad(y.sum(), x) for y in (clamped, expected))
+    assert torch.equal(to_x, expected_to_x) and sorted(set(to_x.abs().flatten().tolist())) == [0, 1]
+
+
 @pytest.mark.parametrize("samples", [0, 1, 2, 3])
 def test_a_sort_of_one_value_is_the_identity_and_keeps_no_bits(samples):
     x = torch.linspace(-2, 2, samples * 4).reshape(samples, 4).requires_grad_()

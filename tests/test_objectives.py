@@ -9,6 +9,7 @@ from torch import nn
 import pyfold
 from pyfold import diffusion
 from pyfold.diffusion import AnyFlowLoss, ECMLoss, MeanFlowLoss, SCMLoss, ShortcutLoss
+from pyfold.diffusion.objectives import mean_flow
 from pyfold.models import MLPDenoiser, UNet
 from pyfold.nn import Fold
 
@@ -90,6 +91,15 @@ def test_no_gradient_at_the_mean_velocity(loss, generator):
     model.weights.grad = None
     loss(model, interval).mean().backward()
     assert model.weights.grad.abs().min() > 1e-4
+
+
+def test_mean_flows_defaults_are_the_papers():
+    """Geng et al. 2025: both times logit-normal (-0.4, 1), in a quarter of the samples r < t."""
+    loss, seeds = MeanFlowLoss(), torch.arange(64)
+    t, r = loss.times(seeds)
+    u = [pyfold.randn(seeds, (), stream=3, step=step, dtype=torch.float64) for step in (0, mean_flow.SECOND_TIME)]
+    torch.testing.assert_close(t, torch.sigmoid(torch.maximum(*u) - 0.4), rtol=0, atol=1e-12)
+    assert loss.different == 0.25 and torch.equal(r < t, loss.coin(seeds) < 0.25)
 
 
 def test_mean_flow_is_its_formula(generator):

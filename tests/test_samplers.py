@@ -465,6 +465,18 @@ def test_ipndm(order, start):
     assert_exact(diffusion.ipndm(UNIT_ALPHA, prediction="x0", order=order, spacing=points), start, x)
 
 
+def test_a_start_by_runge_kutta_begins_with_eulers_step():
+    """A third of the way, where the step of order 3 evaluates next."""
+    schedule = diffusion.edm()
+    plan = diffusion.lms(schedule, 8, order=4, starter="runge_kutta")
+    here, third, two_thirds = plan.points[:3]
+    whole = diffusion.lms(schedule, 8, order=4).points[1]
+    for part, point in ((1 / 3, third), (2 / 3, two_thirds)):
+        assert point.sigma == pytest.approx(here.sigma + part * (whole.sigma - here.sigma))
+    euler = diffusion.euler(schedule, spacing=[here, third]).rows[0]
+    assert {**plan.rows[0], "n1": 0, "c_in": 0} == {**euler, "n1": 0, "c_in": 0}
+
+
 @pytest.mark.parametrize("clip", [None, 1.5])
 def test_plms_from_runge_kutta(clip, start):
     points = spacings.at_times(VP, [900, 800, 660, 500, 300, 120])
