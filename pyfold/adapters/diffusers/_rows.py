@@ -22,7 +22,7 @@ from pyfold.ops._checks import as_seeds
 
 T = torch.Tensor
 _COLUMN = {name: i for i, name in enumerate(AFFINE_STEP_COLUMNS)}
-_EMPTY_ROW = affine_table([{}]).numpy()
+_EMPTY_ROW = affine_table([{}])
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -135,7 +135,7 @@ def _read(rule: Callable[..., Any]) -> Hashable | None:
 def _empty_row(device: torch.device) -> T:
     """Copied to a device once, so that per-sample rows are made there without a wait."""
     with torch.inference_mode(False):
-        return torch.tensor(_EMPTY_ROW).to(device)
+        return _EMPTY_ROW.to(device)
 
 
 def as_dtype(tensor: T, dtype: torch.dtype) -> T:
@@ -153,7 +153,7 @@ def _table(rows: Sequence[dict[str, Any]], device: torch.device) -> T:
         for name, value in rows[0].items():
             table[:, _COLUMN[name]] = value
         return table
-    values = _EMPTY_ROW.repeat(len(rows), 0)
+    values = _EMPTY_ROW.numpy().repeat(len(rows), 0)
     for i, row in enumerate(rows):
         for name, value in row.items():
             values[i, _COLUMN[name]] = value
