@@ -113,7 +113,8 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   Stack operands(op, stack);
   Call call;
   if (!parse(op, operands, call)) {
-    const std::string item = call.error.item < 0 ? "" : "[" + std::to_string(call.error.item) + "]";
+    std::string item;
+    if (call.error.item >= 0) item.append("[").append(std::to_string(call.error.item)).append("]");
     STD_TORCH_CHECK(false, "pyfold::", op.name, ": ", call.error.code, " of ", call.error.operand, item, ": ",
                     call.error.text);
   }
