@@ -1,6 +1,7 @@
 """What affine_step promises beyond its values: every output in one pass, in place, mixed precision, no look at the device."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -185,6 +186,29 @@ def test_shards_of_a_sample(backend, generator):
         x[:, 2:5, 7:20], model[:, 2:5, 7:20], table, seeds=seeds, offset=(2, 7), global_shape=(6, 30)
     )  # fmt: skip
     assert torch.equal(part, whole[:, 2:5, 7:20])
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_any_order_of_dimensions_in_memory_gives_the_same_bits(noisy, backend, generator):
+    x, model, base = (torch.randn(2, 3, 4, 5, generator=generator).to(backend) for _ in range(3))
+    table = affine_table([random_row(generator)], backend)
+    seeds = torch.tensor([9, 8], device=backend) if noisy else None
+
+    def laid(tensor, order):
+        lying = tensor.permute(0, *order).contiguous()
+        return lying.permute(0, *(order.index(d) + 1 for d in (1, 2, 3)))
+
+    expected = pyfold.affine_step(x, model, table, base=base, seeds=seeds)
+    orders = list(permutations((1, 2, 3)))
+    for order in orders:
+        like = [laid(t, order) for t in (x, model, base)]
+        result = pyfold.affine_step(*like[:2], table, base=like[2], seeds=seeds)
+        assert torch.equal(result, expected)
+        assert result.stride() == like[0].stride()
+        for other in orders:
+            out = laid(torch.empty_like(x), other)
+            pyfold.affine_step(like[0], laid(model, other), table, base=like[2], seeds=seeds, out=out)
+            assert torch.equal(out, expected), (order, other)
 
 
 class NoHostReads(TorchDispatchMode):

@@ -2,6 +2,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 #include "core/dtype.h"
 #include "core/macros.h"
 
@@ -56,8 +58,22 @@ PYFOLD_HD int64_t offset_of(const Strided& view, const Geometry& geometry, int64
   return strided_offset_of(view, geometry, geometry.ndim, i, [&](int64_t n, int d) { return n / geometry.size[d]; });
 }
 
+// Dimensions from the farthest apart to the nearest in the first operand's memory, for elements that may come in any
+// order; the window is of those that may not, and goes along.
+inline void order_by_memory(Geometry& geometry, View* const* views, int count, Window& window) {
+  for (int d = 1; d < geometry.ndim; ++d) {
+    for (int at = d; at > 0 && views[0]->stride[at - 1] < views[0]->stride[at]; --at) {
+      for (int v = 0; v < count; ++v) std::swap(views[v]->stride[at - 1], views[v]->stride[at]);
+      std::swap(geometry.size[at - 1], geometry.size[at]);
+    }
+  }
+  int64_t stride = 1;
+  for (int d = geometry.ndim - 1; d >= 0; stride *= geometry.size[d--]) window.stride[d] = stride;
+}
+
 // Merges dimensions that every strided operand walks as one, then marks the flat ones.
-inline void collapse(Geometry& geometry, View* const* views, int count, Window& window) {
+inline void collapse(Geometry& geometry, View* const* views, int count, Window& window, bool in_order = true) {
+  if (!in_order) order_by_memory(geometry, views, count, window);
   const auto mergeable = [&](int outer, int inner) {
     for (int v = 0; v < count; ++v) {
       if (views[v]->stride[outer] != geometry.size[inner] * views[v]->stride[inner]) return false;

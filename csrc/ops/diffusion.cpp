@@ -71,7 +71,7 @@ void denoising_residual_scale(Parser& read, Call& call) {
   read.per_sample("scale", Kind::kAccumulation, 0, args.row_scale, nullptr);
   noise_of_residual(read, args);
   read.result_view("like", args.out, 1);
-  read.finish_samples(args.noise.window);
+  read.finish_samples(args.noise.window, args.noise.seeds != nullptr);
 }
 
 void affine_step(Parser& read, Call& call) {
@@ -87,7 +87,7 @@ void affine_step(Parser& read, Call& call) {
   read.view("history_out", args.history_out, Kind::kState, kWritten | kOptional);
   read.view("next_input", args.next_input, Kind::kLower, kWritten | kOptional);
   read.view("x0_out", args.x0_out, Kind::kState, kWritten | kOptional);
-  read.finish_samples(args.noise.window);
+  read.finish_samples(args.noise.window, args.noise.seeds != nullptr);
 }
 
 template <auto kernel, class Args>

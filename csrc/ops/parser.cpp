@@ -266,11 +266,11 @@ void Parser::window(Window& window) {
 }
 
 // Once every operand is known: dimensions that all of them walk as one are merged.
-void Parser::finish_samples(Window& window) {
+void Parser::finish_samples(Window& window, bool in_order) {
   check_overlaps();
   if (!ok()) return;
   Geometry& geometry = *geometry_;
-  if (!flat_) return collapse(geometry, views_, view_count_, window);
+  if (!flat_) return collapse(geometry, views_, view_count_, window, in_order);
   geometry.ndim = 1;
   geometry.size[0] = geometry.numel;
   window.stride[0] = 1;

@@ -65,7 +65,7 @@ class Parser {
     if (stride != nullptr) *stride = count == 1 ? 0 : 1;
     return true;
   }
-  void finish_samples(Window& window);
+  void finish_samples(Window& window, bool in_order = true);  // in_order: noise or a sum counts elements
 
   // --- results. shape names what Python's shape rules know it by.
   void result(const char* shape, Element type, void** slot, std::initializer_list<int64_t> sizes);

@@ -97,6 +97,22 @@ void test_collapse() {
   }
 }
 
+// Where any order of elements will do, operands that lie alike are walked as they lie.
+void test_order_by_memory() {
+  Geometry geometry{2, 3 * 4 * 5, 3, {3, 4, 5}};
+  View one, other;
+  const int64_t channels_last[] = {1, 15, 3};
+  std::memcpy(one.stride, channels_last, sizeof channels_last);
+  std::memcpy(other.stride, channels_last, sizeof channels_last);
+  Window window;
+  const int64_t row_major[] = {20, 5, 1};
+  std::memcpy(window.stride, row_major, sizeof row_major);
+  View* const views[] = {&one, &other};
+  collapse(geometry, views, 2, window, false);
+  EXPECT(geometry.ndim == 1 && geometry.size[0] == geometry.numel);
+  EXPECT(one.flat && other.flat && window.flat);
+}
+
 // Four lanes at a time, as a GPU thread works, without its memory: the programs' text is one, so its bits must be too.
 struct FourLanes {
   using Acc = float;
@@ -375,6 +391,7 @@ int main() {
   test_half_rounding();
   test_bits();
   test_collapse();
+  test_order_by_memory();
   test_flags();
   for (int i = 0; i < cpu::kTierCount; ++i) {
     const auto tier = static_cast<cpu::Tier>(i);

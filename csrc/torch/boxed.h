@@ -113,8 +113,7 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   Stack operands(op, stack);
   Call call;
   if (!parse(op, operands, call)) {
-    std::string item;
-    if (call.error.item >= 0) item.append("[").append(std::to_string(call.error.item)).append("]");
+    const std::string item = call.error.item < 0 ? "" : std::string("[").append(std::to_string(call.error.item)) + "]";
     STD_TORCH_CHECK(false, "pyfold::", op.name, ": ", call.error.code, " of ", call.error.operand, item, ": ",
                     call.error.text);
   }
