@@ -372,6 +372,23 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(kind, generator):
     torch.testing.assert_close(of_bias.double(), of_x.double().sum((0, 2)), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind, parameter", [("abs", None), ("maxmin", None), ("box", None), ("householder", "angle")])
+def test_a_gradient_does_not_ask_which_others_are_wanted(kind, parameter, generator):
+    x, cotangent = (torch.randn(5, 4, 3, generator=generator, dtype=F64) for _ in range(2))
+    operands = {"x": x, "bias": torch.randn(4, generator=generator, dtype=F64)}
+    if parameter:
+        operands[parameter] = torch.randn(2, generator=generator, dtype=F64)
+
+    def gradients(wanted):
+        leaves = {name: tensor.clone().requires_grad_(name in wanted) for name, tensor in operands.items()}
+        y = pyfold.fold(leaves["x"], kind, **{n: v for n, v in leaves.items() if n != "x"})
+        return torch.autograd.grad(y, [leaves[name] for name in wanted], cotangent)
+
+    for name, expected in zip(operands, gradients(list(operands)), strict=True):
+        (alone,) = gradients([name])
+        assert torch.equal(alone, expected)
+
+
 def test_roots_are_the_nearest_numbers(generator):
     """As Python's, which asks the processor; torch may ask a library whose roots are now and then the number beside."""
     for dtype in FLOAT_DTYPES:
