@@ -372,7 +372,7 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(kind, generator):
     torch.testing.assert_close(of_bias.double(), of_x.double().sum((0, 2)), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind, parameter", [("abs", None), ("maxmin", None), ("box", None), ("householder", "angle")])
+@pytest.mark.parametrize(("kind", "parameter"), [("abs", None), ("maxmin", None), ("box", None), ("householder", "angle")])
 def test_a_gradient_does_not_ask_which_others_are_wanted(kind, parameter, generator):
     x, cotangent = (torch.randn(5, 4, 3, generator=generator, dtype=F64) for _ in range(2))
     operands = {"x": x, "bias": torch.randn(4, generator=generator, dtype=F64)}
