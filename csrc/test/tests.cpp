@@ -119,7 +119,7 @@ struct FourLanes {
   using Cells = TableCells<float>;
   static constexpr int kLanes = 4;
   struct Register {
-    float lane[4];
+    float lane[4] = {};
 
     template <class C>
     friend Term<C, Register> operator*(C coefficient, const Register& value) {
