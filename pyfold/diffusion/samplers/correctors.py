@@ -173,7 +173,7 @@ _adams = partial(
     predictor_order=(1, 4),
     texts={
         "predictor_order": "values of x0 that the predictor interpolates.",
-        "corrector_order": "values of x0 that the corrector interpolates, the new one included; 0 for none.",
+        "corrector_order": "values of x0 that the corrector interpolates, the new one included; 0, in `sa_solver`, for none.",
         "tau": "strength of the noise, 0 for the flow and 1 for the reverse SDE, or a function of the step's first point.",
         "adjusted": "the change of order 2 for few steps in the authors' code, on x0 only. Without bound in long steps, it is "
         "unstable there: 20 steps on edm() end at a variance of 3.1 for .49, without it .74.",
