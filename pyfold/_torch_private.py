@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 MISSING: list[str] = []
+_RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def _find(path: str, cost: str, asked: bool = False) -> Any:
@@ -54,6 +55,7 @@ _TRANSFORMS = _find("_C._are_functorch_transforms_active", _PROBED, asked=True)
 _LAYERS = _find(
     "_C._functorch.get_dynamic_layer_stack_depth", "under torch.compile ops run as torch's own operations, without out=", True
 )
+_EXPORTS = _find("compiler._is_exporting_flag", "compiled by torch 2.10 to 2.12, ops have no gradient")
 _JVP_COST = "inside any transform of torch.func ops run as torch's own operations, without out="
 _INTERPRETERS = _find("_C._functorch.get_interpreter_stack", _JVP_COST, asked=True)
 _JVP = _find("_C._functorch.TransformType.Jvp", _JVP_COST)
@@ -104,9 +106,17 @@ def transforms_active() -> bool:
 
 def transform_depth() -> int:
     """How many torch.func transforms run, in eager mode or in what is being compiled; where it is unknown, at least one."""
-    if _LAYERS is not None:
+    if not torch.compiler.is_compiling():
+        return int(transforms_active())
+    # Before torch 2.13 the compiler traces only whether there are any.
+    if _LAYERS is not None and _RELEASE >= (2, 13):
         return int(_LAYERS())
-    return 1 if torch.compiler.is_compiling() else int(transforms_active())
+    return 1 if _TRANSFORMS is None else int(_TRANSFORMS())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces; torch's own function says so of all that torch 2.10 to 2.12 compile."""
+    return bool(torch.compiler._is_exporting_flag) if _EXPORTS is not None else torch.compiler.is_exporting()
 
 
 def differentiates_forwards() -> bool:

@@ -147,6 +147,8 @@ def test_compiled_with_a_dynamic_batch(name):
 def test_exported_with_a_dynamic_batch(name):
     """torch.export keeps torch.func.jvp's batch as it was traced; its other form takes any."""
     by_jvp = name in ("meanflow", "scm")
+    if by_jvp and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+        pytest.skip("torch.export follows torch.func.jvp from torch 2.13 on")
     module, sizes = Loss(LOSSES[name]()), (6,) if by_jvp else (6, 9)
     batch = None if by_jvp else torch.export.Dim("batch", min=2)
     dynamic = None if batch is None else ({0: batch}, {0: batch})

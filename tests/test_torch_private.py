@@ -264,7 +264,8 @@ def test_transforms_are_noticed_without_it(monkeypatch, name, lacking):
 
 
 def test_what_is_compiled_may_be_transformed(monkeypatch):
-    monkeypatch.setattr(_torch_private, "_LAYERS", None)
+    for name in ("_LAYERS", "_TRANSFORMS"):
+        monkeypatch.setattr(_torch_private, name, None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert _torch_private.transform_depth() == 1
 

@@ -17,8 +17,10 @@ import torch
 from pyfold.folds.program import Program
 from pyfold.ops._checks import check_finite, check_tensor
 
-#: The default of a parameter that must be given.
-REQUIRED = object()
+
+class REQUIRED:
+    """The default of a parameter that must be given; a class, because the compiler of torch 2.10 compares no plain objects."""
+
 
 #: ``check(name, value, channels, units) -> value``; raises an error that names the argument, its value and what is allowed.
 Check = Callable[[str, Any, int, int], Any]
@@ -133,7 +135,6 @@ class FoldKind:
     composed_variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     eager: Callable[..., Callable[[torch.Tensor], torch.Tensor]] | None = None
 
-    @property
     def ready(self) -> bool:
         """Whether it works without parameters, and keeps the number of channels."""
         return not self.widens and all(p.default is not REQUIRED for p in self.parameters.values())

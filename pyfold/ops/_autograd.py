@@ -7,10 +7,17 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_compiling
 
 from pyfold import _C
-from pyfold._torch_private import differentiates_forwards, eager_apply, has_tangent, transform_depth, transforms_active
+from pyfold._torch_private import (
+    differentiates_forwards,
+    eager_apply,
+    has_tangent,
+    is_exporting,
+    transform_depth,
+    transforms_active,
+)
 from pyfold.ops._call import RAW, RawOp, dispatch, refuse_outputs
 
 

@@ -28,6 +28,11 @@ def sample_rows(table: torch.Tensor, index: torch.Tensor | None, samples: int) -
     return table.expand(samples, -1)
 
 
+def clip(x: torch.Tensor, bound: float) -> torch.Tensor:
+    """To ±bound as the kernels: at the bound itself the gradient passes, which torch's own clamp lets it do until 2.14."""
+    return torch.where(x > bound, bound, torch.where(x < -bound, -bound, x))
+
+
 def is_dense(x: torch.Tensor) -> bool:
     """Whether x fills a stretch of memory without gaps or overlap, in any order of its dimensions."""
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):

@@ -20,7 +20,7 @@ from pyfold.ops._declare import FLOAT_DTYPES, Op, declare
 from pyfold.ops._fold_memory import bit_bytes, first
 from pyfold.ops._fold_reflect import reflect, reflect_backward
 from pyfold.ops._fold_sequence import apply, sequence
-from pyfold.ops._tensors import accumulation, is_dense, normal
+from pyfold.ops._tensors import accumulation, clip, is_dense, normal
 
 PAIRINGS = ("adjacent", "halves")
 
@@ -163,7 +163,7 @@ def check_call(x: Any, kind: Any, bias: Any, dim: Any, pairing: Any, given: dict
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     fold = FOLDS[kind]
     # Where every value folds for itself nothing depends on dim.
-    free = fold.ready and fold.width(channels=0, **fold.defaults()) == 1 and bias is None
+    free = fold.ready() and fold.width(channels=0, **fold.defaults()) == 1 and bias is None
     if free and not any(isinstance(v, torch.Tensor) for v in given.values()) and not -x.dim() <= dim < x.dim():
         dim = 0
     elif not -x.dim() <= dim < x.dim():
@@ -385,7 +385,7 @@ def _checked_fold(
     angle = call.parameters.get("angle")
     if clamp is not None and angle is not None and angle.requires_grad:
         # The derivative in the angle needs both values of a pair, and a clamp would lose one of them.
-        return fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle).clamp(-clamp, clamp)
+        return clip(fold(x, kind, bias=bias, gain=gain, dim=dim, pairing=pairing, angle=angle), clamp)
     return first(kernel.op(call.x, bias, angle, call.dim, *kernel.fixed))
 
 
@@ -479,7 +479,7 @@ def fold_reference(
     values = {k: v.to(x.dtype) if isinstance(v, torch.Tensor) else v for k, v in call.parameters.items()}
     parts = call.fold.reference(split_units(z, call.rows, dim, call.pairing), **values)
     y = gain * join_units(parts, dim, "halves" if call.fold.widens else call.pairing, x.dim())
-    return y if clamp is None else y.clamp(-clamp, clamp)
+    return y if clamp is None else clip(y, clamp)
 
 
 def _composed(call: Call, bias: torch.Tensor | None, gain: float, clamp: float | None) -> torch.Tensor:
@@ -504,7 +504,7 @@ def _sample(
     fold = FOLDS[kind]
     dim = variant.get("dim", 1)
     if not -len(shape) <= dim < len(shape):
-        if bias or learned or not fold.ready or fold.width(channels=0, **fold.defaults()) != 1 or fold.paired:
+        if bias or learned or not fold.ready() or fold.width(channels=0, **fold.defaults()) != 1 or fold.paired:
             return None
         channels = 1
     else:
