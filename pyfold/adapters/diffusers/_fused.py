@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from torch.compiler import is_compiling
 
 from pyfold._torch_private import version
 from pyfold.adapters.diffusers._float32 import Float32Step
+from pyfold.adapters.diffusers._graph import describe, numbers, register, step_in_graph
 from pyfold.adapters.diffusers._rows import (
     HALF,
     Counted,
@@ -67,15 +69,17 @@ def _refuse_hooks(cls: type) -> None:
             )
 
 
-def _one_break(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step which the compiler leaves whole: looking rows up on the host would break its graph at every table."""
+def _whole_in_graphs(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that the compiler leaves whole, an operator of its graph: it cannot trace how rows are looked up on the host."""
     eager: Callable[..., Any] = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
 
     @wraps(step)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_compiling():
+        if self._eager or not is_compiling():
             return step(self, *args, **kwargs)
         traced = self._traced_step(*args, **kwargs)
+        if traced is NotImplemented:
+            traced = step_in_graph(self, step.__name__, args, kwargs)
         return eager(self, *args, **kwargs) if traced is NotImplemented else traced
 
     return called
@@ -151,6 +155,9 @@ class _Memory:
     seeds: Any = None
     way: Any = None
     stages: list[T] = field(default_factory=list)
+    number: int = field(default_factory=numbers.__next__)
+    #: What the last step in a compiled graph gave, for the next to come after it.
+    order: T = field(default_factory=lambda: torch.zeros(()))
 
     def __reduce__(self) -> Any:
         """A copy has tables of its own, and reads them."""
@@ -166,6 +173,8 @@ class Fused(metaclass=_BesideTheirs):
     """
 
     _absent = False
+    #: Of a copy that is tried while the compiler traces.
+    _eager = False
     _output: Any
     _memory: _Memory
     #: diffusers' own state, which is written here too.
@@ -184,10 +193,16 @@ class Fused(metaclass=_BesideTheirs):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         scheduler = super().__new__(cls)
         scheduler._memory = _Memory()
+        register(scheduler)
         # A saved pipeline names the module of its scheduler: diffusers', so that it loads without pyfold too.
         if cls.__module__ == __package__ and hasattr(theirs, cls.__name__):
             scheduler.__dict__["__module__"] = theirs.__name__
         return scheduler
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._memory = copy.copy(self._memory)
+        register(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -195,7 +210,7 @@ class Fused(metaclass=_BesideTheirs):
         if cls.__module__.startswith(f"{__package__}."):
             cls.__module__ = str(__package__)
             for name in _STEPS & vars(cls).keys():
-                setattr(cls, name, _one_break(vars(cls)[name]))
+                setattr(cls, name, _whole_in_graphs(vars(cls)[name]))
         else:
             _refuse_hooks(cls)
         original = next((c for c in cls.__mro__ if c.__module__.startswith("diffusers.")), None)
@@ -207,6 +222,11 @@ class Fused(metaclass=_BesideTheirs):
     def _traced_step(self, *args: Any, **kwargs: Any) -> Any:
         """A step in what the compiler traces, its row made of tensors; NotImplemented where there is none."""
         return NotImplemented
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _described(self, _: Any, *call: Any) -> Any:
+        """:func:`describe`, while the compiler traces."""
+        return describe(self, *call)
 
     def set_seeds(self, seeds: int | Sequence[int] | T | None) -> None:
         """Noise from seeds for all steps, whatever generator they are given; None ends it.
