@@ -195,6 +195,33 @@ def test_a_run_under_way_is_compiled(name):
     assert torch.equal(compiled(x, scheduler.timesteps[2]), steps[1](x, eager.timesteps[2]))
 
 
+class Halved(ours.DDIMScheduler):
+    """A step of a user's around pyfold's."""
+
+    def step(self, model_output, *args, **kwargs):
+        return super().step(model_output * 0.5, *args, **kwargs)
+
+
+def test_a_step_around_a_step_runs_once():
+    scheduler, eager = Halved(), Halved()
+    for one in (scheduler, eager):
+        one.set_timesteps(4)
+    step = torch.compile(stepper(scheduler), fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, run(scheduler, step), run(eager, stepper(eager))))
+
+
+def test_a_float32_state_is_kept_between_compiled_steps():
+    scheduler, eager = made("EulerDiscreteScheduler"), made("EulerDiscreteScheduler")
+    for one in (scheduler, eager):
+        one.keep_float32()
+    plain = lambda scheduler, x, t: scheduler.step(x.sin(), t, x, return_dict=False)[0]  # noqa: E731
+    step = torch.compile(plain, backend="aot_eager")
+    x = y = state(dtype=torch.bfloat16)
+    for t in scheduler.timesteps:
+        x, y = step(scheduler, x, t), plain(eager, y, t)
+        assert torch.equal(x, y)
+
+
 def test_outputs_with_names():
     scheduler, eager = made("DDIMScheduler"), made("DDIMScheduler")
     step = lambda scheduler, x, t: scheduler.step(x.sin(), t, x)  # noqa: E731

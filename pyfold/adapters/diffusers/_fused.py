@@ -19,7 +19,7 @@ from torch.compiler import is_compiling
 
 from pyfold._torch_private import version
 from pyfold.adapters.diffusers._float32 import Float32Step
-from pyfold.adapters.diffusers._graph import describe, numbers, register, step_in_graph
+from pyfold.adapters.diffusers._graph import describe, named_step, numbers, register, step_in_graph
 from pyfold.adapters.diffusers._rows import (
     HALF,
     Counted,
@@ -72,6 +72,7 @@ def _refuse_hooks(cls: type) -> None:
 def _whole_in_graphs(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step that the compiler leaves whole, an operator of its graph: it cannot trace how rows are looked up on the host."""
     eager: Callable[..., Any] = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
+    name = named_step(step)
 
     @wraps(step)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,7 @@ def _whole_in_graphs(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         traced = self._traced_step(*args, **kwargs)
         if traced is NotImplemented:
-            traced = step_in_graph(self, step.__name__, args, kwargs)
+            traced = step_in_graph(self, name, args, kwargs)
         return eager(self, *args, **kwargs) if traced is NotImplemented else traced
 
     return called

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,8 +18,9 @@ T = torch.Tensor
 #: What a graph, which holds no objects, knows schedulers by.
 numbers = itertools.count(2)
 _SCHEDULERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
-#: (method, arguments with _TENSOR for tensors, names of the last ones) by their text; filled while the compiler traces.
-_CALLS: dict[str, tuple[str, tuple[Any, ...], tuple[str, ...]]] = {}
+_STEPS: dict[str, Callable[..., Any]] = {}
+#: (step, arguments with _TENSOR for tensors, names of the last ones) by their text; filled while the compiler traces.
+_CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] = {}
 _TENSOR = "<tensor>"
 _ABSENT = "none"
 
@@ -29,15 +30,20 @@ def register(scheduler: Any) -> None:
     _SCHEDULERS[scheduler._memory.number] = scheduler
 
 
-def _bound(scheduler: Any, call: str, tensors: list[T]) -> tuple[Any, inspect.BoundArguments]:
-    """The step of a call, and its arguments."""
-    method, values, names = _CALLS[call]
+def named_step(step: Callable[..., Any]) -> str:
+    """The name of a class's step, whatever a subclass or a scheduler has in its place."""
+    name = f"{step.__module__}.{step.__qualname__}"
+    _STEPS[name] = step
+    return name
+
+
+def _given(call: str, scheduler: Any, tensors: Sequence[T]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """The step of a call, and its arguments by place and by name."""
+    step, values, names = _CALLS[call]
     rest = iter(tensors)
     filled = [next(rest) if value is _TENSOR else value for value in values]
-    positional = len(filled) - len(names)
-    step = getattr(type(scheduler), method)
-    by_name = dict(zip(names, filled[positional:], strict=True))
-    return step, inspect.signature(step).bind(scheduler, *filled[:positional], **by_name)
+    placed = len(filled) - len(names)
+    return step, [scheduler, *filled[:placed]], dict(zip(names, filled[placed:], strict=True))
 
 
 def _outputs(result: Any) -> list[Any]:
@@ -55,8 +61,8 @@ def _narrow(value: Any) -> Any:
     return type(value)(map(_narrow, value)) if type(value) in (list, tuple) else value
 
 
-def describe(scheduler: Any, method: str, values: Any, names: tuple[str, ...], tensors: Any) -> Any:
-    """(the call's text, the sample's place among its tensors, the outputs' dtypes, whether they are a tuple).
+def describe(scheduler: Any, name: str, values: Any, names: tuple[str, ...], tensors: Any) -> Any:
+    """(the call's text, the places of the sample and the timestep among its tensors, the outputs' dtypes, whether a tuple).
 
     By a step of a copy with one element for each sample; None if that raises, or gives more than tensors.
 
@@ -66,43 +72,45 @@ def describe(scheduler: Any, method: str, values: Any, names: tuple[str, ...], t
     filled = list(values)
     for place, *_ in tensors:
         filled[place] = _TENSOR
-    call = repr((method, filled, names))
-    _CALLS[call] = method, tuple(filled), names
+    call = repr((name, filled, names))
+    _CALLS[call] = _STEPS[name], tuple(filled), names
     ones = [torch.ones([1, channels, *[1] * dims][:dims], dtype=d, device=device) for _, d, device, dims, channels in tensors]
     tried = copy.deepcopy(scheduler)
-    vars(tried).update({name: _narrow(value) for name, value in vars(tried).items()})
+    vars(tried).update({key: _narrow(value) for key, value in vars(tried).items()})
     tried._eager = True
+    step, placed, by_name = _given(call, tried, ones)
     try:
-        step, bound = _bound(tried, call, ones)
-        like = next(i for i, one in enumerate(ones) if one is bound.arguments["sample"])
-        if any(one is bound.arguments.get("timestep") for one in ones):
+        found = inspect.signature(step).bind(*placed, **by_name).arguments
+        like, timestep = (
+            next((i for i, one in enumerate(ones) if one is found.get(key)), -1) for key in ("sample", "timestep")
+        )
+        if timestep >= 0:
             place = getattr(tried, "_step_index", None) or getattr(tried, "_begin_index", None) or 0
-            bound.arguments["timestep"] = tried.timesteps[place]
+            ones[timestep] = tried.timesteps[place]
+        step, placed, by_name = _given(call, tried, ones)
         with torch.no_grad():  # The compiler puts torch's generators back after it has traced.
-            result = step(*bound.args, **bound.kwargs)
+            result = step(*placed, **by_name)
         outputs = _outputs(result)
-        if any(value is not None and value.shape != ones[like].shape for value in outputs):
+        if like < 0 or any(value is not None and value.shape != ones[like].shape for value in outputs):
             return None
     except Exception:  # The step says itself what is wrong, where the graph breaks for it.
         return None
-    return call, like, _dtypes(outputs), isinstance(result, tuple)
+    return call, like, timestep, _dtypes(outputs), isinstance(result, tuple)
 
 
 @torch.library.custom_op("pyfold_diffusers::step", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _step(order: T, tensors: list[T], scheduler: int, call: str, like: int, dtypes: str) -> list[T]:
+def _step(order: T, tensors: list[T], scheduler: int, call: str, like: int, timestep: int, dtypes: str) -> list[T]:
     """A new ``order``, and the outputs of a scheduler's step.
 
     Args:
         order: of the step before, which makes the graph keep all steps and their order.
         like: which tensor is the sample; the outputs have its shape and layout.
+        timestep: which is the timestep, or -1. It is known by where it lies; the others the scheduler may keep, and the graph
+            uses their memory again.
     """
     owner = _SCHEDULERS[scheduler]
-    step, bound = _bound(owner, call, tensors)
-    for name, value in bound.arguments.items():
-        # The scheduler may keep it, and the graph uses its memory again. A timestep is known by where it lies.
-        if isinstance(value, torch.Tensor) and name != "timestep":
-            bound.arguments[name] = value.clone()
-    outputs = _outputs(step(*bound.args, **bound.kwargs))
+    step, placed, by_name = _given(call, owner, [t if i == timestep else t.clone() for i, t in enumerate(tensors)])
+    outputs = _outputs(step(*placed, **by_name))
     if _dtypes(outputs) != dtypes:
         raise RuntimeError(
             f"{type(owner).__name__}.{step.__name__} gave {_dtypes(outputs)} where the graph was made for {dtypes}"
@@ -111,12 +119,12 @@ def _step(order: T, tensors: list[T], scheduler: int, call: str, like: int, dtyp
 
 
 @_step.register_fake
-def _(order: T, tensors: list[T], scheduler: int, call: str, like: int, dtypes: str) -> list[T]:
+def _(order: T, tensors: list[T], scheduler: int, call: str, like: int, timestep: int, dtypes: str) -> list[T]:
     made = [torch.empty_like(tensors[like], dtype=getattr(torch, name)) for name in dtypes.split() if name != _ABSENT]
     return [torch.empty_like(order), *made]
 
 
-def step_in_graph(scheduler: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def step_in_graph(scheduler: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the compiler traces of a step; NotImplemented where the graph must break for it.
 
     That is for a gradient, an export, a torch.Generator or another object among the arguments, and outputs that are no tensors.
@@ -137,12 +145,12 @@ def step_in_graph(scheduler: Any, method: str, args: tuple[Any, ...], kwargs: di
             return NotImplemented
     # The compiler looks at the number of the scheduler, and at the setting that dtypes depend on.
     prediction = getattr(scheduler.config, "prediction_type", None)
-    described = scheduler._described(prediction, method, tuple(values), tuple(kwargs), tuple(shown))
+    described = scheduler._described(prediction, name, tuple(values), tuple(kwargs), tuple(shown))
     if described is None:
         return NotImplemented
-    call, like, dtypes, plain = described
+    *call, dtypes, plain = described
     memory = scheduler._memory
-    made = torch.ops.pyfold_diffusers.step(memory.order, tensors, memory.number, call, like, dtypes)
+    made = torch.ops.pyfold_diffusers.step(memory.order, tensors, memory.number, *call, dtypes)
     memory.order = made[0]
     places = [place for place, name in enumerate(dtypes.split()) if name != _ABSENT]
     outputs = [made[1 + places.index(place)] if place in places else None for place in range(len(dtypes.split()))]
