@@ -92,8 +92,9 @@ def test_readme_commands_parse():
     assert len(lines) >= 4
     pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     lines += re.findall(r"^pyfold (?:train|sample) .*$", pages, re.MULTILINE)
+    parser = cli._parser()
     for line in lines:
-        cli._parser().parse_args(shlex.split(line, comments=True)[1:])
+        parser.parse_args(shlex.split(line, comments=True)[1:])
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

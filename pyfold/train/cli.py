@@ -76,10 +76,9 @@ HELP = {
 _ONLY = {kind: {name for name, text in HELP.items() if text.endswith(f"({kind})")} for kind in ("diffusion", "gan")}
 
 
-def _default(kind: str, name: str) -> str:
-    from pyfold.train.config import Config
-
-    values = (getattr(Config(kind, data=data), name) for data in ("digits", "ring"))
+def _default(name: str, *configurations: Config) -> str:
+    """Of a configuration for images and one for points."""
+    values = (getattr(configuration, name) for configuration in configurations)
     images, points = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
     return images if points == images or name == "data" else f"{images}; for points {points}"
 
@@ -104,11 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
         command.add_argument("--config", type=Path, metavar="FILE", help="settings, as config.json of a run; options win")
         command.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+        defaults = Config(kind, data="digits"), Config(kind, data="ring")
         other = _ONLY["gan" if kind == "diffusion" else "diffusion"]
         for option in dataclasses.fields(Config):
             if option.name == "model" or option.name in other:
                 continue
-            text = f"{HELP[option.name]} (default: {_default(kind, option.name)})"
+            text = f"{HELP[option.name]} (default: {_default(option.name, *defaults)})"
             command.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 dest=option.name,
