@@ -29,8 +29,8 @@ def sample_rows(table: torch.Tensor, index: torch.Tensor | None, samples: int) -
 
 
 def clip(x: torch.Tensor, bound: float) -> torch.Tensor:
-    """To ±bound as the kernels: at the bound itself the gradient passes, which torch's own clamp lets it do until 2.14."""
-    return torch.where(x > bound, bound, torch.where(x < -bound, -bound, x))
+    """To ±bound as the kernels: the gradient passes at the bound itself, which torch's own clamp lets it do until 2.14."""
+    return torch.where(x.detach().abs() <= bound, x, x.detach().clamp(-bound, bound))
 
 
 def is_dense(x: torch.Tensor) -> bool:
