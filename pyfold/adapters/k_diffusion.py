@@ -109,12 +109,12 @@ def points_of(sigmas: torch.Tensor, schedule: Schedule = SCHEDULE, way: str = "f
         raise ValueError(f"sigmas must be finite, from 0{must}, got {values}")
     if schedule.is_flow and values[0] > 1:
         raise ValueError(f"sigmas of a flow must be in [0, 1], got {values}")
-    return [schedule.at_ratio(v / (1 - v) if v < 1 else math.inf) if schedule.is_flow else schedule.at_ratio(v) for v in values]
+    return schedule.at_ratios(v if not schedule.is_flow else v / (1 - v) if v < 1 else math.inf for v in values)
 
 
 def visited(sigmas: Any) -> list[Point]:
     """The points at the sigmas that a run has visited before."""
-    return [SCHEDULE.at_ratio(sigma) for sigma in torch.as_tensor(sigmas).detach().double().tolist()]
+    return SCHEDULE.at_ratios(torch.as_tensor(sigmas).detach().double().tolist())
 
 
 def _check_noise(x: torch.Tensor, seeds: Any, noise_sampler: NoiseSampler | None) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ noise-to-signal ratio. A continuous one is a formula.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
@@ -156,23 +156,41 @@ class Schedule:
 
     def at(self, t: float) -> Point:
         """The point at a time of the schedule."""
+        return self.at_times([t])[0]
+
+    def at_times(self, times: Iterable[float]) -> list[Point]:
+        """The points at some times of the schedule."""
+        times = list(times)
         low, high = (0, self.steps - 1) if self.steps else (self.t_min, self.t_max)
-        if not low <= t <= high:
-            raise ValueError(f"t must be in [{low:g}, {high:g}] for schedule {self.name}, got {t}")
-        alpha, sigma = self.coefficients(float(t))
-        return Point(float(t), float(alpha), float(sigma))
+        for t in times:
+            if not low <= t <= high:
+                raise ValueError(f"t must be in [{low:g}, {high:g}] for schedule {self.name}, got {t}")
+        alphas, sigmas = self.coefficients(np.array(times, np.float64))
+        return [Point(float(t), alpha, sigma) for t, alpha, sigma in zip(times, alphas.tolist(), sigmas.tolist(), strict=True)]
 
     def at_ratio(self, ratio: float) -> Point:
         """The point of a noise-to-signal ratio: exactly that ratio, at the time nearest to it."""
-        if not ratio >= 0:
-            raise ValueError(f"ratio sigma / alpha must be from 0, got {ratio}")
+        return self.at_ratios([ratio])[0]
+
+    def at_ratios(self, ratios: Iterable[float]) -> list[Point]:
+        """The points of some noise-to-signal ratios."""
+        ratios = list(ratios)
+        for ratio in ratios:
+            if not ratio >= 0:
+                raise ValueError(f"ratio sigma / alpha must be from 0, got {ratio}")
+        times = self.time(np.array(ratios, np.float64))
+        alphas, sigmas = self.coefficients(times)
+        each = zip(ratios, times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)
+        return [self._of_ratio(float(ratio), *at) for ratio, *at in each]
+
+    def _of_ratio(self, ratio: float, t: float, alpha: float, sigma: float) -> Point:
+        """With the time nearest to the ratio, and alpha and sigma there."""
         if ratio == 0:
             return self.clean()
-        t = float(self.time(ratio))
         if math.isinf(ratio):
-            return self.at(t)
+            return Point(t, alpha, sigma)
         # Off the curve's ends, and in its rounding, the ratio counts; the curve gives the scale.
-        scale = 1.0 if self.scales_input else math.hypot(*self.coefficients(t)) / math.hypot(1.0, ratio)
+        scale = 1.0 if self.scales_input else math.hypot(alpha, sigma) / math.hypot(1.0, ratio)
         return Point(t, scale, ratio * scale)
 
     def clean(self) -> Point:

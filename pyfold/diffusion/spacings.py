@@ -47,12 +47,12 @@ def check_points(points: Points, way: str = "falls") -> list[Point]:
 
 def at_times(schedule: Schedule, times: Iterable[float], final: str = "zero") -> list[Point]:
     """Times of your own, decreasing, and then the end: "zero" noise, or the schedule's least ("sigma_min")."""
-    return _end(schedule, [schedule.at(t) for t in times], final)
+    return _end(schedule, schedule.at_times(times), final)
 
 
 def at_ratios(schedule: Schedule, ratios: Iterable[float], final: str = "zero") -> list[Point]:
     """Noise-to-signal ratios of your own (k-diffusion's sigmas without the last 0), decreasing, and then the end."""
-    return _end(schedule, [schedule.at_ratio(float(r)) for r in ratios], final)
+    return _end(schedule, schedule.at_ratios(ratios), final)
 
 
 def at_sigmas(schedule: Schedule, sigmas: Iterable[float], final: str = "zero") -> list[Point]:

@@ -239,7 +239,7 @@ def _uniform(schedule: Schedule, points: list[Point], options: dict[str, Any]) -
     check_option("steps", options["steps"], (1, 10**6))
     low, high = ratio_span(schedule, options["sigma_min"], options["sigma_max"])
     levels = np.exp(np.linspace(math.log(high), math.log(low), len(_orders(options["steps"])) + 1))
-    return [schedule.at_ratio(float(r)) for r in levels]
+    return schedule.at_ratios(levels.tolist())
 
 
 @sampler(
