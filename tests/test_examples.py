@@ -48,6 +48,17 @@ EXAMPLES = {
     "heat.py": ["--quick"],
     "serve.py": ["--quick"],
 }
+#: Quick, and still more than ten seconds.
+SLOW = {
+    "condition_energy.py",
+    "creative_fold.py",
+    "dcgan_digits.py",
+    "folding_measure.py",
+    "grid.py",
+    "noise_everywhere.py",
+    "sampler_orders.py",
+    "shampoo_soup.py",
+}
 
 
 def blocks(language):
@@ -275,7 +286,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in EXAMPLES])
 def test_example(name, tmp_path):
     out = tmp_path / "out.png"
     command = [sys.executable, ROOT / "examples" / name, "--out", out, *EXAMPLES[name]]

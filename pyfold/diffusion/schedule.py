@@ -141,9 +141,10 @@ class Schedule:
         ratio = ratio.to(torch.float64)
         if self.curve is None:
             log_ratio = self._tables(ratio.device)[2]
-            above = torch.searchsorted(log_ratio, log(ratio)).clamp(1, self.steps - 1)
+            wanted = log(ratio)
+            above = torch.searchsorted(log_ratio, wanted).clamp(1, self.steps - 1)
             low, high = log_ratio[above - 1], log_ratio[above]
-            return above - 1 + ((log(ratio) - low) / (high - low)).clamp(0, 1)
+            return above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
         if self.inverse is not None:
             return self.inverse(ratio).clamp(self.t_min, self.t_max)
         low, high = torch.full_like(ratio, self.t_min), torch.full_like(ratio, self.t_max)
