@@ -29,7 +29,7 @@ help:
 	@echo "make test-aarch64  csrc by a cross compiler under qemu: its tests, and the same bits as here"
 	@echo "make release-check  the source archive and wheels for two Pythons, audited and installed (docs/release.md)"
 	@echo "make kill-test  SIGKILL at 50 moments of each of three training runs, which must end with the uninterrupted bits"
-	@echo "make gallery  the pictures of docs/gallery.md, by the commands under them (about 25 minutes)"
+	@echo "make gallery  the pictures of docs/gallery.md, by the commands under them (about 15 minutes)"
 	@echo "make docs    the documentation as a site, in build/docs/index.html"
 	@echo "make build   compile, for working on pyfold in place"
 	@echo "make clean   remove what make made"
